@@ -1,0 +1,33 @@
+"""First-order optimizers for training on the CPU.
+
+Five update rules as C loops over NumPy arrays, updated in place::
+
+    opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
+    opt.step([dW1, db1, dW2, db2])
+
+Each equals PyTorch's or Keras's formula, whichever ``semantics=`` names, and gives the same bits
+on every machine and for every number of threads.
+"""
+
+from fastopt._info import apply_environment, build_info
+from fastopt._version import __version__
+from fastopt.adagrad import Adagrad
+from fastopt.adam import Adam, AdamW
+from fastopt.rmsprop import RMSprop
+from fastopt.sgd import SGD
+from fastopt.threads import get_num_threads, set_num_threads
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "RMSprop",
+    "__version__",
+    "build_info",
+    "get_num_threads",
+    "set_num_threads",
+]
+
+apply_environment()
+del apply_environment

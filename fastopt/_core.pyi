@@ -1,0 +1,63 @@
+"""Types of the compiled module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+BLOCK: int
+
+def isa() -> dict[str, Any]: ...
+def select_isa(name: str) -> None: ...
+def compiler() -> str: ...
+def has_openmp() -> bool: ...
+def set_threads(limit: int) -> None: ...
+def get_threads() -> int: ...
+def force_threads(team: int) -> None: ...
+def rule_names() -> list[str]: ...
+def check_parameter(array: Any, name: str) -> None: ...
+def unchanged(groups: Any, seen: list[tuple[Any, ...]]) -> bool: ...
+
+class Rule:
+    name: str
+    hypers: tuple[str, ...]
+    slots: tuple[str, ...]
+    def __init__(self, name: str) -> None: ...
+    def used_slots(self, row: Sequence[float]) -> tuple[str, ...]: ...
+
+class StepResult:
+    @property
+    def grad_norm(self) -> float | None: ...
+    @property
+    def skipped(self) -> bool: ...
+    @property
+    def threads(self) -> int: ...
+
+class Plan:
+    names: list[str]
+    owned: tuple[NDArray[Any], ...]
+    owners: list[int]
+    num_threads: int
+    completed_steps: int
+    def __init__(
+        self,
+        rule: Rule,
+        params: list[NDArray[Any]],
+        slots: list[tuple[NDArray[Any] | None, ...]],
+        ema: list[NDArray[Any]] | None,
+        steps: list[NDArray[Any]],
+        groups: list[int],
+        names: list[str],
+        *,
+        semantics: int,
+        clip: int,
+        clip_limit: float,
+        nonfinite: int,
+        ema_decay: float,
+        num_threads: int,
+        completed_steps: int,
+    ) -> None: ...
+    def set_hypers(self, group: int, row: Sequence[float]) -> None: ...
+    def step(
+        self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
+    ) -> StepResult: ...

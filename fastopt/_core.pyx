@@ -1,0 +1,784 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The bridge between NumPy arrays and the C core.
+
+It checks arrays, binds their memory to a C plan and runs the plan's step. It knows arrays, not
+algorithms: what a rule's hyperparameters and slots mean is the rule's business.
+"""
+
+cimport numpy as cnp
+from cpython.dict cimport PyDict_Next
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp, memcpy, memset
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from "fastopt.h" nogil:
+    enum:
+        FO_BLOCK
+        FO_MAX_SLOTS
+    ctypedef enum fo_status:
+        FO_OK
+    ctypedef enum fo_dtype:
+        FO_F32
+        FO_F64
+    ctypedef enum fo_semantics:
+        pass
+    ctypedef enum fo_clip:
+        pass
+    ctypedef enum fo_nonfinite:
+        FO_RAISE
+    ctypedef struct fo_rule:
+        const char *name
+        const char *const *hyper_names
+        const char *const *slot_names
+    const fo_rule fo_rules[]
+    const int fo_rule_count
+    const fo_rule *fo_find_rule(const char *name)
+    bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
+
+    ctypedef struct fo_tensor:
+        void *param
+        void *slot[3]
+        void *ema
+        int64_t *step
+        int64_t size
+        fo_dtype dtype
+        int32_t group
+        void *grad
+        int32_t grad_ndim
+        const Py_ssize_t *grad_shape
+        const Py_ssize_t *grad_strides
+    ctypedef struct fo_step_args:
+        fo_semantics semantics
+        fo_clip clip
+        double clip_limit
+        fo_nonfinite nonfinite
+        double loss_scale
+        double ema_decay
+        bint ema_starts
+        bint zero_grad
+        int max_threads
+        bint exact_threads
+    ctypedef struct fo_step_result:
+        double grad_norm
+        bint has_norm
+        bint skipped
+        int64_t first_skipped
+        int threads
+    ctypedef struct fo_plan:
+        pass
+    fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
+    void fo_plan_destroy(fo_plan *plan)
+    fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
+    double *fo_plan_hypers(fo_plan *plan, int32_t group)
+    fo_status fo_plan_prepare(fo_plan *plan)
+    int64_t fo_plan_size(const fo_plan *plan)
+    void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+
+    void fo_init()
+    int fo_isa_count()
+    const char *fo_isa_name(int i)
+    bint fo_isa_supported(int i)
+    int fo_isa_active()
+    bint fo_isa_select(const char *name)
+    const char *fo_compiler()
+    bint fo_has_openmp()
+
+
+fo_init()
+
+BLOCK = FO_BLOCK
+
+# Elements below which a step keeps the GIL: dropping and taking it would cost more than it gives.
+cdef int64_t KEEP_GIL_BELOW = 1 << 14
+
+
+# ---- what was built, and what runs ---------------------------------------------------------------
+
+def isa():
+    """Instruction sets: those compiled in, those that can run here, and the one in use."""
+    names = [fo_isa_name(i).decode() for i in range(fo_isa_count())]
+    return {
+        "compiled": names,
+        "supported": [names[i] for i in range(fo_isa_count()) if fo_isa_supported(i)],
+        "active": names[fo_isa_active()],
+    }
+
+
+def select_isa(str name):
+    """Use the loops compiled for another instruction set, from the next step on."""
+    if not fo_isa_select(name.encode()):
+        raise ValueError(
+            f"instruction set {name!r} is not supported here; choose one of {isa()['supported']}"
+        )
+
+
+def compiler():
+    """Name and version of the C compiler that built this module."""
+    return fo_compiler().decode()
+
+
+def has_openmp():
+    """Whether the module was built with OpenMP."""
+    return bool(fo_has_openmp())
+
+
+cdef int threads_limit = 1
+cdef int threads_exact = 0
+
+
+def set_threads(int limit):
+    """Set the upper bound on threads for plans that have none of their own."""
+    global threads_limit
+    threads_limit = limit
+
+
+def get_threads():
+    """Return the upper bound on threads for plans that have none of their own."""
+    return threads_limit
+
+
+def force_threads(int team):
+    """For tests: run every step with a team of exactly this many threads; 0 ends it."""
+    global threads_exact
+    threads_exact = team
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+cdef tuple strings(const char *const *names):
+    result = []
+    while names[0] != NULL:
+        result.append(names[0].decode())
+        names += 1
+    return tuple(result)
+
+
+cdef class Rule:
+    """Names of a rule's hyperparameters and slots, as the C core lists them."""
+
+    cdef const fo_rule *rule
+    cdef readonly str name
+    cdef readonly tuple hypers
+    cdef readonly tuple slots
+
+    def __init__(self, str name):
+        self.rule = fo_find_rule(name.encode())
+        if self.rule == NULL:
+            raise ValueError(f"no rule named {name!r}")
+        self.name = name
+        self.hypers = strings(self.rule.hyper_names)
+        self.slots = strings(self.rule.slot_names)
+
+    def used_slots(self, row):
+        """Names of the slots that a step with these hyperparameters touches."""
+        cdef double values[32]
+        for j, value in enumerate(row):
+            values[j] = value
+        return tuple(
+            name for j, name in enumerate(self.slots)
+            if fo_rule_uses_slot(self.rule, values, j)
+        )
+
+
+def rule_names():
+    """Return the names of all rules."""
+    return [fo_rules[i].name.decode() for i in range(fo_rule_count)]
+
+
+# ---- arrays --------------------------------------------------------------------------------------
+
+cdef inline bint is_native_float(cnp.ndarray array):
+    cdef int kind = cnp.PyArray_TYPE(array)
+    return (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(array)
+
+
+cdef int memory_order(cnp.ndarray array, int *axes) noexcept:
+    """Write the axes longer than one, outermost in memory first; return how many they are."""
+    cdef int count = 0, axis, place
+    for axis in range(cnp.PyArray_NDIM(array)):
+        if cnp.PyArray_DIM(array, axis) == 1:
+            continue
+        place = count
+        while place > 0 and cnp.PyArray_STRIDE(array, axes[place - 1]) < cnp.PyArray_STRIDE(
+            array, axis
+        ):
+            axes[place] = axes[place - 1]
+            place -= 1
+        axes[place] = axis
+        count += 1
+    return count
+
+
+cdef bint is_dense(cnp.ndarray array, int *axes, int count) noexcept:
+    """Tell whether the elements fill a stretch of memory without gaps, in this axis order."""
+    cdef cnp.npy_intp expected = cnp.PyArray_ITEMSIZE(array)
+    cdef int place
+    if cnp.PyArray_SIZE(array) == 0:
+        return True
+    for place in range(count - 1, -1, -1):
+        if cnp.PyArray_STRIDE(array, axes[place]) != expected:
+            return False
+        expected *= cnp.PyArray_DIM(array, axes[place])
+    return True
+
+
+def check_parameter(array, str name):
+    """Raise unless the core can update the array in place."""
+    cdef int axes[64]
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}")
+    if not is_native_float(array):
+        raise TypeError(
+            f"{name}: dtype {array.dtype} ({array.dtype.str}) is not supported; "
+            "use float32 or float64 in native byte order"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: the array is read-only; parameters are updated in place")
+    if not is_dense(array, axes, memory_order(array, axes)):
+        raise ValueError(
+            f"{name}: the array is not dense (shape {array.shape}, strides {array.strides}); its "
+            "elements must fill one stretch of memory, in C, Fortran or another order of the axes"
+        )
+
+
+def unchanged(groups, list seen):
+    """Tell whether the values of these dicts are still the objects that were seen."""
+    cdef Py_ssize_t i, n, position
+    cdef PyObject *key
+    cdef PyObject *value
+    cdef tuple values
+    if type(groups) is not list or len(groups) != len(seen):
+        return False
+    for i in range(len(groups)):
+        if type(groups[i]) is not dict:
+            return False
+        values = seen[i]
+        n = position = 0
+        while PyDict_Next(groups[i], &position, &key, &value):
+            if n >= len(values) or <PyObject *>values[n] != value:
+                return False
+            n += 1
+        if n != len(values):
+            return False
+    return True
+
+
+cdef struct Layout:
+    char *data
+    Py_ssize_t nbytes
+    int type_num
+    int ndim
+    Py_ssize_t *shape       # then the strides, in the same allocation
+    void **target           # where the C plan keeps the data's address
+
+
+cdef struct Extent:
+    char *low
+    char *high
+    Py_ssize_t index
+
+
+cdef int by_low(const void *a, const void *b) noexcept nogil:
+    cdef char *x = (<const Extent *>a).low
+    cdef char *y = (<const Extent *>b).low
+    return (x > y) - (x < y)
+
+
+cdef class StepResult:
+    """What a step did.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        Euclidean norm of all unscaled gradients together, before clipping; None where the step
+        needed no norm.
+    skipped : bool
+        Whether nothing was updated because a gradient held a NaN or an infinity.
+    threads : int
+        Number of threads that took part.
+    """
+
+    cdef fo_step_result result
+
+    @property
+    def grad_norm(self):
+        return self.result.grad_norm if self.result.has_norm else None
+
+    @property
+    def skipped(self):
+        return bool(self.result.skipped)
+
+    @property
+    def threads(self):
+        return self.result.threads
+
+    def __repr__(self):
+        return (
+            f"StepResult(grad_norm={self.grad_norm}, skipped={self.skipped}, "
+            f"threads={self.threads})"
+        )
+
+
+cdef class Plan:
+    """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
+
+    Parameters
+    ----------
+    rule : Rule
+        The update rule.
+    params : list of numpy.ndarray
+        Arrays to update.
+    slots : list of tuple
+        For each parameter, its state arrays in the order of ``rule.slots``; None for one that is
+        not kept. Each has its parameter's shape, dtype and memory order.
+    ema : list of numpy.ndarray or None
+        Averages of the parameters, laid out alike.
+    steps : list of numpy.ndarray
+        Step counters, one a parameter: 0-d, int64.
+    groups : list of int
+        For each parameter, the index of its row of hyperparameters.
+    names : list of str
+        What to call each parameter in a message.
+    semantics, clip, nonfinite : int
+        As the C core numbers them.
+    clip_limit, ema_decay : float
+        Parameters of clipping and averaging.
+    num_threads : int
+        Upper bound on threads; 0 for the module's.
+
+    Notes
+    -----
+    A plan is not locked: its owner sees to it that one thread at a time steps it.
+    """
+
+    cdef fo_plan *plan
+    cdef fo_step_args args
+    cdef Rule rule
+    cdef Py_ssize_t n, n_owned
+    cdef readonly list names
+    cdef readonly tuple owned        # parameters, then slots, then averages
+    cdef readonly list owners        # for each owned array, its parameter
+    cdef tuple steps                 # kept alive: the C plan counts in them
+    cdef Layout *layouts             # of the owned arrays
+    cdef Extent *extents             # of the owned arrays, sorted by address
+    cdef bint extents_sorted
+    cdef Extent *grad_extents        # of the gradients last seen, by parameter
+    cdef Extent *sorting
+    cdef bint grads_known_apart
+    cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
+    cdef public int num_threads
+    cdef public int64_t completed_steps
+
+    def __cinit__(
+        self, Rule rule, list params, list slots, list ema, list steps, list groups,
+        list names, *, int semantics, int clip, double clip_limit, int nonfinite,
+        double ema_decay, int num_threads, int64_t completed_steps,
+    ):
+        cdef Py_ssize_t i, k = 0
+        cdef fo_tensor *tensor
+        cdef int j
+        self.rule = rule
+        self.n = len(params)
+        self.names = names
+        self.num_threads = num_threads
+        self.completed_steps = completed_steps
+        self.steps = tuple(steps)
+        memset(&self.args, 0, sizeof(self.args))
+        self.args.semantics = <fo_semantics>semantics
+        self.args.clip = <fo_clip>clip
+        self.args.clip_limit = clip_limit
+        self.args.nonfinite = <fo_nonfinite>nonfinite
+        self.args.ema_decay = ema_decay
+        for i in range(self.n):
+            if steps[i].dtype != np.int64 or steps[i].shape != () or not steps[i].flags.aligned:
+                raise ValueError(f"step counter of {names[i]}: expected an aligned 0-d int64 array")
+
+        owned, owners, targets = list(params), list(range(self.n)), []
+        for j in range(len(rule.slots)):
+            for i in range(self.n):
+                if slots[i][j] is not None:
+                    owned.append(slots[i][j])
+                    owners.append(i)
+                    targets.append(j)
+        if ema is not None:
+            owned.extend(ema)
+            owners.extend(range(self.n))
+            targets.extend([FO_MAX_SLOTS] * self.n)
+        self.owned, self.owners, self.n_owned = tuple(owned), owners, len(owned)
+
+        self.plan = fo_plan_create(rule.rule, max(groups, default=0) + 1, self.n)
+        self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
+        self.extents = <Extent *>PyMem_Calloc(self.n_owned + 1, sizeof(Extent))
+        self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
+        self.sorting = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
+        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(self.n + 1, sizeof(Py_ssize_t *))
+        if (
+            self.plan == NULL or self.layouts == NULL or self.extents == NULL
+            or self.grad_extents == NULL or self.sorting == NULL or self.grad_layout == NULL
+        ):
+            raise MemoryError
+
+        for k in range(self.n_owned):
+            i = owners[k]
+            array = self.owned[k]
+            check_parameter(array, self._label(k))
+            tensor = fo_plan_tensor(self.plan, i)
+            if k < self.n:
+                tensor.size = cnp.PyArray_SIZE(array)
+                is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
+                tensor.dtype = FO_F64 if is_double else FO_F32
+                tensor.group = groups[i]
+                tensor.step = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>steps[i])
+                self.layouts[k].target = &tensor.param
+            else:
+                self._check_like(array, self.owned[i], self._label(k))
+                j = targets[k - self.n]
+                self.layouts[k].target = &tensor.ema if j == FO_MAX_SLOTS else &tensor.slot[j]
+            self._remember(k, array)
+        if fo_plan_prepare(self.plan) != FO_OK:
+            raise MemoryError
+        self._read_owned()
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        fo_plan_destroy(self.plan)
+        if self.layouts != NULL:
+            for k in range(self.n_owned):
+                PyMem_Free(self.layouts[k].shape)
+        if self.grad_layout != NULL:
+            for k in range(self.n):
+                PyMem_Free(self.grad_layout[k])
+        PyMem_Free(self.layouts)
+        PyMem_Free(self.extents)
+        PyMem_Free(self.grad_extents)
+        PyMem_Free(self.sorting)
+        PyMem_Free(self.grad_layout)
+
+    # ---- the owned arrays ------------------------------------------------------------------------
+
+    cdef str _label(self, Py_ssize_t k):
+        name = self.names[self.owners[k]]
+        return name if k < self.n else f"state of {name}"
+
+    cdef _check_like(self, cnp.ndarray array, cnp.ndarray param, str label):
+        cdef int axes[64]
+        cdef int count = memory_order(param, axes), place
+        a, p = <object>array, <object>param
+        if a.shape != p.shape or a.dtype != p.dtype:
+            raise ValueError(
+                f"{label}: shape {a.shape} and dtype {a.dtype} do not match the parameter's "
+                f"{p.shape} and {p.dtype}"
+            )
+        for place in range(count):
+            if (
+                cnp.PyArray_STRIDE(array, axes[place]) != cnp.PyArray_STRIDE(param, axes[place])
+                and cnp.PyArray_SIZE(array) > 0
+            ):
+                raise ValueError(f"{label}: memory order differs from the parameter's")
+
+    cdef int _remember(self, Py_ssize_t k, cnp.ndarray array) except -1:
+        cdef Layout *layout = &self.layouts[k]
+        cdef int ndim = cnp.PyArray_NDIM(array)
+        layout.type_num = cnp.PyArray_TYPE(array)
+        layout.ndim = ndim
+        layout.nbytes = cnp.PyArray_NBYTES(array)
+        layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim + 1, sizeof(Py_ssize_t))
+        if layout.shape == NULL:
+            raise MemoryError
+        memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
+        memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
+        return 0
+
+    cdef bint _laid_out_as(self, Layout *layout, cnp.ndarray array) noexcept:
+        cdef int ndim = layout.ndim
+        return (
+            cnp.PyArray_NDIM(array) == ndim
+            and memcmp(cnp.PyArray_DIMS(array), layout.shape, ndim * sizeof(Py_ssize_t)) == 0
+            and memcmp(
+                cnp.PyArray_STRIDES(array), layout.shape + ndim, ndim * sizeof(Py_ssize_t)
+            ) == 0
+        )
+
+    cdef int _read_owned(self) except -1:
+        """Read every owned array's address anew; raise if anything else about it has changed."""
+        cdef Py_ssize_t k
+        cdef Layout *layout
+        cdef char *data
+        for k in range(self.n_owned):
+            array = <cnp.ndarray>self.owned[k]
+            layout = &self.layouts[k]
+            if (
+                not self._laid_out_as(layout, array)
+                or cnp.PyArray_TYPE(array) != layout.type_num
+                or not cnp.PyArray_ISNOTSWAPPED(array)
+            ):
+                shape = tuple([layout.shape[j] for j in range(layout.ndim)])
+                raise ValueError(
+                    f"{self._label(k)}: shape, strides or dtype changed since the optimizer was "
+                    f"made: shape {shape} then, {self.owned[k].shape} of dtype {array.dtype} now"
+                )
+            if not cnp.PyArray_ISWRITEABLE(array):
+                raise ValueError(f"{self._label(k)}: the array has become read-only")
+            data = cnp.PyArray_BYTES(array)
+            if data != layout.data:
+                layout.data = data
+                layout.target[0] = data
+                self.extents_sorted = False
+        if not self.extents_sorted:
+            self._sort_extents()
+        return 0
+
+    cdef int _sort_extents(self) except -1:
+        cdef Py_ssize_t k
+        for k in range(self.n_owned):
+            self.extents[k].low = self.layouts[k].data
+            self.extents[k].high = self.layouts[k].data + self.layouts[k].nbytes
+            self.extents[k].index = k
+        qsort(self.extents, self.n_owned, sizeof(Extent), by_low)
+        for k in range(1, self.n_owned):
+            if (
+                self.extents[k].low < self.extents[k - 1].high
+                and self.extents[k].low < self.extents[k].high
+            ):
+                first, second = self.extents[k - 1].index, self.extents[k].index
+                first, second = min(first, second), max(first, second)
+                raise ValueError(
+                    f"{self._label(second)} overlaps {self._label(first)} in memory; every "
+                    "parameter needs memory of its own"
+                )
+        for k in range(self.n):
+            self.grad_extents[k].low = self.grad_extents[k].high = NULL
+        self.extents_sorted = True
+        return 0
+
+    # ---- gradients -------------------------------------------------------------------------------
+
+    cdef int _bind(self, Py_ssize_t i, list grads, bint zero_grad) except -1:
+        """Check gradient i, and tell the C plan where it is and how it is laid out."""
+        cdef fo_tensor *tensor = fo_plan_tensor(self.plan, i)
+        cdef Layout *layout = &self.layouts[i]
+        cdef cnp.ndarray grad
+        cdef char *low
+        cdef char *high
+        cdef bint alike
+        item = grads[i]
+        if item is None:
+            tensor.grad = NULL
+            self.grad_extents[i].low = self.grad_extents[i].high = NULL
+            return 0
+        if not isinstance(item, cnp.ndarray):
+            if layout.ndim == 0 and isinstance(item, np.generic) and not zero_grad:
+                item = grads[i] = np.asarray(item)
+            else:
+                param = self.owned[i]
+                raise TypeError(
+                    f"gradient of {self.names[i]}: expected a numpy.ndarray of shape "
+                    f"{param.shape} and dtype {param.dtype}, or None; got {type(item).__name__}"
+                )
+        grad = item
+        if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
+            raise TypeError(
+                f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
+                f"parameter's {self.owned[i].dtype} in native byte order"
+            )
+        alike = self._laid_out_as(layout, grad)
+        if alike:
+            low = cnp.PyArray_BYTES(grad)
+            high = low + layout.nbytes
+            tensor.grad = low
+            tensor.grad_ndim = 0
+        else:
+            param = self.owned[i]
+            if item.shape != param.shape:
+                raise ValueError(
+                    f"gradient of {self.names[i]}: shape {item.shape} is not the parameter's "
+                    f"{param.shape}"
+                )
+            alike = self._bind_strided(i, grad, tensor, &low, &high, zero_grad)
+        if zero_grad and not cnp.PyArray_ISWRITEABLE(grad):
+            raise ValueError(f"gradient of {self.names[i]}: read-only, and zero_grad=True asks to "
+                             "zero it")
+        if low != self.grad_extents[i].low or high != self.grad_extents[i].high or not alike:
+            self.grad_extents[i].low = self.grad_extents[i].high = NULL
+            self.grads_known_apart = False
+            self._check_apart(i, grad, low, high, alike, zero_grad)
+            self.grad_extents[i].low = low
+            self.grad_extents[i].high = high
+        elif zero_grad and low == layout.data and layout.nbytes > 0:
+            self._check_apart(i, grad, low, high, alike, zero_grad)
+        return 0
+
+    cdef bint _bind_strided(
+        self, Py_ssize_t i, cnp.ndarray grad, fo_tensor *tensor, char **low, char **high,
+        bint zero_grad,
+    ) except -1:
+        """Describe a gradient in its parameter's memory order; tell whether it turns out dense."""
+        cdef int axes[64]
+        cdef int count = memory_order(self.owned[i], axes), place, used
+        cdef cnp.npy_intp itemsize = cnp.PyArray_ITEMSIZE(grad), dim, stride
+        cdef Py_ssize_t *shape
+        cdef Py_ssize_t *strides
+        tensor.grad = low[0] = high[0] = cnp.PyArray_BYTES(grad)
+        tensor.grad_ndim = 0
+        if tensor.size == 0:
+            return True
+        if self.grad_layout[i] == NULL:
+            self.grad_layout[i] = <Py_ssize_t *>PyMem_Calloc(2 * count + 1, sizeof(Py_ssize_t))
+            if self.grad_layout[i] == NULL:
+                raise MemoryError
+        shape, strides = self.grad_layout[i], self.grad_layout[i] + count
+        high[0] += itemsize
+        used = count  # written from the innermost axis outwards; neighbours that line up merge
+        for place in range(count - 1, -1, -1):
+            dim, stride = cnp.PyArray_DIM(grad, axes[place]), cnp.PyArray_STRIDE(grad, axes[place])
+            if stride < 0:
+                low[0] += (dim - 1) * stride
+            else:
+                high[0] += (dim - 1) * stride
+            if used < count and stride == strides[used] * shape[used]:
+                shape[used] *= dim
+            else:
+                used -= 1
+                shape[used], strides[used] = dim, stride
+        if used == count or (used == count - 1 and strides[used] == itemsize):
+            return True
+        tensor.grad_ndim = count - used
+        tensor.grad_shape, tensor.grad_strides = shape + used, strides + used
+        if zero_grad and self._may_overlap_itself(grad):
+            raise ValueError(
+                f"gradient of {self.names[i]}: its elements share memory (a broadcast array?), and "
+                "zero_grad=True asks to zero it"
+            )
+        return False
+
+    cdef bint _may_overlap_itself(self, grad):
+        """Sorted by size, each stride must step over all that the smaller ones reach."""
+        reach = grad.itemsize
+        for stride, dim in sorted(
+            (abs(grad.strides[j]), grad.shape[j]) for j in range(grad.ndim) if grad.shape[j] > 1
+        ):
+            if stride < reach:
+                return True
+            reach += stride * (dim - 1)
+        return False
+
+    cdef int _check_apart(
+        self, Py_ssize_t i, cnp.ndarray grad, char *low, char *high, bint alike, bint zero_grad,
+    ) except -1:
+        """Raise if a gradient shares memory with a parameter or with state; its own is allowed."""
+        cdef Py_ssize_t left = 0, right = self.n_owned, middle, k
+        while left < right:  # the first extent that ends above `low`
+            middle = (left + right) // 2
+            if self.extents[middle].high > low:
+                right = middle
+            else:
+                left = middle + 1
+        while left < self.n_owned and self.extents[left].low < high:
+            k = self.extents[left].index
+            left += 1
+            if k == i and alike and low == self.layouts[i].data and not zero_grad:
+                continue
+            if self.layouts[k].nbytes == 0 or low == high:
+                continue
+            if alike or self._shares_memory(grad, self.owned[k]):
+                own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
+                raise ValueError(
+                    f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
+                    "gradient needs memory of its own"
+                )
+        return 0
+
+    cdef bint _shares_memory(self, a, b):
+        """Decide exactly, where that is not too much work, whether two arrays share memory."""
+        try:
+            return np.shares_memory(a, b, max_work=1_000_000)
+        except np.exceptions.TooHardError:
+            return True
+
+    cdef int _check_grads_apart(self, list grads) except -1:
+        """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
+        cdef Py_ssize_t i, j, k, count = 0
+        for i in range(self.n):
+            if self.grad_extents[i].low != self.grad_extents[i].high:
+                self.sorting[count] = self.grad_extents[i]
+                self.sorting[count].index = i
+                count += 1
+        qsort(self.sorting, count, sizeof(Extent), by_low)
+        for j in range(count):
+            k = j + 1
+            while k < count and self.sorting[k].low < self.sorting[j].high:
+                first, second = self.sorting[j].index, self.sorting[k].index
+                first, second = min(first, second), max(first, second)
+                if self._shares_memory(grads[first], grads[second]):
+                    raise ValueError(
+                        f"gradients of {self.names[first]} and {self.names[second]} share memory, "
+                        "and zero_grad=True asks to zero them"
+                    )
+                k += 1
+        self.grads_known_apart = True
+        return 0
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    def set_hypers(self, int32_t group, row):
+        """Set a group's hyperparameters, in the order of ``rule.hypers``."""
+        cdef double *hypers = fo_plan_hypers(self.plan, group)
+        for j, value in enumerate(row):
+            hypers[j] = value
+
+    def step(self, grads, double loss_scale, bint zero_grad):
+        """Check everything, then update everything.
+
+        Parameters
+        ----------
+        grads : list or tuple
+            A gradient or None for each parameter.
+        loss_scale : float
+            What the gradients are divided by.
+        zero_grad : bool
+            Whether to zero the gradients afterwards.
+
+        Returns
+        -------
+        StepResult
+        """
+        cdef list bound = list(grads)
+        cdef StepResult result = StepResult.__new__(StepResult)
+        cdef fo_step_args args = self.args
+        cdef fo_step_result *out = &result.result
+        cdef Py_ssize_t i
+        if len(bound) != self.n:
+            raise ValueError(f"expected {self.n} gradients, one for each parameter; got {len(bound)}")
+        self._read_owned()
+        for i in range(self.n):
+            self._bind(i, bound, zero_grad)
+        if zero_grad and not self.grads_known_apart:
+            self._check_grads_apart(bound)
+
+        args.loss_scale = loss_scale
+        args.zero_grad = zero_grad
+        args.ema_starts = self.completed_steps == 0
+        args.max_threads = self.num_threads or threads_limit
+        if threads_exact:
+            args.exact_threads = True
+            args.max_threads = threads_exact
+        if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
+            fo_plan_step(self.plan, &args, out)
+        else:
+            with nogil:
+                fo_plan_step(self.plan, &args, out)
+        if not out.skipped:
+            self.completed_steps += 1
+        elif args.nonfinite == FO_RAISE:
+            raise FloatingPointError(
+                f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity; nothing "
+                "was updated"
+            )
+        return result

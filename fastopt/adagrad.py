@@ -1,0 +1,131 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from fastopt import _core
+from fastopt._options import real
+from fastopt.optimizer import LearningRate, Optimizer
+
+
+class Adagrad(Optimizer):
+    r"""Adagrad: a rate for each element that falls with the squared gradients it has seen.
+
+    Parameters
+    ----------
+    params : list, tuple or generator of numpy.ndarray, dict, or list of dict
+        The arrays to update in place, float32 or float64; a dict name -> array; or parameter
+        groups, dicts with ``"params"`` and hyperparameters of their own.
+    lr : float or callable, optional
+        Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
+    lr_decay : float, optional
+        At least 0; the learning rate is divided by ``1 + (t-1)*lr_decay``.
+    weight_decay : float, optional
+        At least 0.
+    initial_accumulator_value : float, optional
+        Where ``state["sum"]`` starts; at least 0.
+    eps : float, optional
+        At least 0.
+    semantics : {"torch", "keras"}, optional
+        Whose formula to follow; it changes no default.
+    maximize : bool, optional
+        Ascend instead of descend.
+    decoupled_weight_decay : bool, optional
+        Shrink the weights by ``1 - lr*weight_decay`` instead of adding to the gradient.
+    clip_value, clip_norm, global_clip_norm : float, optional
+        Clip each element; each gradient by its norm; all gradients by their common norm. At most
+        one of them.
+    nonfinite : {"propagate", "skip", "raise"}, optional
+        What a NaN or an infinity in any gradient does. With "skip" and "raise" the step leaves
+        every parameter, state array and counter as it was.
+    ema_decay : float, optional
+        Keep an exponential moving average of the weights, in ``ema``.
+    num_threads : int, optional
+        Upper bound on the threads of a step. Results do not depend on it.
+
+    Raises
+    ------
+    TypeError
+        For the wrong kind of argument or dtype.
+    ValueError
+        For a value out of range, and for parameters that are read-only, not dense, or overlap.
+
+    Notes
+    -----
+    For each element, with the gradient :math:`g` (scaled, clipped, decayed) and the sum :math:`s`
+    (``state["sum"]``):
+
+    .. math:: s_t = s_{t-1} + g_t^2, \quad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 + (t-1)\,\mathrm{lr\_decay}}
+        \frac{g_t}{\sqrt{s_t} + \epsilon}
+
+    Under Keras semantics the denominator is :math:`\sqrt{s_t + \epsilon}`. (Keras itself has no
+    ``lr_decay``, and starts its sum at 0.1.)
+
+    References
+    ----------
+    .. [1] J. Duchi, E. Hazan and Y. Singer, "Adaptive subgradient methods for online learning and
+       stochastic optimization", JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([3.0, -2.0])
+    >>> opt = fastopt.Adagrad([w], lr=1.0)
+    >>> opt.step([np.array([10.0, -0.1])]).skipped
+    False
+    >>> w.round(6)
+    array([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adagrad")
+    _checks: ClassVar = {
+        **Optimizer._checks,
+        "lr_decay": real,
+        "initial_accumulator_value": real,
+        "eps": real,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        semantics: str = "torch",
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        global_clip_norm: float | None = None,
+        nonfinite: str = "propagate",
+        ema_decay: float | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "maximize": maximize,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            semantics=semantics,
+            clip_value=clip_value,
+            clip_norm=clip_norm,
+            global_clip_norm=global_clip_norm,
+            nonfinite=nonfinite,
+            ema_decay=ema_decay,
+            num_threads=num_threads,
+        )
+
+    def _initial(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"sum": group["initial_accumulator_value"]}

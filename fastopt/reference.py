@@ -1,0 +1,272 @@
+r"""The update rules in plain NumPy: the oracle that the C core equals bit for bit.
+
+One function a rule, written for reading. Each updates one array and its state in place, with the
+operations, their order and their rounding exactly as in ``src_c/rules``: constants are formed in
+double and rounded once to the array's type, and every operation on the array rounds once.
+
+What all rules share comes first, in this order: the gradient is scaled and clipped, weight decay is
+added to it or shrinks the parameter:
+
+.. math:: g \leftarrow \min(\max(\pm s g, -c), c), \quad g \leftarrow g + \lambda \theta
+    \quad\text{or}\quad \theta \leftarrow (1 - \gamma \lambda) \theta
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "adagrad",
+    "adam",
+    "average",
+    "clip_factor",
+    "grad_norm",
+    "one_minus_power",
+    "rmsprop",
+    "sgd",
+    "sum_of_squares",
+]
+
+Array = NDArray[Any]
+
+BLOCK = 4096  # elements that are summed on their own
+LANES = 16  # interleaved sums within a block
+
+
+def sgd(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Gradient descent, with momentum and Nesterov's look-ahead.
+
+    Parameters
+    ----------
+    param, grad : numpy.ndarray
+        The parameter, updated in place, and its gradient; float32 or float64.
+    state : dict
+        ``momentum_buffer`` if there is momentum; updated in place.
+    step : int
+        The number of this step; the first is 1.
+    lr, momentum, dampening, nesterov, semantics
+        As for :class:`fastopt.SGD`.
+    **common
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``; ``grad_scale``, what the gradient
+        is multiplied by, and ``grad_limit``, to which its elements are clipped.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        if momentum == 0:
+            param[...] = p - c(lr) * g
+            return
+        if semantics == "keras":  # the buffer is the velocity
+            mu, into, out = momentum, -(lr * (1 - dampening)), -momentum if nesterov else -1.0
+        elif step == 1:  # the buffer starts as a copy of the gradient
+            mu, into, out = 0.0, 1.0, lr * momentum if nesterov else lr
+        else:
+            mu, into, out = momentum, 1 - dampening, lr * momentum if nesterov else lr
+        look = lr if nesterov else 0.0
+        b = state["momentum_buffer"]
+        b[...] = c(mu) * b + c(into) * g
+        param[...] = p - (c(out) * b + c(look) * g)
+
+
+def adagrad(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    lr_decay: float = 0.0,
+    eps: float = 1e-10,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Adagrad. See :func:`sgd` for the arguments; ``state`` holds ``sum``."""
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        eps_in, eps_out = (eps, 0.0) if semantics == "keras" else (0.0, eps)
+        s = state["sum"]
+        s[...] = s + g * g
+        rate = lr / (1 + (step - 1) * lr_decay)
+        param[...] = p - (c(rate) * g) / (np.sqrt(s + c(eps_in)) + c(eps_out))
+
+
+def rmsprop(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """RMSprop. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``square_avg``, with momentum ``momentum_buffer``, and if centered ``grad_avg``.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        keras = semantics == "keras"
+        eps_in, eps_out = (eps, 0.0) if keras else (0.0, eps)
+        into, out = (lr, 1.0) if keras or momentum == 0 else (1.0, lr)
+        v = state["square_avg"]
+        v[...] = c(alpha) * v + c(1 - alpha) * (g * g)
+        w: Any = v
+        if centered:
+            a = state["grad_avg"]
+            a[...] = c(alpha) * a + c(1 - alpha) * g
+            w = _maximum(v - a * a, c(-math.inf if keras else 0.0))
+        u = (c(into) * g) / (np.sqrt(w + c(eps_in)) + c(eps_out))
+        if momentum == 0:
+            param[...] = p - u
+            return
+        b = state["momentum_buffer"]
+        b[...] = c(momentum) * b + u
+        param[...] = p - c(out) * b
+
+
+def adam(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    amsgrad: bool = False,
+    bias_correction: bool = True,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Adam, AMSGrad and (with decoupled weight decay) AdamW. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``exp_avg``, ``exp_avg_sq``, and with AMSGrad ``max_exp_avg_sq``.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        beta1, beta2 = betas
+        c1 = one_minus_power(beta1, step) if bias_correction else 1.0
+        c2 = one_minus_power(beta2, step) if bias_correction else 1.0
+        if semantics == "torch":  # corrects the root before it adds eps
+            eps = eps * math.sqrt(c2)
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m[...] = c(beta1) * m + c(1 - beta1) * g
+        v[...] = c(beta2) * v + c(1 - beta2) * (g * g)
+        if amsgrad:
+            largest = state["max_exp_avg_sq"]
+            largest[...] = _maximum(largest, v)
+            v = largest
+        param[...] = p - (c(lr * math.sqrt(c2) / c1) * m) / (np.sqrt(v) + c(eps))
+
+
+def one_minus_power(beta: float, t: int) -> float:
+    """Return ``1 - beta**t`` by doubling, without cancellation: within 4 ulp for any `t`.
+
+    Examples
+    --------
+    >>> one_minus_power(0.5, 3)
+    0.875
+    """
+    u = 1 - beta
+    for bit in bin(t)[3:]:
+        u = u * (2 - u)
+        if bit == "1":
+            u = (1 - beta) + beta * u
+    return u
+
+
+def sum_of_squares(grad: Array, like: Array, loss_scale: float = 1.0) -> float:
+    """Return the sum of squares of ``grad / loss_scale``, in double, in the order of the C core.
+
+    `like` is the parameter, in whose memory order the elements are taken.
+    """
+    axes = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
+    flat = np.ascontiguousarray(grad.transpose(axes)).reshape(-1)
+    with np.errstate(all="ignore"):
+        flat = (flat.dtype.type(1 / loss_scale) * flat).astype(np.float64)
+        total = 0.0
+        for start in range(0, flat.size, BLOCK):
+            block = flat[start : start + BLOCK]
+            padded = np.zeros(-(-block.size // LANES) * LANES)
+            padded[: block.size] = block * block
+            lanes = np.add.accumulate(padded.reshape(-1, LANES), axis=0)[-1]
+            while lanes.size > 1:
+                lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+            total += float(lanes[0])
+    return total
+
+
+def grad_norm(
+    grads: Sequence[Array | None], params: Sequence[Array], loss_scale: float = 1.0
+) -> float:
+    """Return the common norm of the gradients that there are."""
+    total = 0.0
+    for grad, param in zip(grads, params, strict=True):
+        if grad is not None:
+            total += sum_of_squares(grad, param, loss_scale)
+    return math.sqrt(total)
+
+
+def clip_factor(norm: float, limit: float, semantics: str = "torch") -> float:
+    """Return what a gradient of this norm is multiplied by; NaN for a NaN norm."""
+    if math.isnan(norm):
+        return norm
+    if semantics == "keras":
+        return limit / max(norm, limit)
+    return min(1.0, limit / (norm + 1e-6))
+
+
+def average(ema: Array, param: Array, decay: float, *, first: bool) -> None:
+    """Update a moving average of a parameter in place; the first is a copy."""
+    c = param.dtype.type
+    with np.errstate(all="ignore"):
+        ema[...] = param if first else c(decay) * ema + c(1 - decay) * param
+
+
+def _begin(
+    param: Array,
+    grad: Array,
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    grad_limit: float = math.inf,
+) -> tuple[Any, Array, Array]:
+    """Return the type that constants are rounded to, and parameter and gradient for the rule."""
+    c = param.dtype.type
+    g = c(-grad_scale if maximize else grad_scale) * grad
+    g = _minimum(_maximum(g, c(-grad_limit)), c(grad_limit))
+    g = g + c(0.0 if decoupled_weight_decay else weight_decay) * param
+    keep = 1 - lr * weight_decay if decoupled_weight_decay and weight_decay else 1.0
+    return c, c(keep) * param, g
+
+
+def _maximum(a: Any, b: Any) -> Array:
+    return np.where((a > b) | (a != a), a, b)
+
+
+def _minimum(a: Any, b: Any) -> Array:
+    return np.where((a < b) | (a != a), a, b)

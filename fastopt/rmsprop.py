@@ -1,0 +1,140 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastopt import _core
+from fastopt._options import flag, real
+from fastopt.optimizer import LearningRate, Optimizer
+
+
+class RMSprop(Optimizer):
+    r"""RMSprop: the gradient divided by a moving average of its magnitude.
+
+    Parameters
+    ----------
+    params : list, tuple or generator of numpy.ndarray, dict, or list of dict
+        The arrays to update in place, float32 or float64; a dict name -> array; or parameter
+        groups, dicts with ``"params"`` and hyperparameters of their own.
+    lr : float or callable, optional
+        Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
+    alpha : float, optional
+        Decay of the average of the squared gradient (Keras's ``rho``); at least 0.
+    eps : float, optional
+        At least 0.
+    weight_decay : float, optional
+        At least 0.
+    momentum : float, optional
+        At least 0.
+    centered : bool, optional
+        Divide by the gradient's standard deviation instead of its root mean square.
+    semantics : {"torch", "keras"}, optional
+        Whose formula to follow; it changes no default.
+    maximize : bool, optional
+        Ascend instead of descend.
+    decoupled_weight_decay : bool, optional
+        Shrink the weights by ``1 - lr*weight_decay`` instead of adding to the gradient.
+    clip_value, clip_norm, global_clip_norm : float, optional
+        Clip each element; each gradient by its norm; all gradients by their common norm. At most
+        one of them.
+    nonfinite : {"propagate", "skip", "raise"}, optional
+        What a NaN or an infinity in any gradient does. With "skip" and "raise" the step leaves
+        every parameter, state array and counter as it was.
+    ema_decay : float, optional
+        Keep an exponential moving average of the weights, in ``ema``.
+    num_threads : int, optional
+        Upper bound on the threads of a step. Results do not depend on it.
+
+    Raises
+    ------
+    TypeError
+        For the wrong kind of argument or dtype.
+    ValueError
+        For a value out of range, and for parameters that are read-only, not dense, or overlap.
+
+    Notes
+    -----
+    For each element, with the gradient :math:`g` (scaled, clipped, decayed), :math:`v`
+    (``state["square_avg"]``), :math:`a` (``state["grad_avg"]``, if centered) and :math:`b`
+    (``state["momentum_buffer"]``, with momentum):
+
+    .. math:: v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2, \quad
+        a_t = \alpha a_{t-1} + (1 - \alpha) g_t, \quad
+        u_t = \frac{g_t}{\sqrt{v_t - a_t^2} + \epsilon}
+
+    .. math:: b_t = \mu b_{t-1} + u_t, \quad \theta_t = \theta_{t-1} - \gamma b_t
+
+    Not centered, :math:`a` is 0; without momentum :math:`\theta_t = \theta_{t-1} - \gamma u_t`.
+    Rounding can make :math:`v_t - a_t^2` negative; it is clamped at 0 (PyTorch itself may return a
+    NaN there).
+
+    Under Keras semantics :math:`u_t = \gamma g_t / \sqrt{v_t - a_t^2 + \epsilon}`, without the
+    clamp, and :math:`\theta_t = \theta_{t-1} - b_t`: the learning rate is in the buffer.
+
+    References
+    ----------
+    .. [1] T. Tieleman and G. Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning,
+       2012.
+    .. [2] A. Graves, "Generating sequences with recurrent neural networks", 2013.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([3.0, -2.0])
+    >>> opt = fastopt.RMSprop([w], lr=0.1)
+    >>> for _ in range(100):
+    ...     result = opt.step([w.copy()])  # the gradient of |w|^2 / 2
+    >>> bool(np.abs(w).max() < 0.1)
+    True
+    """
+
+    _rule = _core.Rule("rmsprop")
+    _checks: ClassVar = {
+        **Optimizer._checks,
+        "alpha": real,
+        "eps": real,
+        "momentum": real,
+        "centered": flag,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        semantics: str = "torch",
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        global_clip_norm: float | None = None,
+        nonfinite: str = "propagate",
+        ema_decay: float | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "centered": centered,
+                "maximize": maximize,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            semantics=semantics,
+            clip_value=clip_value,
+            clip_norm=clip_norm,
+            global_clip_norm=global_clip_norm,
+            nonfinite=nonfinite,
+            ema_decay=ema_decay,
+            num_threads=num_threads,
+        )

@@ -1,0 +1,61 @@
+/* Which table of loops runs: what was compiled in, what the processor and the operating system
+ * support, and the choice among them. */
+#include "kernels.h"
+#include "platform.h"
+#include <string.h>
+
+/* Weakest first. The last supported one that is a default is chosen at the start; avx512 has to be
+ * asked for (docs/performance.md says why). */
+static const struct {
+    const fo_table *table;
+    bool is_default;
+} tables[] = {
+    {&fo_table_base, true},
+#ifdef FO_HAVE_AVX2
+    {&fo_table_avx2, true},
+#endif
+#ifdef FO_HAVE_AVX512
+    {&fo_table_avx512, false},
+#endif
+};
+
+static int active;
+
+int fo_isa_count(void) { return (int)(sizeof tables / sizeof tables[0]); }
+
+const char *fo_isa_name(int i) { return tables[i].table->name; }
+
+bool fo_isa_supported(int i)
+{
+    if (strcmp(fo_isa_name(i), "avx2") == 0)
+        return FO_CPU_HAS_AVX2();
+    if (strcmp(fo_isa_name(i), "avx512") == 0)
+        return FO_CPU_HAS_AVX512();
+    return true;
+}
+
+int fo_isa_active(void) { return active; }
+
+bool fo_isa_select(const char *name)
+{
+    for (int i = 0; i < fo_isa_count(); i++) {
+        if (strcmp(fo_isa_name(i), name) == 0 && fo_isa_supported(i)) {
+            active = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+const fo_table *fo_active_table(void) { return tables[active].table; }
+
+void fo_select_default_table(void)
+{
+    for (int i = 0; i < fo_isa_count(); i++)
+        if (tables[i].is_default && fo_isa_supported(i))
+            active = i;
+}
+
+const char *fo_compiler(void) { return FO_COMPILER; }
+
+bool fo_has_openmp(void) { return FO_OPENMP; }

@@ -1,0 +1,385 @@
+/* A step: every tensor of every group, block by block, in one parallel region.
+ *
+ * Blocks of FO_BLOCK elements are numbered through all tensors, and each thread takes a contiguous
+ * range of the numbers. Where a norm or a look for non-finite values is asked for, the same region
+ * first reads all gradients that way, and one thread then decides. */
+#include "kernels.h"
+#include "rule.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_DIMS 64              /* axes of a gradient; NumPy allows no more */
+#define MIN_PER_THREAD (1 << 15) /* elements below which one more thread does not pay */
+
+/* What a step makes of a tensor before it writes anything. */
+typedef struct {
+    fo_update *update;
+    const double *consts;
+    double gscale;
+} work;
+
+struct fo_plan {
+    const fo_rule *rule;
+    int64_t n_tensors, n_blocks, size;
+    fo_tensor *tensors;
+    double *hypers;       /* FO_MAX_HYPERS a group */
+    double *consts;       /* FO_MAX_CONSTS a tensor */
+    work *works;          /* one a tensor */
+    int64_t *first_block; /* of each tensor, and n_blocks at the end */
+    double *block_sum;    /* of squares, unscaled gradients */
+    bool *block_finite;   /* whether all its values are */
+};
+
+static const size_t item_size[] = {sizeof(float), sizeof(double)};
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+/* A forked child has none of its parent's OpenMP threads, and a team that waits for them would
+ * hang: the child steps serially. */
+static bool forked;
+
+static void on_fork(void) { forked = true; }
+
+void fo_init(void)
+{
+    fo_select_default_table();
+    fo_after_fork_in_child(on_fork);
+}
+
+fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
+{
+    fo_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return NULL;
+    const size_t n = (size_t)n_tensors, groups = (size_t)n_groups;
+    plan->rule = rule;
+    plan->n_tensors = n_tensors;
+    plan->tensors = calloc(n + 1, sizeof *plan->tensors);
+    plan->hypers = calloc(groups + 1, FO_MAX_HYPERS * sizeof *plan->hypers);
+    plan->consts = calloc(n + 1, FO_MAX_CONSTS * sizeof *plan->consts);
+    plan->works = calloc(n + 1, sizeof *plan->works);
+    plan->first_block = calloc(n + 1, sizeof *plan->first_block);
+    if (plan->tensors && plan->hypers && plan->consts && plan->works && plan->first_block)
+        return plan;
+    fo_plan_destroy(plan);
+    return NULL;
+}
+
+fo_status fo_plan_prepare(fo_plan *plan)
+{
+    int64_t blocks = 0;
+    plan->size = 0;
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const int64_t size = plan->tensors[i].size;
+        plan->first_block[i] = blocks;
+        blocks += size / FO_BLOCK + (size % FO_BLOCK != 0);
+        plan->size += size;
+    }
+    plan->first_block[plan->n_tensors] = plan->n_blocks = blocks;
+    free(plan->block_sum);
+    free(plan->block_finite);
+    plan->block_sum = calloc((size_t)blocks + 1, sizeof *plan->block_sum);
+    plan->block_finite = calloc((size_t)blocks + 1, sizeof *plan->block_finite);
+    return plan->block_sum && plan->block_finite ? FO_OK : FO_NO_MEMORY;
+}
+
+void fo_plan_destroy(fo_plan *plan)
+{
+    if (!plan)
+        return;
+    free(plan->tensors);
+    free(plan->hypers);
+    free(plan->consts);
+    free(plan->works);
+    free(plan->first_block);
+    free(plan->block_sum);
+    free(plan->block_finite);
+    free(plan);
+}
+
+fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i) { return &plan->tensors[i]; }
+
+double *fo_plan_hypers(fo_plan *plan, int32_t group)
+{
+    return plan->hypers + (size_t)group * FO_MAX_HYPERS;
+}
+
+int64_t fo_plan_size(const fo_plan *plan) { return plan->size; }
+
+/* ---- a gradient that is laid out otherwise than its parameter -------------------------------- */
+
+/* Copies n elements of the gradient, from `offset` in the parameter's memory order, to `to`; or,
+ * where `to` is NULL, zeroes them in place. */
+static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
+{
+    const int last = t->grad_ndim - 1;
+    const ptrdiff_t step = t->grad_strides[last];
+    const size_t item = item_size[t->dtype];
+    ptrdiff_t index[MAX_DIMS];
+    char *at = t->grad;
+    for (int axis = last; axis >= 0; axis--) {
+        index[axis] = (ptrdiff_t)(offset % t->grad_shape[axis]);
+        offset /= t->grad_shape[axis];
+        at += index[axis] * t->grad_strides[axis];
+    }
+    while (n > 0) {
+        const int64_t left = t->grad_shape[last] - index[last], run = n < left ? n : left;
+        if (!to) {
+            for (int64_t i = 0; i < run; i++)
+                memset(at + i * step, 0, item);
+        } else if (item == sizeof(float)) {
+            for (int64_t i = 0; i < run; i++)
+                memcpy(to + i * (int64_t)sizeof(float), at + i * step, sizeof(float));
+        } else {
+            for (int64_t i = 0; i < run; i++)
+                memcpy(to + i * (int64_t)sizeof(double), at + i * step, sizeof(double));
+        }
+        n -= run;
+        if (to)
+            to += (size_t)run * item;
+        at -= index[last] * step;
+        index[last] = 0;
+        for (int axis = last - 1; axis >= 0; axis--) { /* the odometer's next number */
+            at += t->grad_strides[axis];
+            if (++index[axis] < t->grad_shape[axis])
+                break;
+            at -= index[axis] * t->grad_strides[axis];
+            index[axis] = 0;
+        }
+    }
+}
+
+/* The block's gradient as contiguous memory. */
+static const void *contiguous_grad(const fo_tensor *t, int64_t offset, int64_t n, char *buffer)
+{
+    if (t->grad_ndim == 0)
+        return (const char *)t->grad + (size_t)offset * item_size[t->dtype];
+    gather(t, offset, n, buffer);
+    return buffer;
+}
+
+static void zero_grad(const fo_tensor *t, int64_t offset, int64_t n)
+{
+    const size_t item = item_size[t->dtype];
+    if (t->grad_ndim == 0)
+        memset((char *)t->grad + (size_t)offset * item, 0, (size_t)n * item);
+    else
+        gather(t, offset, n, NULL);
+}
+
+/* ---- what is done to a block ----------------------------------------------------------------- */
+
+typedef struct {
+    fo_plan *plan;
+    const fo_step_args *args;
+    fo_step_result *result;
+    const fo_table *table;
+} step;
+
+typedef void block_pass(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                        char *buffer);
+
+static void scan_block(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                       char *buffer)
+{
+    const fo_tensor *t = &s->plan->tensors[tensor];
+    if (!t->grad)
+        return;
+    const void *grad = contiguous_grad(t, offset, n, buffer);
+    const double scale = 1 / s->args->loss_scale;
+    const double sum = s->table->sum_of_squares[t->dtype](n, grad, scale);
+    s->plan->block_sum[block] = sum;
+    /* A finite sum has finite terms; one that is not may have overflowed. */
+    s->plan->block_finite[block] =
+        sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
+}
+
+static void update_block(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                         char *buffer)
+{
+    const fo_tensor *t = &s->plan->tensors[tensor];
+    const work *w = &s->plan->works[tensor];
+    const size_t start = (size_t)offset * item_size[t->dtype];
+    char *param = (char *)t->param + start;
+    (void)block;
+    if (t->grad && !s->result->skipped) {
+        void *slot[FO_MAX_SLOTS];
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
+        const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
+        w->update(n, param, contiguous_grad(t, offset, n, buffer), slot, w->consts, w->gscale,
+                  gmax);
+    }
+    if (t->ema && !s->result->skipped) {
+        char *ema = (char *)t->ema + start;
+        if (s->args->ema_starts)
+            memcpy(ema, param, (size_t)n * item_size[t->dtype]);
+        else
+            s->table->average[t->dtype](n, ema, param, s->args->ema_decay);
+    }
+    if (t->grad && s->args->zero_grad)
+        zero_grad(t, offset, n);
+}
+
+/* Runs a pass over thread number `rank`'s share of the blocks. */
+static void for_share(const step *s, int rank, int team, block_pass *pass)
+{
+    const fo_plan *plan = s->plan;
+    const int64_t *first = plan->first_block;
+    const int64_t share = plan->n_blocks / team, rest = plan->n_blocks % team;
+    const int64_t begin = rank * share + (rank < rest ? rank : rest);
+    const int64_t end = begin + share + (rank < rest);
+    _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
+
+    int64_t tensor = 0, above = plan->n_tensors; /* bisect for the tensor that holds `begin` */
+    while (above - tensor > 1) {
+        const int64_t middle = tensor + (above - tensor) / 2;
+        if (first[middle] <= begin)
+            tensor = middle;
+        else
+            above = middle;
+    }
+    for (int64_t block = begin; block < end; block++) {
+        while (block >= first[tensor + 1])
+            tensor++;
+        const int64_t offset = (block - first[tensor]) * FO_BLOCK;
+        const int64_t left = plan->tensors[tensor].size - offset;
+        pass(s, tensor, block, offset, left < FO_BLOCK ? left : FO_BLOCK, buffer);
+    }
+}
+
+/* ---- the step -------------------------------------------------------------------------------- */
+
+static bool norm_needed(const fo_step_args *args)
+{
+    return args->clip == FO_CLIP_NORM || args->clip == FO_GLOBAL_CLIP_NORM;
+}
+
+/* The factor that clips a gradient of this norm; NaN for a NaN norm. */
+static double clip_factor(const fo_step_args *args, double norm)
+{
+    const double limit = args->clip_limit;
+    if (args->semantics == FO_KERAS)
+        return limit / (norm > limit || norm != norm ? norm : limit);
+    const double factor = limit / (norm + 1e-6);
+    return factor < 1 || factor != factor ? factor : 1;
+}
+
+/* Chooses each tensor's loop and computes its constants. Neighbours of one group and one step count
+ * share them. Returns how many elements the step will touch. */
+static int64_t assign_work(const step *s)
+{
+    fo_plan *plan = s->plan;
+    const fo_tensor *before = NULL;
+    int64_t touched = 0, step_before = -1;
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        work *w = &plan->works[i];
+        if (t->grad || t->ema)
+            touched += t->size;
+        if (!t->grad)
+            continue;
+        const double *hypers = plan->hypers + (size_t)t->group * FO_MAX_HYPERS;
+        const int variant = plan->rule->variant(hypers);
+        w->update = s->table->update[t->dtype][plan->rule - fo_rules][variant];
+        const double scale = 1 / s->args->loss_scale;
+        w->gscale = ((const fo_common_hypers *)hypers)->maximize != 0 ? -scale : scale;
+        if (before && before->group == t->group && step_before == *t->step) {
+            w->consts = plan->works[before - plan->tensors].consts;
+        } else {
+            double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
+            fo_rule_consts(plan->rule, hypers, s->args->semantics, *t->step + 1, consts);
+            w->consts = consts;
+        }
+        before = t;
+        step_before = *t->step;
+    }
+    return touched;
+}
+
+/* Between the passes: adds the blocks' sums in order, looks for non-finite values, clips. */
+static void decide(const step *s)
+{
+    fo_plan *plan = s->plan;
+    const fo_step_args *args = s->args;
+    double total = 0;
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!t->grad)
+            continue;
+        double sum = 0;
+        for (int64_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++) {
+            sum += plan->block_sum[b];
+            if (!plan->block_finite[b] && !s->result->skipped &&
+                args->nonfinite != FO_PROPAGATE) {
+                s->result->skipped = true;
+                s->result->first_skipped = i;
+            }
+        }
+        total += sum;
+        if (args->clip == FO_CLIP_NORM)
+            plan->works[i].gscale *= clip_factor(args, sqrt(sum));
+    }
+    s->result->has_norm = norm_needed(args);
+    s->result->grad_norm = sqrt(total);
+    if (args->clip == FO_GLOBAL_CLIP_NORM)
+        for (int64_t i = 0; i < plan->n_tensors; i++)
+            plan->works[i].gscale *= clip_factor(args, s->result->grad_norm);
+}
+
+static bool update_follows(const step *s)
+{
+    return !s->result->skipped || (s->args->nonfinite == FO_SKIP && s->args->zero_grad);
+}
+
+static int team_size(const step *s, int64_t touched)
+{
+    if (forked || s->args->max_threads < 1)
+        return 1;
+    if (s->args->exact_threads)
+        return s->args->max_threads;
+    const int64_t useful = touched / MIN_PER_THREAD;
+    return useful < 1 ? 1 : useful < s->args->max_threads ? (int)useful : s->args->max_threads;
+}
+
+void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+{
+    const step s = {plan, args, result, fo_active_table()};
+    const bool scan = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
+    memset(result, 0, sizeof *result);
+    result->threads = 1;
+    const fo_fpenv saved = fo_fpenv_enter();
+    const int team = team_size(&s, assign_work(&s));
+    if (team == 1) {
+        if (scan) {
+            for_share(&s, 0, 1, scan_block);
+            decide(&s);
+        }
+        if (update_follows(&s))
+            for_share(&s, 0, 1, update_block);
+    } else {
+#pragma omp parallel num_threads(team)
+        {
+            const fo_fpenv own = fo_fpenv_enter();
+            const int rank = omp_get_thread_num(), here = omp_get_num_threads();
+            if (scan) {
+                for_share(&s, rank, here, scan_block);
+#pragma omp barrier
+#pragma omp master
+                decide(&s);
+#pragma omp barrier
+            }
+            if (rank == 0)
+                result->threads = here;
+            if (update_follows(&s))
+                for_share(&s, rank, here, update_block);
+            fo_fpenv_leave(own);
+        }
+    }
+    if (!result->skipped)
+        for (int64_t i = 0; i < plan->n_tensors; i++)
+            if (plan->tensors[i].grad)
+                ++*plan->tensors[i].step;
+    fo_fpenv_leave(saved);
+}

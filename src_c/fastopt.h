@@ -1,0 +1,120 @@
+/* fastopt's C core: first-order optimizers over caller-owned arrays. This header is the manual.
+ *
+ * The caller owns every array; a plan borrows them:
+ *
+ *     fo_plan *plan = fo_plan_create(fo_find_rule("adam"), n_groups, n_tensors);
+ *     for each tensor i: fill *fo_plan_tensor(plan, i), all but what is bound at each step;
+ *     for each group j:  fill fo_plan_hypers(plan, j), in the order of fo_rule.hyper_names;
+ *     if (fo_plan_prepare(plan) != FO_OK) ...
+ *     for each step: bind every tensor's grad, then fo_plan_step(plan, &args, &result);
+ *     fo_plan_destroy(plan);
+ *
+ * fo_plan_step checks nothing that its caller can check: pointers are valid, arrays dense and apart
+ * (a gradient may be exactly its own parameter). It allocates nothing and cannot fail: it updates
+ * everything, or (nonfinite) nothing. Bits do not depend on the number of threads or on the
+ * instruction set. One plan serves one thread at a time; different plans are independent.
+ *
+ * This is not a public interface yet: it changes with the version. */
+#ifndef FASTOPT_H
+#define FASTOPT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FO_BLOCK 4096    /* elements that a loop works through while they are in cache */
+#define FO_MAX_SLOTS 3   /* state arrays of a parameter */
+#define FO_MAX_HYPERS 12 /* hyperparameters of a rule */
+#define FO_MAX_CONSTS 12 /* constants of one step of a rule */
+
+typedef enum { FO_F32, FO_F64 } fo_dtype;
+typedef enum { FO_TORCH, FO_KERAS } fo_semantics;
+typedef enum { FO_NO_CLIP, FO_CLIP_VALUE, FO_CLIP_NORM, FO_GLOBAL_CLIP_NORM } fo_clip;
+typedef enum { FO_PROPAGATE, FO_SKIP, FO_RAISE } fo_nonfinite;
+typedef enum { FO_OK, FO_NO_MEMORY } fo_status;
+
+/* ---- rules ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name;
+    const char *const *hyper_names; /* NULL-terminated; hyperparameters are doubles in this order */
+    const char *const *slot_names;  /* NULL-terminated */
+    int slot_needs[FO_MAX_SLOTS];   /* for fo_rule_uses_slot */
+    int (*variant)(const double *hypers);
+    void (*consts)(const double *hypers, fo_semantics semantics, int64_t t, double *consts);
+} fo_rule;
+
+extern const fo_rule fo_rules[];
+extern const int fo_rule_count;
+
+const fo_rule *fo_find_rule(const char *name); /* NULL: no such rule */
+
+/* The constants of step number t (the first is 1): weight decay's and the rule's. */
+void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
+                    double *consts);
+
+/* Whether a step with these hyperparameters touches the slot. */
+bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot);
+
+/* ---- plans ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    void *param;
+    void *slot[FO_MAX_SLOTS]; /* in the order of slot_names; NULL: not kept, then not used either */
+    void *ema;                /* NULL: no average */
+    int64_t *step;            /* steps taken so far; a step with a gradient adds one */
+    int64_t size;             /* elements */
+    fo_dtype dtype;
+    int32_t group;
+
+    /* bound anew at each step */
+    void *grad; /* NULL: no gradient, the parameter is left out */
+    /* 0: grad is laid out as the parameter. Otherwise its shape and its strides in bytes, both in
+     * the parameter's memory order, outermost axis first. */
+    int32_t grad_ndim;
+    const ptrdiff_t *grad_shape, *grad_strides;
+} fo_tensor;
+
+typedef struct {
+    fo_semantics semantics;
+    fo_clip clip;
+    double clip_limit;
+    fo_nonfinite nonfinite;
+    double loss_scale;
+    double ema_decay;
+    bool ema_starts; /* this step's average is a copy */
+    bool zero_grad;
+    int max_threads;
+    bool exact_threads; /* for tests: a team of max_threads whatever the size */
+} fo_step_args;
+
+typedef struct {
+    double grad_norm; /* of the unscaled gradients; meaningful where has_norm */
+    bool has_norm;
+    bool skipped;          /* a gradient was not finite, and nothing was updated */
+    int64_t first_skipped; /* the first tensor with such a gradient */
+    int threads;           /* that took part */
+} fo_step_result;
+
+typedef struct fo_plan fo_plan;
+
+fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors); /* or NULL */
+void fo_plan_destroy(fo_plan *plan);
+fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i);
+double *fo_plan_hypers(fo_plan *plan, int32_t group);
+fo_status fo_plan_prepare(fo_plan *plan);
+int64_t fo_plan_size(const fo_plan *plan); /* elements, all tensors together */
+void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
+
+/* ---- the machine ---------------------------------------------------------------------------- */
+
+void fo_init(void); /* once, before anything else */
+int fo_isa_count(void);
+const char *fo_isa_name(int i); /* compiled in, weakest first */
+bool fo_isa_supported(int i);   /* and runnable here */
+int fo_isa_active(void);
+bool fo_isa_select(const char *name); /* false: not supported, nothing changed */
+const char *fo_compiler(void);
+bool fo_has_openmp(void);
+
+#endif

@@ -1,0 +1,40 @@
+/* What kernels.c, compiled once per instruction set, offers the driver. */
+#ifndef FO_KERNELS_H
+#define FO_KERNELS_H
+
+#include "fastopt.h"
+
+#define FO_MAX_VARIANTS 4
+
+enum {
+#define FO_RULE(rule, variants) FO_INDEX_##rule,
+#include "rules.def"
+#undef FO_RULE
+    FO_RULE_COUNT
+};
+
+/* Updates n elements. gscale and gmax scale and clip the gradient, consts are the rule's. */
+typedef void fo_update(int64_t n, void *param, const void *grad, void *const *slot,
+                       const double *consts, double gscale, double gmax);
+
+/* Of scale*grad: the sum of squares, and whether all are finite. */
+typedef double fo_sum_of_squares(int64_t n, const void *grad, double scale);
+typedef bool fo_all_finite(int64_t n, const void *grad, double scale);
+
+/* ema = decay*ema + (1 - decay)*param */
+typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
+
+typedef struct {
+    const char *name;
+    fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by dtype */
+    fo_sum_of_squares *sum_of_squares[2];
+    fo_all_finite *all_finite[2];
+    fo_average *average[2];
+} fo_table;
+
+extern const fo_table fo_table_base, fo_table_avx2, fo_table_avx512;
+
+const fo_table *fo_active_table(void);
+void fo_select_default_table(void);
+
+#endif

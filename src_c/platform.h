@@ -1,0 +1,108 @@
+/* What differs between compilers and processors. No other file has an #if about either.
+ *
+ * Bits depend on the arithmetic being plain IEEE, so a build that would change it is refused here. */
+#ifndef FO_PLATFORM_H
+#define FO_PLATFORM_H
+
+#include <float.h>
+
+#if !defined(__GNUC__)
+#error "fastopt needs GCC or Clang (on Windows: clang-cl or MinGW)"
+#endif
+#if defined(__FAST_MATH__)
+#error "fastopt must not be built with -ffast-math or -Ofast: results would depend on the machine"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "fastopt needs arithmetic in the operands' own type (on 32-bit x86: -msse2 -mfpmath=sse)"
+#endif
+
+#define FO_INLINE static inline __attribute__((always_inline))
+
+/* Arrays need not be aligned; these types say so to the compiler. */
+#define FO_UNALIGNED __attribute__((aligned(1)))
+
+/* Ahead of a loop of which no iteration depends on another. (Not `omp simd`: GCC then keeps a slot's
+ * local copy in memory, and does not vectorise.) */
+#if defined(__clang__)
+#define FO_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FO_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+/* The compiler's name and version, for fo_compiler(). */
+#if defined(__clang__)
+#define FO_COMPILER "clang " __clang_version__
+#else
+#define FO_COMPILER "gcc " __VERSION__
+#endif
+
+/* fo_fpenv_enter() saves the thread's floating-point environment and sets round-to-nearest,
+ * subnormals kept, no traps; fo_fpenv_leave() puts the saved one back. */
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+typedef unsigned int fo_fpenv;
+FO_INLINE fo_fpenv fo_fpenv_enter(void)
+{
+    fo_fpenv saved = _mm_getcsr();
+    _mm_setcsr(0x1F80);
+    return saved;
+}
+FO_INLINE void fo_fpenv_leave(fo_fpenv saved) { _mm_setcsr(saved); }
+#elif defined(__aarch64__)
+#include <stdint.h>
+typedef uint64_t fo_fpenv;
+FO_INLINE fo_fpenv fo_fpenv_enter(void)
+{
+    fo_fpenv saved;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved)::"memory");
+    __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0) : "memory");
+    return saved;
+}
+FO_INLINE void fo_fpenv_leave(fo_fpenv saved)
+{
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved) : "memory");
+}
+#else
+#include <fenv.h>
+typedef fenv_t fo_fpenv;
+FO_INLINE fo_fpenv fo_fpenv_enter(void)
+{
+    fo_fpenv saved;
+    fegetenv(&saved);
+    fesetenv(FE_DFL_ENV);
+    return saved;
+}
+FO_INLINE void fo_fpenv_leave(fo_fpenv saved) { fesetenv(&saved); }
+#endif
+
+/* A build without OpenMP is a whole build, with teams of one. */
+#if defined(_OPENMP)
+#include <omp.h>
+#define FO_OPENMP 1
+#else
+#define FO_OPENMP 0
+FO_INLINE int omp_get_thread_num(void) { return 0; }
+FO_INLINE int omp_get_num_threads(void) { return 1; }
+#endif
+
+/* Runs a function in the child after every fork; nothing to do where there is no fork. */
+#if defined(_WIN32)
+FO_INLINE void fo_after_fork_in_child(void (*f)(void)) { (void)f; }
+#else
+#include <pthread.h>
+FO_INLINE void fo_after_fork_in_child(void (*f)(void)) { (void)pthread_atfork(0, 0, f); }
+#endif
+
+/* Whether the processor has an instruction set and the operating system saves its registers
+ * (the compiler's run-time support looks at both). */
+#if defined(__x86_64__) || defined(__i386__)
+#define FO_CPU_HAS_AVX2() (__builtin_cpu_supports("avx2") != 0)
+#define FO_CPU_HAS_AVX512()                                                                        \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&                    \
+     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+#else
+#define FO_CPU_HAS_AVX2() 0
+#define FO_CPU_HAS_AVX512() 0
+#endif
+
+#endif

@@ -1,0 +1,58 @@
+/* What every rule's header is written in. A header has two halves:
+ *
+ *   without T   hyperparameters, slots, and the constants of one step, all in double;
+ *   with T      the update of one element in the type T (float or double).
+ *
+ * The loop, the gradient's scaling and clipping, and weight decay are not a rule's business:
+ * loop.inc has them once for all. */
+#ifndef FO_RULE_H
+#define FO_RULE_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "fastopt.h"
+#include "platform.h"
+
+/* Hyperparameters that every rule has, ahead of its own. Flags are 0.0 or 1.0. */
+#define FO_COMMON_HYPERS(X) X(lr) X(weight_decay) X(decoupled_weight_decay) X(maximize)
+
+#define FO_FIELD(name) double name;
+
+typedef struct {
+    FO_COMMON_HYPERS(FO_FIELD)
+} fo_common_hypers;
+
+/* The constants that loop.inc itself uses, ahead of the rule's own: coupled decay, g + l2*p, and
+ * decoupled decay, keep*p. */
+enum { L2, KEEP, FO_COMMON_CONSTS };
+
+/* A rule lists its slots as X(name, needs): the variant bit that makes its loop touch the slot, or
+ * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. */
+enum { ALWAYS = 1 << 30 };
+#define FO_NEEDS(name, needs) needs,
+
+FO_INLINE bool fo_slot_used(int needs, int variant) { return (needs & (variant | ALWAYS)) != 0; }
+
+/* 1 - beta^t for t >= 1, without cancellation and without pow:
+ *     u_1 = 1 - beta,   u_2n = u_n (2 - u_n),   u_n+1 = (1 - beta) + beta u_n */
+static inline double fo_one_minus_power(double beta, int64_t t)
+{
+    const double one_minus_beta = 1 - beta;
+    double u = one_minus_beta;
+    int bit = 0;
+    while (t >> (bit + 1))
+        bit++;
+    while (bit-- > 0) {
+        u = u * (2 - u);
+        if (t >> bit & 1)
+            u = one_minus_beta + beta * u;
+    }
+    return u;
+}
+
+#define FO_CAT2(a, b) a##_##b
+#define FO_CAT(a, b) FO_CAT2(a, b)
+
+#endif

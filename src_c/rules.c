@@ -1,0 +1,53 @@
+/* The rules as the driver and the caller see them: names, variants, constants. */
+#include "rule.h"
+#include "kernels.h"
+#include "rules.def"
+#include <string.h>
+
+#define FO_HYPER_NAME(name) #name,
+#define FO_SLOT_NAME(name, needs) #name,
+
+#define FO_RULE(rule, variants)                                                                    \
+    static const char *const rule##_hyper_names[] = {                                              \
+        FO_COMMON_HYPERS(FO_HYPER_NAME) rule##_hyper_list(FO_HYPER_NAME) NULL};                    \
+    static const char *const rule##_slot_names[] = {rule##_slot_list(FO_SLOT_NAME) NULL};          \
+    _Static_assert(sizeof(rule##_hypers) <= FO_MAX_HYPERS * sizeof(double), "FO_MAX_HYPERS");
+#include "rules.def"
+#undef FO_RULE
+
+const fo_rule fo_rules[] = {
+#define FO_RULE(rule, variants)                                                                    \
+    {.name = #rule,                                                                                \
+     .hyper_names = rule##_hyper_names,                                                            \
+     .slot_names = rule##_slot_names,                                                              \
+     .slot_needs = {rule##_slot_list(FO_NEEDS)},                                                   \
+     .variant = rule##_variant,                                                                    \
+     .consts = rule##_consts},
+#include "rules.def"
+#undef FO_RULE
+};
+
+const int fo_rule_count = FO_RULE_COUNT;
+
+const fo_rule *fo_find_rule(const char *name)
+{
+    for (int i = 0; i < fo_rule_count; i++)
+        if (strcmp(fo_rules[i].name, name) == 0)
+            return &fo_rules[i];
+    return NULL;
+}
+
+bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
+{
+    return fo_slot_used(rule->slot_needs[slot], rule->variant(hypers));
+}
+
+void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
+                    double *consts)
+{
+    const fo_common_hypers *h = (const fo_common_hypers *)hypers;
+    const bool decoupled = h->decoupled_weight_decay != 0;
+    consts[L2] = decoupled ? 0 : h->weight_decay;
+    consts[KEEP] = decoupled && h->weight_decay != 0 ? 1 - h->lr * h->weight_decay : 1;
+    rule->consts(hypers, semantics, t, consts);
+}

@@ -1,0 +1,47 @@
+/* Adagrad (Duchi, Hazan and Singer 2011).
+ *
+ *     s = s + g*g
+ *     p = p - (step*g) / (sqrt(s + eps_in) + eps_out)        step = lr / (1 + (t-1)*lr_decay)
+ *
+ * torch adds eps outside the root, keras inside. */
+#ifndef T
+
+#define adagrad_hyper_list(X) X(lr_decay) X(eps)
+#define adagrad_slot_list(X) X(sum, ALWAYS)
+enum { ADAGRAD_STEP = FO_COMMON_CONSTS, ADAGRAD_EPS_IN, ADAGRAD_EPS_OUT };
+
+typedef struct {
+    FO_COMMON_HYPERS(FO_FIELD)
+    adagrad_hyper_list(FO_FIELD)
+} adagrad_hypers;
+
+static inline int adagrad_variant(const double *hypers)
+{
+    (void)hypers;
+    return 0;
+}
+
+static inline void adagrad_consts(const double *hypers, fo_semantics semantics, int64_t t,
+                                  double *k)
+{
+    const adagrad_hypers *h = (const adagrad_hypers *)hypers;
+    k[ADAGRAD_STEP] = h->lr / (1 + (double)(t - 1) * h->lr_decay);
+    k[ADAGRAD_EPS_IN] = semantics == FO_KERAS ? h->eps : 0;
+    k[ADAGRAD_EPS_OUT] = semantics == FO_KERAS ? 0 : h->eps;
+}
+
+#else
+
+FO_INLINE T FO_T(adagrad)(T p, T g, T *slot, const T *k, int variant)
+{
+    (void)variant;
+    slot[0] = slot[0] + g * g;
+    const T den = FO_T(fo_sqrt)(slot[0] + k[ADAGRAD_EPS_IN]) + k[ADAGRAD_EPS_OUT];
+    return p - (k[ADAGRAD_STEP] * g) / den;
+}
+
+#define RULE adagrad
+#include "../loop.inc"
+#undef RULE
+
+#endif

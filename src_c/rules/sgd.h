@@ -1,0 +1,60 @@
+/* Gradient descent, with momentum, dampening and Nesterov's look-ahead.
+ *
+ *     b = mu*b + in*g
+ *     p = p - (out*b + look*g)            without momentum: p = p - look*g
+ *
+ *              |  mu        in            out              look
+ *     torch    |  momentum  1 - damp      lr               0
+ *       Nesterov                          lr*momentum      lr
+ *       first  |  0         1             (the buffer starts as a copy of the gradient)
+ *     keras    |  momentum  -lr(1-damp)   -1               0          (b is the velocity)
+ *       Nesterov                          -momentum        lr */
+#ifndef T
+
+#define sgd_hyper_list(X) X(momentum) X(dampening) X(nesterov)
+#define sgd_slot_list(X) X(momentum_buffer, SGD_MOMENTUM)
+enum { SGD_MOMENTUM = 1 };
+enum { SGD_MU = FO_COMMON_CONSTS, SGD_IN, SGD_OUT, SGD_LOOK };
+
+typedef struct {
+    FO_COMMON_HYPERS(FO_FIELD)
+    sgd_hyper_list(FO_FIELD)
+} sgd_hypers;
+
+static inline int sgd_variant(const double *hypers)
+{
+    const sgd_hypers *h = (const sgd_hypers *)hypers;
+    return h->momentum != 0 ? SGD_MOMENTUM : 0;
+}
+
+static inline void sgd_consts(const double *hypers, fo_semantics semantics, int64_t t, double *k)
+{
+    const sgd_hypers *h = (const sgd_hypers *)hypers;
+    const bool first = semantics == FO_TORCH && t == 1;
+    const double damped = 1 - h->dampening;
+    k[SGD_MU] = first ? 0 : h->momentum;
+    if (semantics == FO_KERAS) {
+        k[SGD_IN] = -(h->lr * damped);
+        k[SGD_OUT] = h->nesterov ? -h->momentum : -1;
+    } else {
+        k[SGD_IN] = first ? 1 : damped;
+        k[SGD_OUT] = h->nesterov ? h->lr * h->momentum : h->lr;
+    }
+    k[SGD_LOOK] = h->nesterov || h->momentum == 0 ? h->lr : 0;
+}
+
+#else
+
+FO_INLINE T FO_T(sgd)(T p, T g, T *slot, const T *k, int variant)
+{
+    if (!(variant & SGD_MOMENTUM))
+        return p - k[SGD_LOOK] * g;
+    slot[0] = k[SGD_MU] * slot[0] + k[SGD_IN] * g;
+    return p - (k[SGD_OUT] * slot[0] + k[SGD_LOOK] * g);
+}
+
+#define RULE sgd
+#include "../loop.inc"
+#undef RULE
+
+#endif
