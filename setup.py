@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 OPENMP = ["-fopenmp"]
 
-# Instruction sets besides `base`, the compiler's own default: flags, and the macro that tells cpu.c.
+# Instruction sets besides `base`, the compiler's own default, and their flags.
 ISAS = {
     "avx2": ["-mavx2"],
     "avx512": [
@@ -31,9 +31,7 @@ ISAS = {
 
 CORE = ["src_c/cpu.c", "src_c/driver.c", "src_c/rules.c"]
 KERNELS = "src_c/kernels.c"
-HEADERS = sorted(
-    str(path) for pattern in ("*.h", "*.inc", "*.def", "rules/*.h") for path in Path("src_c").glob(pattern)
-)
+HEADERS = sorted(str(path) for path in Path("src_c").rglob("*.[hid]*"))
 
 
 class BuildExt(build_ext):
@@ -64,7 +62,9 @@ class BuildExt(build_ext):
             source = Path(folder, "probe.c")
             source.write_text(f"{text}\nint main(void) {{ return 0; }}\n")
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=flags
+                )
                 self.compiler.link_executable(objects, "probe", folder, extra_postargs=flags)
             except Exception:  # each compiler class has its own
                 return False

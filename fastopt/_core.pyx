@@ -9,7 +9,7 @@ cimport numpy as cnp
 from cpython.dict cimport PyDict_Next
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
@@ -249,20 +249,24 @@ def check_parameter(array, str name):
 
 
 def unchanged(groups, list seen):
-    """Tell whether the values of these dicts are still the objects that were seen."""
+    """Tell whether the keys and values of these dicts are still the objects that were seen."""
     cdef Py_ssize_t i, n, position
     cdef PyObject *key
     cdef PyObject *value
-    cdef tuple values
+    cdef tuple keys, values
     if type(groups) is not list or len(groups) != len(seen):
         return False
     for i in range(len(groups)):
         if type(groups[i]) is not dict:
             return False
-        values = seen[i]
+        keys, values = seen[i]
         n = position = 0
         while PyDict_Next(groups[i], &position, &key, &value):
-            if n >= len(values) or <PyObject *>values[n] != value:
+            if (
+                n >= len(values)
+                or <PyObject *>values[n] != value
+                or <PyObject *>keys[n] != key
+            ):
                 return False
             n += 1
         if n != len(values):
@@ -361,13 +365,13 @@ cdef class Plan:
     cdef fo_plan *plan
     cdef fo_step_args args
     cdef Rule rule
-    cdef Py_ssize_t n, n_owned
+    cdef Py_ssize_t n, n_owned, n_groups, n_extents
     cdef readonly list names
     cdef readonly tuple owned        # parameters, then slots, then averages
     cdef readonly list owners        # for each owned array, its parameter
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef Layout *layouts             # of the owned arrays
-    cdef Extent *extents             # of the owned arrays, sorted by address
+    cdef Extent *extents             # of the owned arrays that are not empty, sorted by address
     cdef bint extents_sorted
     cdef Extent *grad_extents        # of the gradients last seen, by parameter
     cdef Extent *sorting
@@ -413,7 +417,8 @@ cdef class Plan:
             targets.extend([FO_MAX_SLOTS] * self.n)
         self.owned, self.owners, self.n_owned = tuple(owned), owners, len(owned)
 
-        self.plan = fo_plan_create(rule.rule, max(groups, default=0) + 1, self.n)
+        self.n_groups = max(groups, default=-1) + 1
+        self.plan = fo_plan_create(rule.rule, self.n_groups, self.n)
         self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
         self.extents = <Extent *>PyMem_Calloc(self.n_owned + 1, sizeof(Extent))
         self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
@@ -531,22 +536,47 @@ cdef class Plan:
                 layout.data = data
                 layout.target[0] = data
                 self.extents_sorted = False
+        for k in range(self.n):
+            self._read_counter(k)
         if not self.extents_sorted:
             self._sort_extents()
         return 0
 
+    cdef int _read_counter(self, Py_ssize_t i) except -1:
+        """Read a step counter's address anew; raise unless the core can count on in it."""
+        cdef fo_tensor *tensor = fo_plan_tensor(self.plan, i)
+        cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
+        if (
+            cnp.PyArray_NDIM(counter) != 0
+            or not cnp.PyArray_ISSIGNED(counter)
+            or cnp.PyArray_ITEMSIZE(counter) != sizeof(int64_t)
+            or not cnp.PyArray_ISBEHAVED(counter)
+        ):
+            raise ValueError(
+                f"step counter of {self.names[i]}: expected a writable 0-d int64 array, got shape "
+                f"{self.steps[i].shape} and dtype {counter.dtype}"
+            )
+        tensor.step = <int64_t *>cnp.PyArray_DATA(counter)
+        if not 0 <= tensor.step[0] < INT64_MAX:
+            raise ValueError(
+                f"step counter of {self.names[i]} must be >= 0 and < 2**63 - 1, got "
+                f"{tensor.step[0]}"
+            )
+        return 0
+
     cdef int _sort_extents(self) except -1:
-        cdef Py_ssize_t k
+        cdef Py_ssize_t k, count = 0
         for k in range(self.n_owned):
-            self.extents[k].low = self.layouts[k].data
-            self.extents[k].high = self.layouts[k].data + self.layouts[k].nbytes
-            self.extents[k].index = k
-        qsort(self.extents, self.n_owned, sizeof(Extent), by_low)
-        for k in range(1, self.n_owned):
-            if (
-                self.extents[k].low < self.extents[k - 1].high
-                and self.extents[k].low < self.extents[k].high
-            ):
+            if self.layouts[k].nbytes == 0:  # it may lie inside another, which it does not overlap
+                continue
+            self.extents[count].low = self.layouts[k].data
+            self.extents[count].high = self.layouts[k].data + self.layouts[k].nbytes
+            self.extents[count].index = k
+            count += 1
+        self.n_extents = count
+        qsort(self.extents, count, sizeof(Extent), by_low)
+        for k in range(1, count):
+            if self.extents[k].low < self.extents[k - 1].high:
                 first, second = self.extents[k - 1].index, self.extents[k].index
                 first, second = min(first, second), max(first, second)
                 raise ValueError(
@@ -673,19 +703,19 @@ cdef class Plan:
         self, Py_ssize_t i, cnp.ndarray grad, char *low, char *high, bint alike, bint zero_grad,
     ) except -1:
         """Raise if a gradient shares memory with a parameter or with state; its own is allowed."""
-        cdef Py_ssize_t left = 0, right = self.n_owned, middle, k
+        cdef Py_ssize_t left = 0, right = self.n_extents, middle, k
+        if low == high:
+            return 0
         while left < right:  # the first extent that ends above `low`
             middle = (left + right) // 2
             if self.extents[middle].high > low:
                 right = middle
             else:
                 left = middle + 1
-        while left < self.n_owned and self.extents[left].low < high:
+        while left < self.n_extents and self.extents[left].low < high:
             k = self.extents[left].index
             left += 1
             if k == i and alike and low == self.layouts[i].data and not zero_grad:
-                continue
-            if self.layouts[k].nbytes == 0 or low == high:
                 continue
             if alike or self._shares_memory(grad, self.owned[k]):
                 own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
@@ -729,7 +759,10 @@ cdef class Plan:
 
     def set_hypers(self, int32_t group, row):
         """Set a group's hyperparameters, in the order of ``rule.hypers``."""
-        cdef double *hypers = fo_plan_hypers(self.plan, group)
+        cdef double *hypers
+        if not 0 <= group < self.n_groups:
+            return  # no parameter is in it
+        hypers = fo_plan_hypers(self.plan, group)
         for j, value in enumerate(row):
             hypers[j] = value
 
@@ -755,7 +788,9 @@ cdef class Plan:
         cdef fo_step_result *out = &result.result
         cdef Py_ssize_t i
         if len(bound) != self.n:
-            raise ValueError(f"expected {self.n} gradients, one for each parameter; got {len(bound)}")
+            raise ValueError(
+                f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
+            )
         self._read_owned()
         for i in range(self.n):
             self._bind(i, bound, zero_grad)

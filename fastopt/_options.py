@@ -23,7 +23,10 @@ def real(
     """
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large, got {value!r}") from None
     inside = number > above if above is not None else number >= low
     if below != float("inf"):
         inside = inside and number < below

@@ -23,7 +23,9 @@ def verified(
     _same_keys("state_dict", _ENTRIES, saved)
     for entry, own in (("rule", optimizer._rule.name), ("semantics", optimizer._semantics)):
         if saved[entry] != own:
-            raise ValueError(f"state_dict[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
+            raise ValueError(
+                f"state_dict[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}"
+            )
     _count("state_dict['completed_steps']", saved["completed_steps"])
 
     keys = optimizer._keys
@@ -51,8 +53,8 @@ def verified(
         state.append(slots)
 
     if (saved["ema"] is None) != (optimizer._ema is None):
-        has, lacks = ("optimizer", "state_dict") if saved["ema"] is None else ("state_dict", "optimizer")
-        raise ValueError(f"the {has} averages the weights (ema_decay), the {lacks} does not")
+        has = "the optimizer" if saved["ema"] is None else "the state_dict"
+        raise ValueError(f"only {has} has averages of the weights (ema_decay)")
     ema = []
     if saved["ema"] is not None:
         _same_keys("state_dict['ema']", keys, saved["ema"])

@@ -37,8 +37,11 @@ class ParameterState(dict[str, Array]):
             "or use load_state_dict"
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a copy is a plain dict
 
 
 class Optimizer:
@@ -138,7 +141,11 @@ class Optimizer:
     def _extend(self, groups: list[dict[str, Any]], completed_steps: int) -> None:
         """Check and add groups; nothing has changed if this raises."""
         n_before = len(self.param_groups)
-        new_groups, params, keys, group_of, states = [], [], [], [], []
+        new_groups: list[dict[str, Any]] = []
+        params: list[Array] = []
+        keys: list[Any] = []
+        group_of: list[int] = []
+        states: list[ParameterState] = []
         named = set()
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
@@ -241,6 +248,8 @@ class Optimizer:
                     continue
                 steps = self._plan.completed_steps if hasattr(self, "_plan") else 0
                 value = value(steps)
+                if getattr(value, "shape", None) == () and hasattr(value, "item"):
+                    value = value.item()  # schedules of array libraries return 0-d arrays
                 name = f"lr({steps})"
                 values["lr"] = check(f"{where}{name}", value)
                 continue
@@ -259,7 +268,9 @@ class Optimizer:
         return {}
 
     def _remember_groups(self) -> None:
-        self._seen = [tuple(group.values()) for group in self.param_groups]
+        for group in self.param_groups:  # what has been checked must not change unseen
+            group.update((k, tuple(v)) for k, v in group.items() if isinstance(v, list))
+        self._seen = [(tuple(group), tuple(group.values())) for group in self.param_groups]
         self._lr_is_called = any(callable(group["lr"]) for group in self.param_groups)
 
     def _refresh(self) -> None:
@@ -275,18 +286,19 @@ class Optimizer:
             if not isinstance(group, dict) or group.get("params") is not params:
                 raise ValueError(f"{where}its parameters were replaced; use add_param_group")
             rows.append(self._row(self._checked(group, where)))
-        self._add_missing_slots([self._rule.used_slots(row) for row in rows])
+        used = [self._rule.used_slots(row) for row in rows]
+        self._add_missing_slots([used[number] for number in self._group_of])
         for number, row in enumerate(rows):
             self._plan.set_hypers(number, row)
         self._remember_groups()
 
-    def _add_missing_slots(self, used: list[tuple[str, ...]]) -> None:
-        """Make the slots of groups that have had momentum, centered or amsgrad switched on."""
+    def _add_missing_slots(self, used: Sequence[Iterable[str]]) -> None:
+        """Make parameters' slots: momentum, centered or amsgrad may have been switched on."""
         state = list(self._state)
-        for i, number in enumerate(self._group_of):
-            if not state[i].keys() >= set(used[number]):
-                fill = self._initial(self.param_groups[number])
-                new = _new_state(self._params[i], used[number], fill)
+        for i, names in enumerate(used):
+            if not state[i].keys() >= set(names):
+                fill = self._initial(self.param_groups[self._group_of[i]])
+                new = _new_state(self._params[i], names, fill)
                 state[i] = ParameterState(dict(new) | dict(state[i]))
         if any(new is not old for new, old in zip(state, self._state, strict=True)):
             self._plan = self._make_plan(
@@ -347,7 +359,7 @@ class Optimizer:
                 self._refresh()
             if type(grads) is not list or self._named:
                 grads = self._in_order(grads)
-            if loss_scale != 1.0:
+            if type(loss_scale) is not float or loss_scale != 1.0:
                 loss_scale = real("loss_scale", loss_scale, above=0.0)
                 if loss_scale == float("inf"):
                     raise ValueError("loss_scale must be finite, got inf")
@@ -374,13 +386,12 @@ class Optimizer:
         except TypeError:
             if hasattr(grads, "__iter__"):
                 raise
-            raise TypeError(
-                f"grads must be a list or tuple, got {type(grads).__name__}"
-            ) from None
+            raise TypeError(f"grads must be a list or tuple, got {type(grads).__name__}") from None
 
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
         with self._lock:
+            self._refresh()
             for param_state, number in zip(self._state, self._group_of, strict=True):
                 fill = self._initial(self.param_groups[number])
                 for name, array in param_state.items():
@@ -397,14 +408,19 @@ class Optimizer:
         Returns
         -------
         dict
-            ``state`` and ``ema``, dicts by parameter key (its name, or its index), ``param_groups``,
-            with the keys of their parameters in place of the arrays, ``completed_steps``, ``rule``
-            and ``semantics``. A learning rate that is a callable is left out.
+            ``state`` and ``ema``, dicts by parameter key (its name, or its index);
+            ``param_groups``, with the keys of their parameters in place of the arrays;
+            ``completed_steps``, ``rule`` and ``semantics``. A learning rate that is a callable is
+            left out.
         """
         with self._lock:
             groups, first = [], 0
             for group in self.param_groups:
-                saved = {name: value for name, value in group.items() if name != "params"}
+                saved = {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in group.items()
+                    if name != "params"
+                }
                 if callable(saved["lr"]):
                     del saved["lr"]
                 last = first + len(group["params"])
@@ -445,14 +461,22 @@ class Optimizer:
 
         with self._lock:
             groups, state, ema = verified(self, state_dict)
-            for group, loaded in zip(self.param_groups, groups, strict=True):
-                group.update(loaded)
-            self._refresh()
-            for param_state, loaded in zip(self._state, state, strict=True):
-                for name, array in param_state.items():
+            before = [dict(group) for group in self.param_groups]
+            try:
+                for group, options in zip(self.param_groups, groups, strict=True):
+                    group.update(options)
+                self._refresh()
+                self._add_missing_slots([loaded.keys() - {"step"} for loaded in state])
+            except BaseException:
+                for group, options in zip(self.param_groups, before, strict=True):
+                    group.clear()
+                    group.update(options)
+                raise
+            for own, loaded in zip(self._state, state, strict=True):
+                for name, array in own.items():
                     array[...] = loaded.get(name, 0)
-            for average, loaded in zip(self._ema or (), ema, strict=False):
-                average[...] = loaded
+            for average, values in zip(self._ema or (), ema, strict=False):
+                average[...] = values
             self._plan.completed_steps = int(state_dict["completed_steps"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def sgd(
     lr, momentum, dampening, nesterov, semantics
         As for :class:`fastopt.SGD`.
     **common
-        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``; ``grad_scale``, what the gradient
-        is multiplied by, and ``grad_limit``, to which its elements are clipped.
+        ``weight_decay``, ``decoupled_weight_decay``, ``maximize``; ``grad_scale``, which
+        multiplies the gradient, and ``grad_limit``, to which its elements are clipped.
     """
     with np.errstate(all="ignore"):
         c, p, g = _begin(param, grad, lr, **common)
@@ -259,14 +259,15 @@ def _begin(
     c = param.dtype.type
     g = c(-grad_scale if maximize else grad_scale) * grad
     g = _minimum(_maximum(g, c(-grad_limit)), c(grad_limit))
-    g = g + c(0.0 if decoupled_weight_decay else weight_decay) * param
+    if weight_decay and not decoupled_weight_decay:
+        g = g + c(weight_decay) * param
     keep = 1 - lr * weight_decay if decoupled_weight_decay and weight_decay else 1.0
     return c, c(keep) * param, g
 
 
-def _maximum(a: Any, b: Any) -> Array:
+def _maximum(a: Any, b: Any) -> Any:
     return np.where((a > b) | (a != a), a, b)
 
 
-def _minimum(a: Any, b: Any) -> Array:
+def _minimum(a: Any, b: Any) -> Any:
     return np.where((a < b) | (a != a), a, b)

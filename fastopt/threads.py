@@ -95,7 +95,7 @@ def _cpu_quota(root: Path) -> float | None:
     """Return the CPUs that the process's control groups (version 2 or 1) grant, None: no limit."""
     limits = []
     for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             base, read = root / "sys/fs/cgroup", _quota_v2
         elif "cpu" in controllers.split(","):
@@ -110,7 +110,8 @@ def _cpu_quota(root: Path) -> float | None:
 
 
 def _quota_v2(folder: Path) -> float | None:
-    return _ratio(*(_read(folder / "cpu.max").split() + ["", ""])[:2])
+    quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
+    return _ratio(quota, period)
 
 
 def _quota_v1(folder: Path) -> float | None:

@@ -191,8 +191,7 @@ static void scan_block(const step *s, int64_t tensor, int64_t block, int64_t off
     const double sum = s->table->sum_of_squares[t->dtype](n, grad, scale);
     s->plan->block_sum[block] = sum;
     /* A finite sum has finite terms; one that is not may have overflowed. */
-    s->plan->block_finite[block] =
-        sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
+    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
 }
 
 static void update_block(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
@@ -311,8 +310,7 @@ static void decide(const step *s)
         double sum = 0;
         for (int64_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++) {
             sum += plan->block_sum[b];
-            if (!plan->block_finite[b] && !s->result->skipped &&
-                args->nonfinite != FO_PROPAGATE) {
+            if (!plan->block_finite[b] && !s->result->skipped && args->nonfinite != FO_PROPAGATE) {
                 s->result->skipped = true;
                 s->result->first_skipped = i;
             }

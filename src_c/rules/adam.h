@@ -11,8 +11,7 @@
 #ifndef T
 
 #define adam_hyper_list(X) X(beta1) X(beta2) X(eps) X(amsgrad) X(bias_correction)
-#define adam_slot_list(X)                                                                              \
-    X(exp_avg, ALWAYS) X(exp_avg_sq, ALWAYS) X(max_exp_avg_sq, ADAM_AMSGRAD)
+#define adam_slot_list(X) X(exp_avg, ALWAYS) X(exp_avg_sq, ALWAYS) X(max_exp_avg_sq, ADAM_AMSGRAD)
 enum { ADAM_AMSGRAD = 1 };
 enum {
     ADAM_BETA1 = FO_COMMON_CONSTS,

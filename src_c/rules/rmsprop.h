@@ -11,7 +11,7 @@
 #ifndef T
 
 #define rmsprop_hyper_list(X) X(alpha) X(eps) X(momentum) X(centered)
-#define rmsprop_slot_list(X)                                                                           \
+#define rmsprop_slot_list(X)                                                                       \
     X(square_avg, ALWAYS) X(momentum_buffer, RMSPROP_MOMENTUM) X(grad_avg, RMSPROP_CENTERED)
 enum { RMSPROP_MOMENTUM = 1, RMSPROP_CENTERED = 2 };
 enum {

@@ -1,0 +1,378 @@
+/* Drives the C core through fastopt.h alone, for sanitizers to watch, and checks its promise of
+ * equal bits: every rule and variant, under both semantics and with every option of a step, gives
+ * the same bytes under each instruction set, with teams of 1, 2, 3 and 7 threads, for gradients
+ * laid out otherwise, from unaligned memory and under another rounding mode, as it gives with `base`
+ * on one thread. What the numbers should be is not its business: the Python tests know.
+ *
+ * Every array ends where its memory block ends, so that a step too far is seen. */
+#include "fastopt.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { STEPS = 4, BAD_STEP = 2, MAX_AXES = 3 };
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* Straddling lanes and blocks; each in float and in double, so a plan has twice as many tensors. */
+static const int64_t sizes[] = {0,
+                                1,
+                                2,
+                                3,
+                                4,
+                                5,
+                                6,
+                                7,
+                                8,
+                                9,
+                                15,
+                                16,
+                                17,
+                                31,
+                                32,
+                                33,
+                                63,
+                                64,
+                                65,
+                                97,
+                                96,
+                                4095,
+                                4096,
+                                4097,
+                                FO_BLOCK - 1,
+                                FO_BLOCK,
+                                FO_BLOCK + 1,
+                                3 * FO_BLOCK + 5};
+enum { TENSORS = 2 * COUNT(sizes) };
+
+/* Hyperparameters that a text does not name are those of `defaults`. */
+static const char defaults[] =
+    " lr=0.01 alpha=0.9 eps=1e-8 beta1=0.9 beta2=0.99 bias_correction=1 ";
+static const char *const configs[] = {
+    "sgd ",
+    "sgd weight_decay=0.01 maximize=1 ",
+    "sgd momentum=0.9 weight_decay=0.1 decoupled_weight_decay=1 ",
+    "sgd momentum=0.9 dampening=0.5 ",
+    "sgd momentum=0.9 nesterov=1 weight_decay=0.01 ",
+    "adagrad ",
+    "adagrad lr_decay=0.1 weight_decay=0.01 ",
+    "rmsprop ",
+    "rmsprop momentum=0.9 weight_decay=0.01 ",
+    "rmsprop centered=1 ",
+    "rmsprop momentum=0.9 centered=1 maximize=1 ",
+    "adam ",
+    "adam amsgrad=1 weight_decay=0.01 ",
+    "adam bias_correction=0 ",
+    "adam weight_decay=0.01 decoupled_weight_decay=1 ",
+};
+
+static const struct {
+    fo_step_args args;
+    double bad; /* put into one gradient, at one step */
+} options[] = {
+    {{.loss_scale = 1}, 0},
+    {{.loss_scale = 1, .clip = FO_CLIP_VALUE, .clip_limit = 0.25}, 0},
+    {{.loss_scale = 8, .clip = FO_CLIP_NORM, .clip_limit = 1}, 0},
+    {{.loss_scale = 1, .clip = FO_GLOBAL_CLIP_NORM, .clip_limit = 1}, 0},
+    {{.loss_scale = 1, .ema_decay = 0.9}, 0},
+    {{.loss_scale = 1, .zero_grad = true}, 0},
+    {{.loss_scale = 1, .nonfinite = FO_SKIP, .ema_decay = 0.9}, NAN},
+    {{.loss_scale = 1, .nonfinite = FO_SKIP, .zero_grad = true}, -INFINITY},
+    {{.loss_scale = 1, .nonfinite = FO_RAISE, .zero_grad = true}, INFINITY},
+    {{.loss_scale = 1, .nonfinite = FO_SKIP, .clip = FO_CLIP_NORM, .clip_limit = 1}, 0},
+};
+
+/* How the gradients lie in memory. */
+typedef enum { DENSE, SHIFTED, BACKWARDS, TRANSPOSED, WITH_GAPS, LAYOUTS } layout;
+
+typedef struct {
+    fo_dtype dtype;
+    int64_t size;
+    char *param, *slot[FO_MAX_SLOTS], *ema, *grad;
+    int64_t step;
+    ptrdiff_t shape[MAX_AXES], strides[MAX_AXES];
+    int axes;
+    char *grad_block;
+} tensor;
+
+static uint64_t random_state;
+
+static uint64_t random_bits(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state;
+}
+
+/* Mostly ordinary numbers; also zeros of both signs and subnormals. */
+static double random_value(fo_dtype dtype)
+{
+    const uint64_t bits = random_bits();
+    const double sign = bits & 1 ? -1 : 1, fraction = (double)(bits >> 12) * 0x1p-52;
+    if (bits >> 1 & 31)
+        return sign * ldexp(1 + fraction, (int)(bits >> 6 & 15) - 12);
+    if (bits >> 6 & 1)
+        return sign * 0;
+    return sign * ldexp(fraction, dtype == FO_F32 ? -126 : -1022);
+}
+
+static size_t item(fo_dtype dtype) { return dtype == FO_F32 ? sizeof(float) : sizeof(double); }
+
+static void store(fo_dtype dtype, char *at, double value)
+{
+    const float narrow = (float)value;
+    if (dtype == FO_F32)
+        memcpy(at, &narrow, sizeof narrow);
+    else
+        memcpy(at, &value, sizeof value);
+}
+
+static void *checked(void *memory)
+{
+    if (memory)
+        return memory;
+    fputs("out of memory\n", stderr);
+    exit(2);
+}
+
+/* A block that is freed with free(array - shift). */
+static char *new_array(const tensor *t, size_t shift)
+{
+    const size_t bytes = (size_t)t->size * item(t->dtype) + shift;
+    return (char *)checked(calloc(bytes + !bytes, 1)) + shift;
+}
+
+/* Where element i of the gradient lies. */
+static char *grad_at(const tensor *t, int64_t i)
+{
+    char *at = t->grad;
+    for (int axis = t->axes - 1; axis >= 0; axis--) {
+        at += i % t->shape[axis] * t->strides[axis];
+        i /= t->shape[axis];
+    }
+    return at;
+}
+
+/* Chooses shape and strides of the gradient, and makes its block. */
+static void lay_out(tensor *t, layout how)
+{
+    const ptrdiff_t bytes = (ptrdiff_t)item(t->dtype), n = (ptrdiff_t)t->size;
+    ptrdiff_t outer = 1, middle = 1, block = n * bytes, first = 0;
+    for (ptrdiff_t d = 7; d > 1; d--) { /* n = outer * middle * inner */
+        if (outer == 1 && n % d == 0)
+            outer = d;
+        else if (middle == 1 && n / outer % d == 0)
+            middle = d;
+    }
+    const ptrdiff_t inner = n / (outer * middle);
+    t->axes = 1;
+    t->shape[0] = n;
+    t->strides[0] = bytes;
+    if (how == SHIFTED) {
+        first = 1;
+        block += 1;
+    } else if (how == BACKWARDS && n > 0) {
+        t->strides[0] = -bytes;
+        first = (n - 1) * bytes;
+    } else if (how == TRANSPOSED || how == WITH_GAPS) {
+        const ptrdiff_t gap = how == WITH_GAPS ? 3 * bytes : bytes;
+        t->axes = 3;
+        t->shape[0] = outer, t->shape[1] = middle, t->shape[2] = inner;
+        t->strides[0] = gap, t->strides[1] = gap * outer, t->strides[2] = gap * outer * middle;
+        if (n > 0)
+            block = (n - 1) * gap + bytes;
+    }
+    t->grad_block = checked(malloc((size_t)block + !block));
+    memset(t->grad_block, 0x5a, (size_t)block);
+    t->grad = t->grad_block + first;
+}
+
+static void fill_hypers(const fo_rule *rule, const char *config, int group, double *hypers)
+{
+    for (int j = 0; rule->hyper_names[j]; j++) {
+        char key[64];
+        snprintf(key, sizeof key, " %s=", rule->hyper_names[j]);
+        const char *found = strstr(config, key);
+        if (!found)
+            found = strstr(defaults, key);
+        hypers[j] = found ? strtod(found + strlen(key), NULL) : 0;
+    }
+    if (group == 1) {
+        hypers[0] *= 2;             /* lr */
+        hypers[3] = hypers[3] == 0; /* maximize */
+    }
+}
+
+/* What a run leaves: the bytes of all arrays and counters, and each step's result. */
+typedef struct {
+    char *bytes;
+    size_t length, room;
+} record;
+
+static void append(record *r, const void *bytes, size_t n)
+{
+    if (n == 0)
+        return;
+    if (r->length + n > r->room) {
+        r->room = 2 * (r->length + n);
+        r->bytes = checked(realloc(r->bytes, r->room));
+    }
+    memcpy(r->bytes + r->length, bytes, n);
+    r->length += n;
+}
+
+static void append_arrays(record *r, const tensor *tensors)
+{
+    for (int i = 0; i < TENSORS; i++) {
+        const tensor *t = &tensors[i];
+        const size_t bytes = (size_t)t->size * item(t->dtype);
+        append(r, t->param, bytes);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            append(r, t->slot[j], bytes);
+        append(r, t->ema, bytes);
+        append(r, &t->step, sizeof t->step);
+    }
+}
+
+static void append_grads(record *r, const tensor *tensors)
+{
+    for (int i = 0; i < TENSORS; i++)
+        for (int64_t e = 0; e < tensors[i].size; e++)
+            append(r, grad_at(&tensors[i], e), item(tensors[i].dtype));
+}
+
+static bool same(const record *a, const record *b)
+{
+    return a->length == b->length && memcmp(a->bytes, b->bytes, a->length) == 0;
+}
+
+static int wrong;
+
+static void expect(bool holds, const char *what, const char *config)
+{
+    if (!holds) {
+        wrong++;
+        printf("%s: %s\n", config, what);
+    }
+}
+
+/* The steps of one configuration and option from the same start, always with the same values. */
+static record run(const char *config, fo_semantics semantics, int option, int team, layout how,
+                  int rounding)
+{
+    char name[16];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(config, " "), config);
+    const fo_rule *rule = fo_find_rule(name);
+    fo_plan *plan = checked(fo_plan_create(rule, 2, TENSORS));
+    const size_t shift = how == SHIFTED;
+    static tensor tensors[TENSORS];
+    random_state = 88172645463325252u;
+    for (int g = 0; g < 2; g++)
+        fill_hypers(rule, config, g, fo_plan_hypers(plan, g));
+
+    for (int i = 0; i < TENSORS; i++) {
+        tensor *t = &tensors[i];
+        fo_tensor *bound = fo_plan_tensor(plan, i);
+        *t = (tensor){.dtype = i % 2 ? FO_F64 : FO_F32, .size = sizes[i / 2]};
+        t->param = new_array(t, shift);
+        t->ema = new_array(t, shift);
+        lay_out(t, how);
+        for (int64_t e = 0; e < t->size; e++)
+            store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
+        *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size};
+        bound->dtype = t->dtype;
+        bound->group = i % 3 == 2;
+        bound->ema = options[option].args.ema_decay != 0 ? t->ema : NULL;
+        for (int j = 0; j < FO_MAX_SLOTS; j++) {
+            t->slot[j] = new_array(t, shift);
+            if (fo_rule_uses_slot(rule, fo_plan_hypers(plan, bound->group), j))
+                bound->slot[j] = t->slot[j];
+        }
+    }
+    if (fo_plan_prepare(plan) != FO_OK)
+        checked(NULL);
+
+    record r = {0};
+    for (int s = 0; s < STEPS; s++) {
+        fo_step_args args = options[option].args;
+        const bool bad = options[option].bad != 0 && s == BAD_STEP;
+        const int64_t bad_tensor = TENSORS - 3;
+        fo_step_result result;
+        record before = {0}, after = {0};
+        args.semantics = semantics;
+        args.ema_starts = s == 0;
+        args.max_threads = team;
+        args.exact_threads = true;
+        for (int i = 0; i < TENSORS; i++) {
+            tensor *t = &tensors[i];
+            fo_tensor *bound = fo_plan_tensor(plan, i);
+            for (int64_t e = 0; e < t->size; e++)
+                store(t->dtype, grad_at(t, e), random_value(t->dtype));
+            bound->grad = s == 1 && i % 5 == 4 ? NULL : t->grad; /* now and then there is none */
+            bound->grad_ndim = how == DENSE || how == SHIFTED ? 0 : t->axes;
+            bound->grad_shape = t->shape;
+            bound->grad_strides = t->strides;
+            if (bad && i == bad_tensor)
+                store(t->dtype, grad_at(t, t->size - 1), options[option].bad);
+            if (args.nonfinite == FO_SKIP && !bad && t->dtype == FO_F64 && t->size > 2)
+                store(t->dtype, grad_at(t, 1), 1e200); /* finite, though its square is not */
+        }
+        append_arrays(&before, tensors);
+        fesetround(rounding);
+        fo_plan_step(plan, &args, &result);
+        expect(fegetround() == rounding, "rounding mode", config);
+        fesetround(FE_TONEAREST);
+        append_arrays(&after, tensors);
+        expect(result.skipped == bad, "skipped", config);
+        expect(!bad || result.first_skipped == bad_tensor, "first_skipped", config);
+        expect(same(&before, &after) == bad, "a skipped step writes, or another does not", config);
+        expect(!fo_has_openmp() || result.threads == team, "threads", config);
+        append(&r, after.bytes, after.length);
+        append_grads(&r, tensors);
+        if (result.has_norm)
+            append(&r, &result.grad_norm, sizeof result.grad_norm);
+        free(before.bytes);
+        free(after.bytes);
+    }
+    for (int i = 0; i < TENSORS; i++) {
+        free(tensors[i].param - shift);
+        free(tensors[i].ema - shift);
+        free(tensors[i].grad_block);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            free(tensors[i].slot[j] - shift);
+    }
+    fo_plan_destroy(plan);
+    return r;
+}
+
+int main(void)
+{
+    static const int teams[] = {1, 2, 3, 7}, modes[] = {FE_TONEAREST, FE_UPWARD, FE_TOWARDZERO};
+    int cases = 0;
+    fo_init();
+    for (int c = 0; c < COUNT(configs); c++)
+        for (int semantics = FO_TORCH; semantics <= FO_KERAS; semantics++)
+            for (int option = 0; option < COUNT(options); option++) {
+                fo_isa_select("base");
+                record standard =
+                    run(configs[c], (fo_semantics)semantics, option, 1, DENSE, FE_TONEAREST);
+                for (int isa = 0; isa < fo_isa_count(); isa++)
+                    for (int team = 0; team < COUNT(teams); team++) {
+                        if (!fo_isa_select(fo_isa_name(isa)))
+                            continue;
+                        const layout how = (layout)((cases + cases / LAYOUTS) % LAYOUTS);
+                        const int rounding = modes[cases++ % COUNT(modes)];
+                        record r = run(configs[c], (fo_semantics)semantics, option, teams[team],
+                                       how, rounding);
+                        expect(same(&r, &standard), fo_isa_name(isa), configs[c]);
+                        free(r.bytes);
+                    }
+                free(standard.bytes);
+            }
+    printf("%d cases, %d differences\n", cases, wrong);
+    return wrong != 0;
+}

@@ -1,0 +1,228 @@
+"""The C core equals the NumPy reference bit for bit, however it is run."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from fpmode import flush_to_zero
+from oracle import CASE_IDS, CASES, Oracle, assert_same_bits
+
+import fastopt
+from fastopt import _core, reference
+
+BLOCK = _core.BLOCK
+SIZES = [*range(10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, BLOCK - 1, BLOCK, BLOCK + 1]
+TEAMS = [1, 2, 3, 7]
+STEPS = 10
+DTYPES = [np.float32, np.float64]
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    active = _core.isa()["active"]
+    yield
+    _core.force_threads(0)
+    _core.select_isa(active)
+
+
+def values(rng, shape, dtype):
+    """Normal numbers of very different sizes, subnormals, and zeros of both signs."""
+    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 4, shape)
+    tiny = np.finfo(dtype).smallest_subnormal * rng.integers(-1000, 1000, shape)
+    kind = rng.integers(0, 12, shape)
+    x = np.where(kind == 0, 0.0, np.where(kind == 1, -0.0, np.where(kind == 2, tiny, x)))
+    return np.asarray(x, dtype)
+
+
+def unaligned(array):
+    raw = np.empty(array.nbytes + 1, np.uint8)
+    copy = raw[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def run_both(cls, kwargs, params, gradients, **step_options):
+    """Step the optimizer and its twin over lists of gradients, comparing after each step."""
+    opt = cls(params, **kwargs)
+    twin = Oracle(opt, **kwargs)
+    for number, grads in enumerate(gradients):
+        opt.step(grads, **step_options)
+        twin.step(grads, **{k: v for k, v in step_options.items() if k == "loss_scale"})
+        assert_same_bits(opt, twin, f"step {number + 1}")
+    return opt
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "cls", "kwargs"), CASES, ids=CASE_IDS)
+def test_every_rule_equals_the_reference(name, cls, kwargs, dtype):
+    rng = np.random.default_rng(CASE_IDS.index(name))
+    starts = [values(rng, n, dtype) for n in SIZES]
+    gradients = [[values(rng, n, dtype) for n in SIZES] for _ in range(STEPS)]
+    twin = Oracle(cls([p.copy() for p in starts], **kwargs), **kwargs)
+    for grads in gradients:
+        twin.step(grads)
+    ran = 0
+    for isa in _core.isa()["supported"]:
+        _core.select_isa(isa)
+        for team in TEAMS:
+            _core.force_threads(team)
+            opt = cls([p.copy() for p in starts], **kwargs)
+            used = {opt.step(grads).threads for grads in gradients}
+            assert used == {team if _core.has_openmp() else 1}
+            assert_same_bits(opt, twin, f"{isa}, {team} threads")
+            ran += 1
+    assert ran == len(_core.isa()["supported"]) * len(TEAMS)
+
+
+def test_the_table_reaches_every_loop():
+    reached = set()
+    for _, cls, kwargs in CASES:
+        opt = cls([np.zeros(1)], **kwargs)
+        reached.add((opt._rule.name, tuple(sorted(opt.state[0]))))
+    assert len(reached) == 2 + 1 + 4 + 2
+    assert {rule for rule, _ in reached} == set(_core.rule_names())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "cls", "kwargs"), CASES[::3], ids=CASE_IDS[::3])
+def test_layout_and_alignment_change_no_bit(name, cls, kwargs, dtype):
+    rng = np.random.default_rng(CASE_IDS.index(name))
+    shape = (3, 41, 43)  # more than one block, and no multiple of anything
+    start = values(rng, shape, dtype)
+    layouts = [
+        np.ascontiguousarray,
+        np.asfortranarray,
+        unaligned,
+        lambda a: np.ascontiguousarray(a.transpose(1, 2, 0)).transpose(2, 0, 1),
+    ]
+    grad_layouts = [
+        *layouts,
+        lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
+        lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
+        lambda a: unaligned(np.repeat(a, 3, axis=0))[1::3],
+    ]
+    params = [layout(start.copy()) for layout in layouts for _ in grad_layouts]
+    grads = [
+        [layout(g) for _ in layouts for layout in grad_layouts]
+        for g in (values(rng, shape, dtype) for _ in range(3))
+    ]
+    opt = run_both(cls, kwargs, params, grads)
+    assert len(opt.params) == 28
+    for param in opt.params[1:]:
+        assert param.tobytes("C") == opt.params[0].tobytes("C")
+
+
+def test_a_broadcast_gradient_is_read_as_it_is():
+    param = np.arange(12.0).reshape(3, 4)
+    grad = np.broadcast_to(np.array([1.0, -2.0, 3.0, 4.0]), (3, 4))
+    run_both(fastopt.Adam, {"lr": 0.1}, [param], [[grad]] * 3)
+
+
+def test_a_gradient_may_be_its_own_parameter():
+    rng = np.random.default_rng(0)
+    for _, cls, kwargs in CASES:
+        param = values(rng, 100, np.float32)
+        opt = cls([param], **kwargs)
+        twin = Oracle(opt, **kwargs)
+        for _ in range(5):
+            opt.step([param])
+            twin.step([twin.params[0].copy()])
+        assert_same_bits(opt, twin)
+
+
+OPTIONS = [
+    {"clip_value": 0.5},
+    {"clip_norm": 1.0},
+    {"global_clip_norm": 1.0},
+    {"ema_decay": 0.9},
+    {"global_clip_norm": 2.0, "ema_decay": 0.99, "nonfinite": "skip"},
+    {"clip_norm": 1e9},
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_clipping_scaling_and_averaging_equal_the_reference(options, semantics, dtype):
+    rng = np.random.default_rng(1)
+    sizes = [*range(1, 40), BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 17]
+    starts = [values(rng, n, dtype) for n in sizes] + [values(rng, (37, 131), dtype).T]
+    ran = 0
+    for isa in _core.isa()["supported"]:
+        _core.select_isa(isa)
+        for team in TEAMS:
+            _core.force_threads(team)
+            grads = [values(rng, p.shape, dtype) for p in starts]
+            some = [None if i % 3 == 0 else g for i, g in enumerate(grads)]
+            kwargs = {"lr": 0.1, "momentum": 0.9, "semantics": semantics, **options}
+            params = [p.copy(order="K") for p in starts]
+            run_both(fastopt.SGD, kwargs, params, [grads, some, grads], loss_scale=3.0)
+            ran += 1
+    assert ran == len(_core.isa()["supported"]) * len(TEAMS)
+
+
+def test_grad_norm_equals_the_reference_and_is_accurate():
+    rng = np.random.default_rng(2)
+    params = [np.zeros(n, np.float32) for n in (5, BLOCK + 3, 70000)]
+    grads = [rng.standard_normal(p.size).astype(np.float32) for p in params]
+    opt = fastopt.SGD(params, global_clip_norm=1.0)
+    exact = math.sqrt(math.fsum(float(x) ** 2 for g in grads for x in g))
+    norm = opt.step(grads).grad_norm
+    assert norm == reference.grad_norm(grads, params)
+    assert norm == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.parametrize("isa", _core.isa()["supported"])
+@pytest.mark.parametrize("team", [1, 3])
+def test_random_bit_patterns_give_the_same_bits(isa, team):
+    """Every kind of float at once: NaNs, infinities, subnormals, in all places."""
+    _core.select_isa(isa)
+    _core.force_threads(team)
+    rng = np.random.default_rng(3)
+    for dtype, unsigned in ((np.float32, np.uint32), (np.float64, np.uint64)):
+        for _, cls, kwargs in CASES:
+            draw = [
+                rng.integers(0, np.iinfo(unsigned).max, 300, unsigned, endpoint=True).view(dtype)
+                for _ in range(4)
+            ]
+            run_both(cls, kwargs, [draw[0]], [[g] for g in draw[1:]])
+
+
+def test_the_callers_floating_point_mode_changes_no_bit_and_is_left_alone():
+    rng = np.random.default_rng(4)
+    n = 2 * BLOCK + 5
+    start, grads = values(rng, n, np.float32), [values(rng, n, np.float32) for _ in range(STEPS)]
+    starts = [start * np.float32(1e-38)]
+    grads = [g * np.float32(1e-36) for g in grads]
+    ran = 0
+    for _, cls, kwargs in CASES:
+        kwargs = {**kwargs, "ema_decay": 0.5, "global_clip_norm": 1e-30}
+        for team in (1, 3):
+            _core.force_threads(team)
+            plain, flushed = (cls([p.copy() for p in starts], **kwargs) for _ in range(2))
+            for g in grads:
+                plain.step([g])
+            with flush_to_zero() as is_on:
+                for g in grads:
+                    flushed.step([g])
+                    assert is_on()
+            assert_same_bits(flushed, plain, f"{cls.__name__} {kwargs}, {team} threads")
+            ran += 1
+    assert ran == 2 * len(CASES)
+
+
+def test_flushing_threads_are_told_apart():
+    """The mode really is on inside the context: NumPy then loses subnormals in that thread."""
+    tiny = np.full(4, np.finfo(np.float32).smallest_subnormal)
+    seen = []
+
+    def look():
+        with flush_to_zero():
+            seen.append(float((tiny * np.float32(1.0)).sum()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [0.0]
+    assert (tiny * np.float32(1.0)).sum() > 0

@@ -1,0 +1,238 @@
+"""Recorded trajectories of PyTorch and Keras, replayed.
+
+``golden/`` holds what the real frameworks computed on seeded gradients (its manifest describes the
+files). Errors are in ulps of the largest magnitude that the element has had so far: where a
+parameter crosses zero its own ulp says nothing, for a framework against itself too.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastopt
+
+GOLDEN = Path(__file__).parent / "golden"
+ENTRIES = json.loads((GOLDEN / "manifest.json").read_text())["entries"]
+
+CLASSES = {"SGD", "Adagrad", "RMSprop", "Adam", "AdamW"}
+
+# What the array API cannot express, and why; the adapters and the schedules are held to these.
+NOT_EXPRESSIBLE = {
+    "ema_overwrite_frequency": "the average replaces the weights inside Keras's own step",
+    "gradient_accumulation_steps": "Keras counts the micro-steps itself",
+}
+OTHER_RULES = {"NAdam", "Nadam", "RAdam", "Adamax", "Adadelta"}
+
+KERAS_NAMES = {
+    "learning_rate": "lr",
+    "epsilon": "eps",
+    "rho": "alpha",
+    "clipnorm": "clip_norm",
+    "clipvalue": "clip_value",
+    "global_clipnorm": "global_clip_norm",
+    "ema_momentum": "ema_decay",
+}
+KERAS_DEFAULTS = {
+    "SGD": {"lr": 0.01},
+    "Adagrad": {"lr": 0.001, "initial_accumulator_value": 0.1, "eps": 1e-7},
+    "RMSprop": {"lr": 0.001, "alpha": 0.9, "eps": 1e-7},
+    "Adam": {"lr": 0.001, "eps": 1e-7},
+    "AdamW": {"lr": 0.001, "eps": 1e-7, "weight_decay": 0.004},
+}
+KERAS_SLOTS = {
+    ("SGD", "momentum"): "momentum_buffer",
+    ("Adagrad", "accumulator"): "sum",
+    ("RMSprop", "velocity"): "square_avg",
+    ("RMSprop", "momentum"): "momentum_buffer",
+    ("RMSprop", "average_gradient"): "grad_avg",
+    ("Adam", "momentum"): "exp_avg",
+    ("Adam", "velocity"): "exp_avg_sq",
+    ("Adam", "velocity_hat"): "max_exp_avg_sq",
+}
+# Kept as float32 by Keras, whatever the type of the parameters.
+KERAS_FLOAT32 = {"lr", "weight_decay", "initial_accumulator_value"}
+
+
+def reason_to_leave_out(entry):
+    if entry["class"].startswith("lr:"):
+        return "a schedule alone"
+    if entry["class"] in OTHER_RULES:
+        return "another algorithm"
+    return next((why for key, why in NOT_EXPRESSIBLE.items() if key in entry["kwargs"]), None)
+
+
+REPLAYED = [entry for entry in ENTRIES if reason_to_leave_out(entry) is None]
+
+
+def as_keras_stores(cls, kwargs):
+    rounded = KERAS_FLOAT32 | ({"momentum"} if cls == "SGD" else set())
+    return {k: float(np.float32(v)) if k in rounded else v for k, v in kwargs.items()}
+
+
+def arguments(entry):
+    """Return fastopt's keyword arguments for a recorded configuration."""
+    given = dict(entry["kwargs"])
+    if entry["library"] == "torch":
+        for implementation in ("foreach", "fused"):
+            given.pop(implementation, None)
+        if "betas" in given:
+            given["betas"] = tuple(given["betas"])
+        return given
+    if given.pop("use_ema", False):
+        given.setdefault("ema_momentum", 0.99)
+    kwargs = {"semantics": "keras", "decoupled_weight_decay": True}
+    kwargs |= KERAS_DEFAULTS[entry["class"]]
+    betas = given.pop("beta_1", 0.9), given.pop("beta_2", 0.999)
+    if entry["class"].startswith("Adam"):
+        kwargs["betas"] = betas
+    given.pop("loss_scale_factor", None)
+    kwargs |= {KERAS_NAMES.get(name, name): value for name, value in given.items()}
+    return as_keras_stores(entry["class"], kwargs)
+
+
+def groups(entry, params):
+    """Return the parameters as recorded: plain, in groups, or with some left out of the decay."""
+    if "param_groups" in entry:
+        return [
+            {**group, "params": [params[i] for i in group["params"]]}
+            for group in entry["param_groups"]
+        ]
+    if "exclude" in entry:
+        out = [f"p{i}" in entry["exclude"] for i in range(len(params))]
+        return [
+            {"params": [p], "weight_decay": 0.0} if left_out else {"params": [p]}
+            for p, left_out in zip(params, out, strict=True)
+        ]
+    return params
+
+
+class Replay:
+    """Runs fastopt over a recorded trajectory and keeps the largest errors."""
+
+    def __init__(self, entry):
+        self.entry = entry
+        self.file = np.load(GOLDEN / entry["file"])
+        self.n = len(entry["shapes"])
+        self.params = [self.file[f"p0_{i}"].copy() for i in range(self.n)]
+        self.opt = getattr(fastopt, entry["class"])(groups(entry, self.params), **arguments(entry))
+        self.bias_error = bias_error(entry)
+        self.error = 0.0  # of the parameters, in scaled ulps, beyond the bias correction's
+        self.finite_alike = True
+
+    def run(self):
+        largest = [np.abs(p) for p in self.params]
+        self.travelled = travelled = [np.zeros(p.shape) for p in self.params]
+        self.largest_state = [
+            {name: np.abs(array) for name, array in state.items()} for state in self.opt.state
+        ]
+        scale = self.entry["kwargs"].get("loss_scale_factor", 1.0)
+        with np.errstate(all="ignore"):
+            for t in range(self.entry["steps"]):
+                self.opt.step(self.prepare(t), loss_scale=scale)
+                for i in range(self.n):
+                    before = self.file[f"p_{i}"][t - 1] if t else self.file[f"p0_{i}"]
+                    after = self.file[f"p_{i}"][t]
+                    travelled[i] += np.abs(after.astype(float) - before)
+                    largest[i] = np.fmax(largest[i], np.abs(after))
+                    self.compare(self.params[i], after, largest[i], travelled[i])
+                    for name, array in self.opt.state[i].items():
+                        seen = self.largest_state[i]
+                        seen[name] = np.fmax(seen[name], np.abs(array))
+        return self
+
+    def prepare(self, t):
+        """Set what changes from step to step, and return the gradients."""
+        if "lr" in self.file:
+            for group, lr in zip(self.opt.param_groups, self.file["lr"][t], strict=False):
+                group["lr"] = float(lr)
+        if self.entry["library"] == "keras":  # one counter, which moves without a gradient too
+            for state in self.opt.state:
+                state["step"][...] = t
+        none = self.file["none"][t]
+        return [None if none[i] else np.asarray(self.file[f"g_{i}"][t]) for i in range(self.n)]
+
+    def compare(self, got, expected, largest, travelled):
+        finite = np.isfinite(expected)
+        self.finite_alike &= np.array_equal(np.isfinite(got), finite)
+        gap = np.abs(got.astype(np.longdouble) - expected) - self.bias_error * travelled
+        self.error = max(self.error, float((gap / np.spacing(largest))[finite].max(initial=0)))
+
+    def final_state(self):
+        """Yield (name, recorded array, own array, its largest magnitude so far, slack)."""
+        slots = dict(KERAS_SLOTS)
+        slots |= {("AdamW", slot): own for (cls, slot), own in KERAS_SLOTS.items() if cls == "Adam"}
+        for key in self.file.files:
+            if not key.startswith("s_"):
+                continue
+            _, index, name = key.split("_", 2)
+            i = int(index)
+            if name == "average":
+                own, slack = self.opt.ema[i], self.bias_error * self.travelled[i]
+                yield f"ema {i}", self.file[key], own, np.abs(own), slack
+                continue
+            if self.entry["library"] == "keras":
+                name = slots[self.entry["class"], name]
+            if name in self.opt.state[i]:
+                own = self.opt.state[i][name]
+                yield f"{name} {i}", self.file[key], own, self.largest_state[i][name], 0.0
+            else:  # Keras makes velocity_hat also where nothing uses it
+                assert name == "max_exp_avg_sq"
+                assert not self.entry["kwargs"].get("amsgrad")
+
+
+def bias_error(entry):
+    """Return the relative error of the framework's own bias correction of Adam.
+
+    PyTorch forms ``1 - beta**t`` in double by subtraction; Keras in the parameter's type, from
+    betas rounded to float32.
+    """
+    if not entry["class"].startswith("Adam"):
+        return 0.0
+    if entry["library"] == "keras":
+        return 5e-4
+    return 2.0**-53 / (1 - entry["kwargs"].get("betas", (0.9, 0.999))[1])
+
+
+def tolerance(entry):
+    """Return the scaled ulps allowed: more where the update is ill-conditioned.
+
+    That is centered RMSprop, whose variance is a difference, and Adam with a coupled decay where
+    gradients are near zero.
+    """
+    kwargs, cls = entry["kwargs"], entry["class"]
+    if entry["library"] == "keras":
+        return 16
+    if cls == "RMSprop" and kwargs.get("centered"):
+        return 128
+    if cls == "Adam" and kwargs.get("weight_decay"):
+        return 128
+    return {"SGD": 8, "RMSprop": 16}.get(cls, 12)
+
+
+@pytest.mark.parametrize("entry", REPLAYED, ids=lambda e: Path(e["file"]).stem)
+def test_trajectory(entry):
+    replay = Replay(entry).run()
+    assert replay.finite_alike
+    assert replay.error <= tolerance(entry)
+    well_conditioned = tolerance(entry) < 128
+    for name, expected, got, largest, slack in replay.final_state():
+        finite = np.isfinite(expected)
+        assert np.array_equal(np.isfinite(got), finite), name
+        if name.startswith("step"):
+            assert got == expected
+            continue
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(got.astype(np.longdouble) - expected) - slack
+        assert (gap / np.spacing(largest))[finite].max(initial=0) <= (
+            8 if well_conditioned else 16
+        ), name
+
+
+def test_how_many_trajectories_were_replayed():
+    left_out = [e for e in ENTRIES if reason_to_leave_out(e) is not None]
+    assert {e["class"] for e in REPLAYED} == CLASSES
+    assert len(ENTRIES) == 192
+    assert len(REPLAYED) == 156
+    assert len(left_out) == 36
