@@ -181,7 +181,10 @@ def adam(
 
 
 def one_minus_power(beta: float, t: int) -> float:
-    """Return ``1 - beta**t`` by doubling, without cancellation: within 4 ulp for any `t`.
+    """Return ``1 - beta**t`` by doubling, without cancellation.
+
+    At any `t` right to 4 ulp for a `beta` up to 0.9995, and to 6 at 0.9999, where subtraction
+    loses up to 160 and 2200.
 
     Examples
     --------

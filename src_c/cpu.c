@@ -4,18 +4,14 @@
 #include "platform.h"
 #include <string.h>
 
-/* Weakest first. The last supported one that is a default is chosen at the start; avx512 has to be
- * asked for (docs/performance.md says why). */
-static const struct {
-    const fo_table *table;
-    bool is_default;
-} tables[] = {
-    {&fo_table_base, true},
+/* Weakest first; the last supported one is active from the start. */
+static const fo_table *const tables[] = {
+    &fo_table_base,
 #ifdef FO_HAVE_AVX2
-    {&fo_table_avx2, true},
+    &fo_table_avx2,
 #endif
 #ifdef FO_HAVE_AVX512
-    {&fo_table_avx512, false},
+    &fo_table_avx512,
 #endif
 };
 
@@ -23,7 +19,7 @@ static int active;
 
 int fo_isa_count(void) { return (int)(sizeof tables / sizeof tables[0]); }
 
-const char *fo_isa_name(int i) { return tables[i].table->name; }
+const char *fo_isa_name(int i) { return tables[i]->name; }
 
 bool fo_isa_supported(int i)
 {
@@ -47,12 +43,12 @@ bool fo_isa_select(const char *name)
     return false;
 }
 
-const fo_table *fo_active_table(void) { return tables[active].table; }
+const fo_table *fo_active_table(void) { return tables[active]; }
 
 void fo_select_default_table(void)
 {
     for (int i = 0; i < fo_isa_count(); i++)
-        if (tables[i].is_default && fo_isa_supported(i))
+        if (fo_isa_supported(i))
             active = i;
 }
 

@@ -60,7 +60,7 @@ FO_INLINE T FO_T(rmsprop)(T p, T g, T *slot, const T *k, int variant)
     T w = slot[0];
     if (variant & RMSPROP_CENTERED) {
         slot[2] = k[RMSPROP_ALPHA] * slot[2] + k[RMSPROP_ONE_MINUS_ALPHA] * g;
-        w = FO_T(fo_max)(w - slot[2] * slot[2], k[RMSPROP_FLOOR]);
+        w = FO_T(fo_at_least)(k[RMSPROP_FLOOR], w - slot[2] * slot[2]);
     }
     const T den = FO_T(fo_sqrt)(w + k[RMSPROP_EPS_IN]) + k[RMSPROP_EPS_OUT];
     const T u = (k[RMSPROP_IN] * g) / den;

@@ -37,15 +37,12 @@ static const int64_t sizes[] = {0,
                                 63,
                                 64,
                                 65,
-                                97,
                                 96,
-                                4095,
-                                4096,
-                                4097,
+                                97,
                                 FO_BLOCK - 1,
                                 FO_BLOCK,
                                 FO_BLOCK + 1,
-                                3 * FO_BLOCK + 5};
+                                2 * FO_BLOCK + 5};
 enum { TENSORS = 2 * COUNT(sizes) };
 
 /* Hyperparameters that a text does not name are those of `defaults`. */
@@ -207,7 +204,7 @@ static void fill_hypers(const fo_rule *rule, const char *config, int group, doub
     }
 }
 
-/* What a run leaves: the bytes of all arrays and counters, and each step's result. */
+/* What a run leaves: the bytes of all arrays and counters, and each step's norm. */
 typedef struct {
     char *bytes;
     size_t length, room;
@@ -247,7 +244,7 @@ static void append_grads(record *r, const tensor *tensors)
 
 static bool same(const record *a, const record *b)
 {
-    return a->length == b->length && memcmp(a->bytes, b->bytes, a->length) == 0;
+    return a->length == b->length && (a->length == 0 || memcmp(a->bytes, b->bytes, a->length) == 0);
 }
 
 static int wrong;
@@ -261,9 +258,10 @@ static void expect(bool holds, const char *what, const char *config)
 }
 
 /* The steps of one configuration and option from the same start, always with the same values. */
-static record run(const char *config, fo_semantics semantics, int option, int team, layout how,
-                  int rounding)
+static void run(const char *config, fo_semantics semantics, int option, int team, layout how,
+                int rounding, record *r)
 {
+    static record before, after;
     char name[16];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(config, " "), config);
     const fo_rule *rule = fo_find_rule(name);
@@ -296,13 +294,12 @@ static record run(const char *config, fo_semantics semantics, int option, int te
     if (fo_plan_prepare(plan) != FO_OK)
         checked(NULL);
 
-    record r = {0};
+    r->length = 0;
     for (int s = 0; s < STEPS; s++) {
         fo_step_args args = options[option].args;
         const bool bad = options[option].bad != 0 && s == BAD_STEP;
         const int64_t bad_tensor = TENSORS - 3;
         fo_step_result result;
-        record before = {0}, after = {0};
         args.semantics = semantics;
         args.ema_starts = s == 0;
         args.max_threads = team;
@@ -318,26 +315,28 @@ static record run(const char *config, fo_semantics semantics, int option, int te
             bound->grad_strides = t->strides;
             if (bad && i == bad_tensor)
                 store(t->dtype, grad_at(t, t->size - 1), options[option].bad);
-            if (args.nonfinite == FO_SKIP && !bad && t->dtype == FO_F64 && t->size > 2)
-                store(t->dtype, grad_at(t, 1), 1e200); /* finite, though its square is not */
+            if (args.nonfinite == FO_SKIP && !bad && t->dtype == FO_F64)
+                for (int64_t e = 0; e < t->size && e < 2; e++)
+                    store(t->dtype, grad_at(t, e), 1.3e154); /* the sum of squares overflows */
         }
-        append_arrays(&before, tensors);
+        before.length = after.length = 0;
+        if (bad)
+            append_arrays(&before, tensors);
         fesetround(rounding);
         fo_plan_step(plan, &args, &result);
         expect(fegetround() == rounding, "rounding mode", config);
         fesetround(FE_TONEAREST);
-        append_arrays(&after, tensors);
+        if (bad)
+            append_arrays(&after, tensors);
         expect(result.skipped == bad, "skipped", config);
         expect(!bad || result.first_skipped == bad_tensor, "first_skipped", config);
-        expect(same(&before, &after) == bad, "a skipped step writes, or another does not", config);
+        expect(same(&before, &after), "a skipped step writes", config);
         expect(!fo_has_openmp() || result.threads == team, "threads", config);
-        append(&r, after.bytes, after.length);
-        append_grads(&r, tensors);
         if (result.has_norm)
-            append(&r, &result.grad_norm, sizeof result.grad_norm);
-        free(before.bytes);
-        free(after.bytes);
+            append(r, &result.grad_norm, sizeof result.grad_norm);
     }
+    append_arrays(r, tensors);
+    append_grads(r, tensors);
     for (int i = 0; i < TENSORS; i++) {
         free(tensors[i].param - shift);
         free(tensors[i].ema - shift);
@@ -346,33 +345,34 @@ static record run(const char *config, fo_semantics semantics, int option, int te
             free(tensors[i].slot[j] - shift);
     }
     fo_plan_destroy(plan);
-    return r;
 }
 
 int main(void)
 {
     static const int teams[] = {1, 2, 3, 7}, modes[] = {FE_TONEAREST, FE_UPWARD, FE_TOWARDZERO};
+    record standard[COUNT(options)] = {0}, r = {0};
     int cases = 0;
     fo_init();
     for (int c = 0; c < COUNT(configs); c++)
-        for (int semantics = FO_TORCH; semantics <= FO_KERAS; semantics++)
-            for (int option = 0; option < COUNT(options); option++) {
-                fo_isa_select("base");
-                record standard =
-                    run(configs[c], (fo_semantics)semantics, option, 1, DENSE, FE_TONEAREST);
-                for (int isa = 0; isa < fo_isa_count(); isa++)
-                    for (int team = 0; team < COUNT(teams); team++) {
-                        if (!fo_isa_select(fo_isa_name(isa)))
-                            continue;
+        for (fo_semantics semantics = FO_TORCH; semantics <= FO_KERAS; semantics++) {
+            fo_isa_select("base");
+            for (int i = 0; i < COUNT(options); i++)
+                run(configs[c], semantics, i, 1, DENSE, FE_TONEAREST, &standard[i]);
+            for (int team = 0; team < COUNT(teams); team++)
+                for (int isa = 0; isa < fo_isa_count(); isa++) {
+                    if (!fo_isa_select(fo_isa_name(isa)))
+                        continue;
+                    for (int i = 0; i < COUNT(options); i++) {
                         const layout how = (layout)((cases + cases / LAYOUTS) % LAYOUTS);
                         const int rounding = modes[cases++ % COUNT(modes)];
-                        record r = run(configs[c], (fo_semantics)semantics, option, teams[team],
-                                       how, rounding);
-                        expect(same(&r, &standard), fo_isa_name(isa), configs[c]);
-                        free(r.bytes);
+                        run(configs[c], semantics, i, teams[team], how, rounding, &r);
+                        expect(same(&r, &standard[i]), fo_isa_name(isa), configs[c]);
                     }
-                free(standard.bytes);
-            }
+                }
+        }
+    for (int i = 0; i < COUNT(options); i++)
+        free(standard[i].bytes);
+    free(r.bytes);
     printf("%d cases, %d differences\n", cases, wrong);
     return wrong != 0;
 }

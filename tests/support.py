@@ -1,0 +1,175 @@
+"""What several test files share: a small awkward model, optimizers over it, every byte of both."""
+
+import functools
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import fastopt
+from fastopt import _core
+
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+
+# Shape, dtype, and the axes from the outermost in memory to the innermost.
+TENSORS = [
+    ((), F64, ()),
+    ((7,), F32, (0,)),  # its gradient is strided
+    ((0, 3), F64, (0, 1)),
+    ((5, 4), F32, (1, 0)),  # transposed; its gradient is not
+    ((_core.BLOCK + 3,), F64, (0,)),
+    ((2, 3, 4), F64, (2, 0, 1)),  # its gradient is in C order
+]
+EVERY = range(len(TENSORS))
+NOT_EMPTY = [k for k in EVERY if 0 not in TENSORS[k][0]]
+WITH_AXES = [k for k in NOT_EMPTY if TENSORS[k][0]]
+MANY_AXES = [k for k in EVERY if len(TENSORS[k][0]) > 1]
+
+# Class, options, and how the parameters are given.
+CONFIGS = {
+    "sgd": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, "list"),
+    "sgd-keras": (
+        fastopt.SGD,
+        {"momentum": 0.9, "nesterov": True, "semantics": "keras", "ema_decay": 0.5},
+        "dict",
+    ),
+    "adagrad": (fastopt.Adagrad, {"initial_accumulator_value": 0.1, "clip_value": 0.5}, "groups"),
+    "rmsprop": (fastopt.RMSprop, {"momentum": 0.5, "centered": True, "clip_norm": 1.0}, "dict"),
+    "adam": (
+        fastopt.Adam,
+        {"amsgrad": True, "weight_decay": 0.1, "global_clip_norm": 2.0, "ema_decay": 0.9},
+        "list",
+    ),
+    "adamw": (fastopt.AdamW, {"semantics": "keras", "ema_decay": 0.0}, "groups"),
+}
+
+
+def make_params():
+    """Parameters that lie, with gaps and unaligned, in one arena of bytes; the arena is last."""
+    rng = np.random.default_rng(0)
+    arena = np.frombuffer(rng.bytes(100_000), np.uint8).copy()
+    params, place = [], 13
+    for shape, dtype, axes in TENSORS:
+        nbytes = int(np.prod(shape, dtype=int)) * dtype.itemsize
+        flat = arena[place : place + nbytes].view(dtype)
+        flat[...] = rng.standard_normal(flat.size)
+        inner = flat.reshape([shape[axis] for axis in axes])
+        params.append(inner.transpose(np.argsort(axes).astype(int)))
+        place += nbytes + 101
+    return params, arena
+
+
+def make_owned_params():
+    """The same parameters, each owning its memory, so that it can be resized."""
+    return [np.array(p, order="F" if p.ndim == 2 else "C") for p in make_params()[0]]
+
+
+def make_grads(seed):
+    rng = np.random.default_rng(seed)
+    grads = [np.asarray(rng.standard_normal(shape), dtype) for shape, dtype, _ in TENSORS]
+    grads[1] = np.repeat(grads[1], 2)[::2]
+    return grads
+
+
+class Run:
+    """An optimizer over the model with one step behind it, and gradients for the next."""
+
+    def __init__(self, config, owned=False, **options):
+        cls, kwargs, self.given = CONFIGS[config]
+        self.params, self.arena = (make_owned_params(), None) if owned else make_params()
+        self.keys = [f"w{k}" if self.given == "dict" else k for k in EVERY]
+        given = {
+            "list": self.params,
+            "dict": dict(zip(self.keys, self.params, strict=True)),
+            "groups": [{"params": self.params[:2]}, {"params": self.params[2:]}],
+        }[self.given]
+        self.opt = cls(given, **kwargs, **options)
+        self.step(make_grads(1))
+        self.grads, self.options = make_grads(2), {}
+
+    def step(self, grads, change=lambda grads: grads, **options):
+        """Step with gradients structured as the parameters; `change` may spoil that."""
+        if self.given == "dict":
+            grads = dict(zip(self.keys, grads, strict=True))
+        return self.opt.step(change(grads), **options)
+
+    def group_number(self, k):
+        return int(self.given == "groups" and k >= 2)
+
+    def group(self, k):
+        return self.opt.param_groups[self.group_number(k)]
+
+    def slot(self, k):
+        """One of the parameter's state arrays."""
+        return next(array for name, array in self.opt.state[k].items() if name != "step")
+
+    def everything(self):
+        grads = [g for g in self.grads if isinstance(g, np.ndarray)]
+        return everything(self.opt, grads)
+
+
+@functools.cache
+def clean_finish(config, owned):
+    """What a run comes to that has seen no failure."""
+    return finish(Run(config, owned))
+
+
+def finish(run):
+    run.step(make_grads(3))
+    return everything(run.opt)
+
+
+def root(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def everything(opt, grads=()):
+    """Return, by name, all that a step can touch: bytes, also those between elements; layouts."""
+    arrays = {f"param {k}": p for k, p in enumerate(opt.params)}
+    for k, state in enumerate(opt.state):
+        arrays.update({f"state {k} {name}": array for name, array in state.items()})
+    arrays.update({f"ema {k}": array for k, array in enumerate(opt.ema or ())})
+    arrays.update({f"grad {k}": array for k, array in enumerate(grads)})
+    owners, seen = {}, {}
+    for name, array in arrays.items():
+        owner = owners.setdefault(id(root(array)), name)  # memory of several is looked at once
+        memory = root(array).tobytes("A") if owner == name else owner
+        seen[name] = (array.shape, array.strides, array.dtype.str, array.flags.writeable, memory)
+    seen["completed_steps"] = opt.completed_steps
+    for number, group in enumerate(opt.param_groups):
+        seen[f"group {number}"] = [(k, v) for k, v in group.items() if k != "params"]
+    return seen
+
+
+def differences(a, b):
+    """Names under which two results of everything() differ."""
+    return [name for name in {**a, **b} if name not in a or name not in b or a[name] != b[name]]
+
+
+def change_in_place(array, **attributes):
+    """Set shape or dtype of an array itself, which NumPy is about to forbid."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for name, value in attributes.items():
+            setattr(array, name, value)
+
+
+def advance(opt, grads, steps):
+    """Step an optimizer some times; return it. For other processes."""
+    for _ in range(steps):
+        opt.step(grads)
+    return opt
+
+
+def python(*args, timeout=60, **env):
+    """Run a fresh interpreter on the same fastopt; a value of None unsets a variable."""
+    env = {**os.environ, "PYTHONPATH": str(Path(fastopt.__file__).parents[1]), **env}
+    env = {name: value for name, value in env.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, *args], env=env, capture_output=True, text=True, timeout=timeout
+    )

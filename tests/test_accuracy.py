@@ -1,0 +1,59 @@
+"""Adam's bias correction is right to the last bits at any step, and C computes what NumPy does."""
+
+import mpmath
+import numpy as np
+import pytest
+from oracle import Oracle, assert_same_bits
+
+import fastopt
+from fastopt import reference
+
+# The error grows slowly with the number of doublings before 1 - beta**t comes near 1.
+ULPS = dict.fromkeys([0.0, 0.4, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995], 4)
+ULPS[0.9999] = 6
+LAST = 1_000_000
+
+
+def by_doubling(beta, steps):
+    """The reference's recurrence for many step numbers at once."""
+    one_minus_beta = 1 - beta
+    u = np.full(steps.shape, one_minus_beta)
+    for bit in range(int(steps.max()).bit_length() - 2, -1, -1):
+        begun = steps >> (bit + 1) > 0
+        doubled = u * (2 - u)
+        next_u = np.where(steps >> bit & 1, one_minus_beta + beta * doubled, doubled)
+        u = np.where(begun, next_u, u)
+    return u
+
+
+@pytest.mark.parametrize(("beta", "ulps"), ULPS.items())
+def test_bias_correction_is_right_to_4_ulp_at_every_step(beta, ulps):
+    steps = np.arange(1, LAST + 1)
+    got = by_doubling(beta, steps)
+    for t in (1, 2, 3, 7, 1000, 12345, LAST):  # the vectorised recurrence is the reference's
+        assert got[t - 1] == reference.one_minus_power(beta, t)
+
+    with np.errstate(divide="ignore"):
+        right = -np.expm1(steps * np.log(np.longdouble(beta)))
+    assert np.finfo(np.longdouble).nmant == 63, "needs the 80-bit long double of x86"
+    with mpmath.workdps(50):  # which is itself right far beyond double
+        for t in np.random.default_rng(0).integers(1, LAST, 200):
+            exact = 1 - mpmath.mpf(beta) ** int(t)
+            mantissa, exponent = np.frexp(right[t - 1])
+            own = mpmath.ldexp(mpmath.mpf(int(np.ldexp(mantissa, 64))), int(exponent) - 64)
+            assert abs(own - exact) <= abs(exact) * mpmath.mpf(2) ** -58
+
+    assert (np.abs(got - right) <= ulps * np.spacing(got)).all()
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+def test_the_core_corrects_as_the_reference_at_any_step(semantics):
+    rng = np.random.default_rng(0)
+    for t in [1, 2, 3, 4, 1000, LAST, 2**31 + 5, 2**53 + 1, *rng.integers(1, LAST, 500).tolist()]:
+        opt = fastopt.Adam([rng.standard_normal(5)], betas=(0.95, 0.9999), semantics=semantics)
+        opt.state[0]["step"][...] = t - 1
+        twin = Oracle(opt, semantics=semantics)
+        grads = [rng.standard_normal(5)]
+        opt.step(grads)
+        twin.step(grads)
+        assert_same_bits(opt, twin, f"t = {t}")

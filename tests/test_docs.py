@@ -1,0 +1,39 @@
+"""What the documentation shows runs, and says what the code does."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastopt
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["fastopt"] + [
+    module.name
+    for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
+    if module.name not in ("fastopt.__main__", "fastopt._core")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("name", fastopt.__all__)
+def test_every_public_name_has_an_example(name):
+    if name != "__version__":
+        assert ">>> " in getattr(fastopt, name).__doc__
+
+
+def test_readme_example():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    namespace = {}
+    exec(code, namespace)
+    X, y, w, b = (namespace[name] for name in "Xywb")
+    best = np.linalg.lstsq(np.c_[X, np.ones(len(X))], y, rcond=None)[0]
+    assert np.abs(np.append(w, b) - best).max() < 1e-2
