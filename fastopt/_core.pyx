@@ -401,8 +401,8 @@ cdef class Plan:
         self.args.nonfinite = <fo_nonfinite>nonfinite
         self.args.ema_decay = ema_decay
         for i in range(self.n):
-            if steps[i].dtype != np.int64 or steps[i].shape != () or not steps[i].flags.aligned:
-                raise ValueError(f"step counter of {names[i]}: expected an aligned 0-d int64 array")
+            if not isinstance(steps[i], np.ndarray):
+                raise TypeError(f"step counter of {names[i]}: expected a numpy.ndarray")
 
         owned, owners, targets = list(params), list(range(self.n)), []
         for j in range(len(rule.slots)):
@@ -440,7 +440,6 @@ cdef class Plan:
                 is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
                 tensor.dtype = FO_F64 if is_double else FO_F32
                 tensor.group = groups[i]
-                tensor.step = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>steps[i])
                 self.layouts[k].target = &tensor.param
             else:
                 self._check_like(array, self.owned[i], self._label(k))
@@ -625,11 +624,13 @@ cdef class Plan:
             tensor.grad = low
             tensor.grad_ndim = 0
         else:
-            param = self.owned[i]
-            if item.shape != param.shape:
+            if (
+                cnp.PyArray_NDIM(grad) != layout.ndim
+                or memcmp(cnp.PyArray_DIMS(grad), layout.shape, layout.ndim * sizeof(Py_ssize_t))
+            ):
                 raise ValueError(
                     f"gradient of {self.names[i]}: shape {item.shape} is not the parameter's "
-                    f"{param.shape}"
+                    f"{self.owned[i].shape}"
                 )
             alike = self._bind_strided(i, grad, tensor, &low, &high, zero_grad)
         if zero_grad and not cnp.PyArray_ISWRITEABLE(grad):
@@ -728,7 +729,7 @@ cdef class Plan:
     cdef bint _shares_memory(self, a, b):
         """Decide exactly, where that is not too much work, whether two arrays share memory."""
         try:
-            return np.shares_memory(a, b, max_work=1_000_000)
+            return np.shares_memory(np.asarray(a), np.asarray(b), max_work=1_000_000)
         except np.exceptions.TooHardError:
             return True
 

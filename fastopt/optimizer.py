@@ -553,6 +553,7 @@ def _copy_like(param: Array) -> Array:
 
 
 def _new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
+    param = np.asarray(param)  # a subclass may have ideas of its own
     state: dict[str, Array] = {"step": np.zeros((), np.int64)}
     for name in names:
         state[name] = np.zeros_like(param, order="K", subok=False)

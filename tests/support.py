@@ -151,6 +151,13 @@ def differences(a, b):
     return [name for name in {**a, **b} if name not in a or name not in b or a[name] != b[name]]
 
 
+def contents(opt):
+    """What must be equal in copies of an optimizer, wherever they lie and however laid out."""
+    arrays = [*opt.params, *(opt.ema or ()), *(a for s in opt.state for a in s.values())]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    return opt.completed_steps, groups, [(a.dtype, a.shape, a.tobytes()) for a in arrays]
+
+
 def change_in_place(array, **attributes):
     """Set shape or dtype of an array itself, which NumPy is about to forbid."""
     with warnings.catch_warnings():

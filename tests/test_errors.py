@@ -18,7 +18,6 @@ from support import (
 )
 
 import fastopt
-from fastopt import _core
 
 CLASSES = [fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW]
 
@@ -55,5 +54,260 @@ def test_the_table_reaches_every_tensor_in_every_way():
         FloatingPointError,
         ZeroDivisionError,
     }
-    assert len(KINDS) > 180
-    assert sum(len(kind.where) * len(kind.configs) for kind in KINDS.values()) > 2000
+    assert len(KINDS) > 190
+    assert sum(len(kind.where) * len(kind.configs) for kind in KINDS.values()) > 2500
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda g: setattr(g.flags, "writeable", False), ValueError, "read-only, and zero_grad"),
+        (lambda g: change_in_place(g, shape=(4100, 1)), ValueError, r"shape \(4100, 1\) is not"),
+        (lambda g: change_in_place(g, dtype=np.int64), TypeError, "dtype int64 .* is not"),
+        (lambda g: change_in_place(g, dtype=">f8"), TypeError, "dtype >f8 .* is not"),
+        (lambda g: g.resize((9,), refcheck=False), ValueError, r"shape \(9,\) is not"),
+    ],
+)
+def test_a_gradient_that_was_good_before_is_checked_again(spoil, error, message):
+    params, grads = [np.ones(4100), np.ones(4100)], [np.ones(4100), np.full(4100, 2.0)]
+    opt = fastopt.SGD(params)
+    opt.step(grads, zero_grad=True)
+    spoil(grads[1])
+    before = everything(opt, grads)
+    with pytest.raises(error, match="^gradient of parameter 1: " + message):
+        opt.step(grads, zero_grad=True)
+    assert differences(everything(opt, grads), before) == []
+
+
+def test_a_gradient_that_was_allowed_before_is_refused_once_it_is_to_be_zeroed():
+    params = [np.ones(5), np.ones(5)]
+    shared = np.ones(5)
+    for grads, text in [
+        ([params[0], shared], "gradient of parameter 0 overlaps parameter 0 .*zero_grad"),
+        ([shared, shared], "gradients of parameter 0 and parameter 1 share memory"),
+    ]:
+        opt = fastopt.SGD(params)
+        opt.step(grads)
+        opt.step(grads)
+        before = everything(opt, grads)
+        with pytest.raises(ValueError, match=text):
+            opt.step(grads, zero_grad=True)
+        assert differences(everything(opt, grads), before) == []
+
+
+def test_a_gradient_that_overlaps_is_found_beside_empty_parameters():
+    memory = np.zeros(40)
+    params = [memory[:10], memory[3:3], memory[32:34], memory[34:36]]
+    opt = fastopt.SGD(params)
+    with pytest.raises(ValueError, match="gradient of parameter 2 overlaps parameter 0"):
+        opt.step([np.ones(10), memory[3:3], memory[5:7], np.ones(2)])
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_skipped_step_leaves_everything_but_zeroes_the_gradients_if_asked(config, zero_grad):
+    ran = 0
+    for k in NOT_EMPTY:
+        for index, value in ((0, NAN), (-1, INF), (-1, -INF), (0, NAN)):
+            run = Run(config, nonfinite="skip")
+            run.grads[k].flat[index] = value
+            before = run.everything()
+            result = run.step(run.grads, zero_grad=zero_grad)
+            assert result.skipped is True
+            after = run.everything()
+            if zero_grad:
+                assert sorted(differences(after, before)) == [f"grad {j}" for j in NOT_EMPTY]
+                for grad in run.grads:
+                    assert not any(grad.tobytes())  # +0.0 everywhere
+            else:
+                assert differences(after, before) == []
+            assert differences(finish(run), clean_finish(config, False)) == []
+            ran += 1
+    assert ran == 4 * len(NOT_EMPTY)
+
+
+# ---- the constructor, and groups added later -----------------------------------------------------
+
+
+def hyper_cases():
+    for cls in CLASSES:
+        own = cls([np.ones(1)]).param_groups[0]
+        for name in own.keys() & BAD_HYPERS.keys():
+            for bad, error, text in BAD_HYPERS[name]:
+                yield cls, name, bad, error, text.format(name)
+
+
+def test_every_bad_hyperparameter_is_refused_wherever_it_is_given():
+    ran, names = 0, set()
+    for cls, name, bad, error, text in hyper_cases():
+        w = np.ones(3)
+        with pytest.raises(error, match="^" + text):
+            cls([w], **{name: bad})
+        with pytest.raises(error, match=r"^param_groups\[1\]: " + text):
+            cls([{"params": [w]}, {"params": [np.ones(2)], name: bad}])
+        opt = cls([w])
+        before = everything(opt)
+        with pytest.raises(error, match=r"^param_groups\[1\]: " + text):
+            opt.add_param_group({"params": [np.ones(2)], name: bad})
+        assert differences(everything(opt), before) == []
+        ran += 1
+        names.add((cls, name))
+    assert ran > 240
+    for cls in CLASSES:
+        every = cls([w]).param_groups[0].keys() - {"params"}
+        assert {name for of, name in names if of is cls} == every
+
+
+def overlapping():
+    memory = np.zeros(12)
+    return memory[:8], memory[7:]
+
+
+def frozen(array):
+    array.flags.writeable = False
+    return array
+
+
+SOME = np.ones(3)
+EXPECTED = "params must be a list, tuple or generator of arrays"
+ARRAY = "^parameter 1: expected a numpy.ndarray, got "
+DTYPE = "^parameter 1: dtype .* is not supported; use float32 or float64 in native byte order"
+PARAMS = [
+    (np.ones(3), TypeError, EXPECTED + ".* got ndarray"),
+    (np.float64(1), TypeError, EXPECTED),
+    ("abc", TypeError, EXPECTED + ".* got str"),
+    ({1.0, 2.0}, TypeError, EXPECTED + ".* got set"),
+    (frozenset(), TypeError, EXPECTED + ".* got frozenset"),
+    (None, TypeError, EXPECTED + ".* got NoneType"),
+    (3, TypeError, EXPECTED + ".* got int"),
+    ([], ValueError, "^no parameters"),
+    ({}, ValueError, "^no parameters"),
+    (iter(()), ValueError, "^no parameters"),
+    ([{"params": []}, {"params": ()}], ValueError, "^no parameters"),
+    ([{"params": [SOME]}, {"lr": 0.1}], ValueError, r"^param_groups\[1\] has no 'params'"),
+    ([SOME, {"params": [np.ones(2)]}], TypeError, "mixes arrays and parameter groups"),
+    ([{"params": "abc"}], TypeError, "'params' of a group must be a list .* got str"),
+    ([{"params": {1.0}}], TypeError, "'params' of a group must be a list .* got set"),
+    ([{"params": 3}], TypeError, "'params' of a group must be a list .* got int"),
+    ([{"params": [SOME], "beta": 1}], ValueError, r"param_groups\[0\]: unknown options \['beta'\]"),
+    ([{"params": {"a": SOME}}, {"params": [np.ones(2)]}], ValueError, "all .* groups name their"),
+    ([{"params": {"a": SOME}}, {"params": {"a": np.ones(2)}}], ValueError, r"occur twice: \['a'\]"),
+    ([SOME, 1.0], TypeError, ARRAY + "float"),
+    ([SOME, None], TypeError, ARRAY + "NoneType"),
+    ([SOME, [1.0, 2.0]], TypeError, ARRAY + "list"),
+    ([SOME, np.float64(1)], TypeError, ARRAY + "float64"),
+    ([SOME, memoryview(np.ones(2))], TypeError, ARRAY + "memoryview"),
+    *(
+        ([SOME, np.zeros(2, dtype)], TypeError, DTYPE)
+        for dtype in ("i8", "i4", "?", "f2", "g", "c8", "c16", "O", ">f4", ">f8", "f4,f8", "U3")
+    ),
+    ([SOME, frozen(np.ones(2))], ValueError, "^parameter 1: the array is read-only"),
+    ([SOME, np.broadcast_to(1.0, (4,))], ValueError, "^parameter 1: the array is read-only"),
+    (
+        [SOME, np.ones(6)[::2]],
+        ValueError,
+        r"^parameter 1: the array is not dense .*strides \(16,\)",
+    ),
+    ([SOME, np.ones(6)[::-1]], ValueError, "^parameter 1: the array is not dense"),
+    ([SOME, np.ones((3, 4))[:, :3]], ValueError, "^parameter 1: the array is not dense"),
+    ({"a": SOME, "b": np.ones((3, 4)).T[1:]}, ValueError, "^parameter 'b': the array is not dense"),
+    (
+        [SOME, np.lib.stride_tricks.as_strided(np.ones(4), (3, 2), (8, 8))],
+        ValueError,
+        "^parameter 1: the array is not dense",
+    ),
+    ([SOME, np.ones(2), SOME], ValueError, "^parameter 2 overlaps parameter 0 in memory"),
+    ({"a": SOME, "b": SOME}, ValueError, "^parameter 'b' overlaps parameter 'a' in memory"),
+    ([{"params": SOME}, {"params": SOME.reshape(3, 1)}], ValueError, "^parameter 1 overlaps"),
+    (overlapping(), ValueError, "^parameter 1 overlaps parameter 0 in memory"),
+    (overlapping()[::-1], ValueError, "^parameter 1 overlaps parameter 0 in memory"),
+    ([SOME[:2], SOME[1:1], SOME[1:]], ValueError, "^parameter 2 overlaps parameter 0 in memory"),
+    ([SOME, SOME[1:].view(np.float32)], ValueError, "^parameter 1 overlaps parameter 0"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(PARAMS)), ids=lambda i: PARAMS[i][2][:50])
+def test_bad_parameters_are_refused(case):
+    given, error, message = PARAMS[case]
+    for cls in CLASSES:
+        with pytest.raises(error, match=message):
+            cls(given)
+    assert SOME.tolist() == [1, 1, 1]
+
+
+POSITIVE = [(0, ValueError), (-1.0, ValueError), (NAN, ValueError), ("1", TypeError)]
+THREADS = [(0, ValueError), (-1, ValueError), (1025, ValueError), (10**30, ValueError)]
+THREADS += [(x, TypeError) for x in (2.0, "2", True, np.ones(1))]
+OPTIONS = [
+    *(
+        (name, bad, error, f"^{name} must be (> 0|a real number), got ")
+        for name in ("clip_value", "clip_norm", "global_clip_norm")
+        for bad, error in [*POSITIVE, (True, TypeError)]
+    ),
+    *(
+        ("ema_decay", bad, error, "^ema_decay must be .*, got ")
+        for bad, error in [(-0.1, ValueError), (1.0001, ValueError), *POSITIVE[2:]]
+    ),
+    *(
+        ("num_threads", bad, error, "^num_threads must be (an integer|between 1 and 1024), got ")
+        for bad, error in THREADS
+    ),
+    ("semantics", "tf", ValueError, "^semantics must be one of 'torch', 'keras', got 'tf'"),
+    ("semantics", None, TypeError, "^semantics must be a string, got None"),
+    ("nonfinite", "ignore", ValueError, "^nonfinite must be one of 'propagate', 'skip', 'raise'"),
+    ("nonfinite", True, TypeError, "^nonfinite must be a string, got True"),
+    ("foreach", True, TypeError, "unexpected keyword argument 'foreach'"),
+]
+
+
+def test_bad_options_are_refused():
+    ran = 0
+    for name, bad, error, message in OPTIONS:
+        for cls in CLASSES:
+            with pytest.raises(error, match=message):
+                cls([np.ones(3)], **{name: bad})
+            ran += 1
+    for names in (["clip_value", "clip_norm"], ["clip_norm", "global_clip_norm"]):
+        for cls in CLASSES:
+            with pytest.raises(ValueError, match=f"^at most one of .*{names[0]}.*{names[1]}"):
+                cls([np.ones(3)], **dict.fromkeys(names, 1.0))
+            ran += 1
+    assert ran == (len(OPTIONS) + 2) * len(CLASSES)
+
+
+def test_nesterov_without_momentum_is_an_error_under_torch_semantics_only():
+    for kwargs in ({}, {"momentum": 0.9, "dampening": 0.1}, {"dampening": -1.0}):
+        with pytest.raises(ValueError, match=r"^nesterov=True needs momentum > 0"):
+            fastopt.SGD([np.ones(1)], nesterov=True, **kwargs)
+    with pytest.raises(ValueError, match=r"^param_groups\[0\]: nesterov=True needs momentum > 0"):
+        fastopt.SGD([{"params": [np.ones(1)], "nesterov": True}])
+    opt = fastopt.SGD([np.ones(1)], nesterov=True, semantics="keras")
+    assert opt.param_groups[0]["nesterov"] is True
+
+
+def test_a_group_that_cannot_be_added_changes_nothing():
+    for config in CONFIGS:
+        run, ran = Run(config), 0
+        good = {"new": np.ones(2)} if run.given == "dict" else [np.ones(2)]
+        clash = {"w1": np.ones(2)} if run.given == "dict" else [run.params[1]]
+        before = run.everything()
+        for group, error, message in [
+            ([np.ones(2)], TypeError, "a parameter group must be a dict, got list"),
+            ({"lr": 0.1}, ValueError, "has no 'params'"),
+            ({"params": good, "speed": 1}, ValueError, r"unknown options \['speed'\]"),
+            ({"params": clash}, ValueError, "occur twice|overlaps parameter 1"),
+            ({"params": [*run.params[4:5]]}, ValueError, "overlaps parameter 4|name their"),
+            ({"params": [run.slot(4)]}, ValueError, "overlaps|name their"),
+            ({"params": good, "lr": lambda t: fail_late()}, OverflowError, "^late$"),
+        ]:
+            with pytest.raises(error, match=message):
+                run.opt.add_param_group(group)
+            assert differences(run.everything(), before) == []
+            ran += 1
+        assert differences(finish(run), clean_finish(config, False)) == []
+        assert ran == 7
+
+
+def fail_late():
+    raise OverflowError("late")

@@ -36,8 +36,8 @@ static inline int adam_variant(const double *hypers)
 static inline void adam_consts(const double *hypers, fo_semantics semantics, int64_t t, double *k)
 {
     const adam_hypers *h = (const adam_hypers *)hypers;
-    const double c1 = h->bias_correction ? fo_one_minus_power(h->beta1, t) : 1;
-    const double c2 = h->bias_correction ? fo_one_minus_power(h->beta2, t) : 1;
+    const double c1 = h->bias_correction != 0 ? fo_one_minus_power(h->beta1, t) : 1;
+    const double c2 = h->bias_correction != 0 ? fo_one_minus_power(h->beta2, t) : 1;
     k[ADAM_BETA1] = h->beta1;
     k[ADAM_ONE_MINUS_BETA1] = 1 - h->beta1;
     k[ADAM_BETA2] = h->beta2;

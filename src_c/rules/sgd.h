@@ -35,12 +35,12 @@ static inline void sgd_consts(const double *hypers, fo_semantics semantics, int6
     k[SGD_MU] = first ? 0 : h->momentum;
     if (semantics == FO_KERAS) {
         k[SGD_IN] = -(h->lr * damped);
-        k[SGD_OUT] = h->nesterov ? -h->momentum : -1;
+        k[SGD_OUT] = h->nesterov != 0 ? -h->momentum : -1;
     } else {
         k[SGD_IN] = first ? 1 : damped;
-        k[SGD_OUT] = h->nesterov ? h->lr * h->momentum : h->lr;
+        k[SGD_OUT] = h->nesterov != 0 ? h->lr * h->momentum : h->lr;
     }
-    k[SGD_LOOK] = h->nesterov || h->momentum == 0 ? h->lr : 0;
+    k[SGD_LOOK] = h->nesterov != 0 || h->momentum == 0 ? h->lr : 0;
 }
 
 #else

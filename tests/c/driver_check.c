@@ -183,8 +183,7 @@ static void lay_out(tensor *t, layout how)
         if (n > 0)
             block = (n - 1) * gap + bytes;
     }
-    t->grad_block = checked(malloc((size_t)block + !block));
-    memset(t->grad_block, 0x5a, (size_t)block);
+    t->grad_block = checked(calloc((size_t)block + !block, 1));
     t->grad = t->grad_block + first;
 }
 

@@ -1,0 +1,418 @@
+"""Break the C core in one place at a time, and demand that the tests notice.
+
+    python tests/mutate.py [--list] [--only K]
+
+Each mutation is applied to a temporary copy of the repository, built there with the compiler and the
+interpreter at hand, and handed to the tests of the core. They must fail (not: crash, hang or find
+nothing to run). A mutation whose text is no longer in its file, or that does not compile, is an
+error too: it has to follow the code.
+"""
+
+import argparse
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ["bitwise", "contract", "errors", "golden", "accuracy", "model", "properties"]
+WORKERS = min(2, os.cpu_count() or 1)
+HANGS_AFTER = 300  # seconds
+
+
+class Mutation(NamedTuple):
+    """In `file`, `old`, which occurs there once, becomes `new`."""
+
+    breaks: str
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = [
+    Mutation(
+        "SGD: the momentum's constant is another's",
+        "rules/sgd.h",
+        "k[SGD_MU] * slot[0]",
+        "k[SGD_IN] * slot[0]",
+    ),
+    Mutation(
+        "SGD: the first step is not told apart",
+        "rules/sgd.h",
+        "semantics == FO_TORCH && t == 1",
+        "semantics == FO_TORCH && t == 0",
+    ),
+    Mutation(
+        "SGD: Nesterov does not look ahead",
+        "rules/sgd.h",
+        "h->nesterov != 0 || h->momentum == 0 ? h->lr : 0",
+        "h->momentum == 0 ? h->lr : 0",
+    ),
+    Mutation(
+        "SGD: Keras's velocity has the wrong sign",
+        "rules/sgd.h",
+        "-(h->lr * damped)",
+        "(h->lr * damped)",
+    ),
+    Mutation(
+        "Adagrad: the learning rate decays a step early",
+        "rules/adagrad.h",
+        "(double)(t - 1)",
+        "(double)t",
+    ),
+    Mutation(
+        "Adagrad: Keras's eps is outside the root",
+        "rules/adagrad.h",
+        "(slot[0] + k[ADAGRAD_EPS_IN]) +",
+        "(slot[0]) + k[ADAGRAD_EPS_IN] +",
+    ),
+    Mutation(
+        "Adagrad: squares are not accumulated",
+        "rules/adagrad.h",
+        "slot[0] = slot[0] + g * g;",
+        "slot[0] = g * g;",
+    ),
+    Mutation(
+        "RMSprop: the floor of the centered variance is gone",
+        "rules/rmsprop.h",
+        "keras ? -INFINITY : 0",
+        "-INFINITY",
+    ),
+    Mutation(
+        "RMSprop: the mean is added, not subtracted",
+        "rules/rmsprop.h",
+        "w - slot[2] * slot[2]",
+        "w + slot[2] * slot[2]",
+    ),
+    Mutation(
+        "RMSprop: the learning rate goes into torch's buffer",
+        "rules/rmsprop.h",
+        "lr_goes_in = keras || h->momentum == 0",
+        "lr_goes_in = true",
+    ),
+    Mutation(
+        "Adam: ascends",
+        "rules/adam.h",
+        "return p - (k[ADAM_STEP]",
+        "return p + (k[ADAM_STEP]",
+    ),
+    Mutation(
+        "Adam: the root is missing",
+        "rules/adam.h",
+        "FO_T(fo_sqrt)(v)",
+        "(v)",
+    ),
+    Mutation(
+        "Adam: the second moment's step counter is frozen",
+        "rules/adam.h",
+        "fo_one_minus_power(h->beta2, t)",
+        "fo_one_minus_power(h->beta2, 1)",
+    ),
+    Mutation(
+        "Adam: the betas' constants are swapped",
+        "rules/adam.h",
+        "k[ADAM_ONE_MINUS_BETA1] = 1 - h->beta1;",
+        "k[ADAM_ONE_MINUS_BETA1] = 1 - h->beta2;",
+    ),
+    Mutation(
+        "Adam: torch's eps is added before the bias correction",
+        "rules/adam.h",
+        "semantics == FO_KERAS ? h->eps : h->eps * sqrt(c2)",
+        "h->eps",
+    ),
+    Mutation(
+        "Adam: no bias correction",
+        "rules/adam.h",
+        "h->lr * sqrt(c2) / c1",
+        "h->lr",
+    ),
+    Mutation(
+        "Adam: AMSGrad forgets the maximum",
+        "rules/adam.h",
+        "v = slot[2] = FO_T(fo_max)(slot[2], v)",
+        "slot[2] = v",
+    ),
+    Mutation(
+        "Adam: another order of the multiplications, so another rounding",
+        "rules/adam.h",
+        "k[ADAM_ONE_MINUS_BETA2] * (g * g)",
+        "(k[ADAM_ONE_MINUS_BETA2] * g) * g",
+    ),
+    Mutation(
+        "1 - beta^t: even powers only",
+        "rule.h",
+        "if (t >> bit & 1)",
+        "if (0)",
+    ),
+    Mutation(
+        "decoupled decay: the learning rate is left out",
+        "rules.c",
+        "1 - h->lr * h->weight_decay",
+        "1 - h->weight_decay",
+    ),
+    Mutation(
+        "decoupled decay comes after the update",
+        "loop.inc",
+        "p = k[KEEP] * p;\n        param[i] = FO_T(RULE)(p, g, slot, k, variant);",
+        "param[i] = k[KEEP] * FO_T(RULE)(p, g, slot, k, variant);",
+    ),
+    Mutation(
+        "clipping by value has no lower limit",
+        "loop.inc",
+        "FO_T(fo_at_least)(-gmax, g)",
+        "g",
+    ),
+    Mutation(
+        "coupled decay comes before clipping",
+        "loop.inc",
+        "g = gscale * grad[i]",
+        "g = gscale * grad[i] + k[L2] * (T)(gmax < 1 ? param[i] : 0)",
+    ),
+    Mutation(
+        "norm: the last element is skipped",
+        "passes.inc",
+        "i + j < n;",
+        "i + j < n - 1;",
+    ),
+    Mutation(
+        "norm: the lanes are added in another order",
+        "passes.inc",
+        "sum[j] += sum[j + half];",
+        "sum[j] += sum[2 * half - 1 - j];",
+    ),
+    Mutation(
+        "an infinity counts as finite",
+        "passes.inc",
+        "if (x - x != 0)",
+        "if (x != x)",
+    ),
+    Mutation(
+        "average: its two weights are swapped",
+        "passes.inc",
+        "decay * ema[i] + rest * param[i]",
+        "rest * ema[i] + decay * param[i]",
+    ),
+    Mutation(
+        "the last, incomplete block is skipped",
+        "driver.c",
+        "size / FO_BLOCK + (size % FO_BLOCK != 0)",
+        "size / FO_BLOCK",
+    ),
+    Mutation(
+        "a block ends one element early",
+        "driver.c",
+        "left < FO_BLOCK ? left : FO_BLOCK",
+        "left < FO_BLOCK ? left : FO_BLOCK - 1",
+    ),
+    Mutation(
+        "blocks that do not divide among the threads are skipped",
+        "driver.c",
+        "begin + share + (rank < rest)",
+        "begin + share",
+    ),
+    Mutation(
+        "a strided gradient's outermost axis stands still",
+        "driver.c",
+        "for (int axis = last - 1; axis >= 0; axis--)",
+        "for (int axis = last - 1; axis > 0; axis--)",
+    ),
+    Mutation(
+        "a strided gradient is read from the wrong place in later blocks",
+        "driver.c",
+        "offset /= t->grad_shape[axis];",
+        "offset /= 1;",
+    ),
+    Mutation(
+        "torch's clip factor lacks its 1e-6",
+        "driver.c",
+        "limit / (norm + 1e-6)",
+        "limit / norm",
+    ),
+    Mutation(
+        "Keras's clip factor amplifies",
+        "driver.c",
+        "(norm > limit || norm != norm ? norm : limit)",
+        "norm",
+    ),
+    Mutation(
+        "maximize is ignored",
+        "driver.c",
+        "->maximize != 0 ? -scale : scale",
+        "->maximize != 0 ? scale : scale",
+    ),
+    Mutation(
+        "constants are shared by parameters of different step counts",
+        "driver.c",
+        "before->group == t->group && step_before == *t->step",
+        "before->group == t->group",
+    ),
+    Mutation(
+        "constants are shared by different groups",
+        "driver.c",
+        "before->group == t->group && step_before == *t->step",
+        "step_before == *t->step",
+    ),
+    Mutation(
+        "the first average is no copy",
+        "driver.c",
+        "if (s->args->ema_starts)",
+        "if (s->args->ema_starts && n == 0)",
+    ),
+    Mutation(
+        "a skipped step that zeroes gradients updates",
+        "driver.c",
+        "if (t->grad && !s->result->skipped)",
+        "if (t->grad)",
+    ),
+    Mutation(
+        "a refused step zeroes gradients",
+        "driver.c",
+        "(s->args->nonfinite == FO_SKIP && s->args->zero_grad)",
+        "s->args->zero_grad",
+    ),
+    Mutation(
+        "step counters do not advance",
+        "driver.c",
+        "++*plan->tensors[i].step;",
+        "(void)plan->tensors[i].step;",
+    ),
+    Mutation(
+        "counters of parameters without a gradient advance",
+        "driver.c",
+        "if (plan->tensors[i].grad)\n                ++",
+        "if (plan->tensors[i].step)\n                ++",
+    ),
+    Mutation(
+        "subnormals are flushed if the caller flushes them",
+        "platform.h",
+        "_mm_setcsr(0x1F80);",
+        "_mm_setcsr(saved);",
+    ),
+]
+
+
+def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter in a copy."""
+    # Teams are larger than the machine here, and two copies run at once: waiting must not cost.
+    env = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANGS_AFTER,
+    )
+
+
+def build(folder: Path) -> None:
+    """Build the extension of a copy; raise with the compiler's words if that fails."""
+    done = python(folder, "setup.py", "build_ext", "--inplace")
+    if done.returncode:
+        raise RuntimeError(f"does not build:\n{done.stdout}")
+
+
+def test(folder: Path) -> tuple[int, str]:
+    """Run the tests of the core in a copy: pytest's exit code, and what it printed."""
+    files = [f"tests/test_{name}.py" for name in TESTS]
+    done = python(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files)
+    return done.returncode, done.stdout
+
+
+def copy_repository(to: Path) -> None:
+    """Copy what a build and the tests need, without anything built."""
+    ignored = shutil.ignore_patterns("*.so", "_core.c", "__pycache__")
+    for name in ("fastopt", "src_c", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=ignored)
+        else:
+            shutil.copy2(ROOT / name, to / name)
+
+
+def check_unmutated(folder: Path) -> None:
+    """Build a copy, and make sure that its tests pass and are about it."""
+    build(folder)
+    found = python(folder, "-c", "import fastopt; print(fastopt.__file__)").stdout.strip()
+    if not Path(found).is_relative_to(folder):
+        raise RuntimeError(f"the tests would import {found}")
+    code, output = test(folder)
+    if code:
+        raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
+
+
+def outcome(mutation: Mutation, folder: Path) -> str:
+    """Apply a mutation to a copy, test, undo it; return '' if it was caught, or what happened."""
+    path = folder / "src_c" / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
+    try:
+        path.write_text(text.replace(mutation.old, mutation.new))
+        build(folder)
+        code, output = test(folder)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    finally:
+        path.write_text(text)
+    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    if code == 1 and failed:
+        return ""
+    return f"NOT CAUGHT: pytest's exit code is {code}\n{output[-2000:] if code else ''}"
+
+
+def main() -> int:
+    """Apply the mutations; return 0 if all were caught."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="list the mutations, and do nothing")
+    parser.add_argument("--only", type=int, metavar="K", help="apply number K of the list alone")
+    args = parser.parse_args()
+    chosen = list(enumerate(MUTATIONS, 1))
+    if args.only is not None:
+        chosen = [entry for entry in chosen if entry[0] == args.only]
+    if args.list:
+        for number, mutation in chosen:
+            print(f"{number:3} {mutation.file:16} {mutation.breaks}")
+        return 0
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # Real paths: the tests' own are compared with them.
+        folders = [Path(temporary).resolve() / str(i) for i in range(WORKERS)]
+        copy_repository(folders[0])
+        check_unmutated(folders[0])
+        print("unmutated: the tests pass", flush=True)
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        free.put(folders[0])
+        for folder in folders[1:]:
+            shutil.copytree(folders[0], folder)
+            free.put(folder)
+
+        def run(entry: tuple[int, Mutation]) -> bool:
+            number, mutation = entry
+            folder = free.get()
+            began = time.monotonic()
+            try:
+                problem = outcome(mutation, folder)
+            finally:
+                free.put(folder)
+            seconds = time.monotonic() - began
+            line = f"{number:3} {mutation.file:16} {mutation.breaks} ({seconds:.0f} s)"
+            print(f"{line}: {problem or 'caught'}", flush=True)
+            return not problem
+
+        with ThreadPoolExecutor(WORKERS) as workers:
+            caught = sum(workers.map(run, chosen))
+    print(f"{len(chosen)} mutations, {caught} caught")
+    return 0 if caught == len(chosen) > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""What the constructor and the step promise, apart from bits and errors.
+
+Most expected values here are small numbers that are exact in binary.
+"""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+from support import (
+    CONFIGS,
+    EVERY,
+    Run,
+    differences,
+    everything,
+    finish,
+    make_grads,
+    make_owned_params,
+)
+
+from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core
+
+COMMON = {
+    "semantics": "torch",
+    "maximize": False,
+    "decoupled_weight_decay": False,
+    "clip_value": None,
+    "clip_norm": None,
+    "global_clip_norm": None,
+    "nonfinite": "propagate",
+    "ema_decay": None,
+    "num_threads": None,
+}
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+SIGNATURES = {  # positional, in this order; keyword-only
+    SGD: (
+        {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+        COMMON,
+    ),
+    Adagrad: (
+        {
+            "lr": 1e-2,
+            "lr_decay": 0.0,
+            "weight_decay": 0.0,
+            "initial_accumulator_value": 0.0,
+            "eps": 1e-10,
+        },
+        COMMON,
+    ),
+    RMSprop: (
+        {
+            "lr": 1e-2,
+            "alpha": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "momentum": 0.0,
+            "centered": False,
+        },
+        COMMON,
+    ),
+    Adam: ({"lr": 1e-3, **ADAM}, {**COMMON, "bias_correction": True}),
+    AdamW: (
+        {"lr": 1e-3, **ADAM, "weight_decay": 1e-2},
+        {**COMMON, "bias_correction": True, "decoupled_weight_decay": True},
+    ),
+}
+IN_GROUPS = {"maximize", "decoupled_weight_decay", "bias_correction"}
+
+
+def one_step(cls, start, grad, **options):
+    """Return a 1-d parameter after one step."""
+    w = np.array(start)
+    cls([w], **options).step([np.array(grad)])
+    return w.tolist()
+
+
+# ---- the constructor -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", SIGNATURES)
+def test_names_order_and_defaults_are_as_documented(cls):
+    positional, keyword_only = SIGNATURES[cls]
+    shown = inspect.signature(cls).parameters.values()
+    by_position = {p.name: p.default for p in shown if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(by_position) == ["params", *positional]
+    assert by_position == {"params": inspect.Parameter.empty, **positional}
+    by_name = {}
+    for shows in (cls.__base__, cls) if cls is AdamW else (cls,):  # it hands options on to Adam
+        shown = inspect.signature(shows).parameters.values()
+        by_name.update({p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY})
+    assert by_name == keyword_only
+    with pytest.raises(TypeError, match="positional argument"):
+        cls([np.ones(1)], *positional.values(), "torch")
+    for semantics in ("torch", "keras"):  # which never changes defaults
+        (group,) = cls([np.ones(1)], semantics=semantics).param_groups
+        assert group.keys() == {"params", *positional, *(IN_GROUPS & keyword_only.keys())}
+        assert {**positional, **keyword_only, **group} == {
+            **positional,
+            **keyword_only,
+            "params": group["params"],
+        }
+
+
+def test_the_step_takes_two_options_by_name():
+    shown = inspect.signature(SGD.step).parameters.values()
+    assert [(p.name, p.default) for p in shown if p.kind is p.KEYWORD_ONLY] == [
+        ("loss_scale", 1.0),
+        ("zero_grad", False),
+    ]
+
+
+@pytest.mark.parametrize("cls", SIGNATURES)
+def test_every_option_is_accepted_by_every_class(cls):
+    for name, value in {
+        **COMMON,
+        "clip_value": 1,
+        "clip_norm": np.float32(1),
+        "global_clip_norm": math.inf,
+        "nonfinite": "skip",
+        "ema_decay": 1,
+        "num_threads": np.int64(1),
+        "lr": 0,
+        "weight_decay": 3,
+    }.items():
+        w = np.ones(3)
+        assert cls([w], **{name: value}).step([np.ones(3)]).skipped is False
+
+
+def test_ranges_are_torchs():
+    assert one_step(SGD, [1.0], [1.0], lr=2, momentum=7.5) == [-1.0]
+    assert one_step(SGD, [1.0], [1.0], lr=math.inf) == [-math.inf]
+    RMSprop([np.ones(1)], alpha=3, eps=0, momentum=2)
+    Adam([np.ones(1)], betas=(0, 0), eps=0)
+    Adam([np.ones(1)], betas=[0.5, np.float32(0.5)])
+    SGD([np.ones(1)], dampening=-2.0, momentum=1)
+
+
+def test_parameters_may_come_as_a_list_a_tuple_a_generator_a_dict_or_groups():
+    want = None
+    for wrap in (
+        list,
+        tuple,
+        iter,
+        lambda p: (a for a in p),
+        lambda p: {f"w{i}": a for i, a in enumerate(p)},
+        lambda p: [{"params": p[:2]}, {"params": tuple(p[2:])}],
+        lambda p: ({"params": a} for a in p),
+        lambda p: [{"params": p}, {"params": []}, {"params": []}],
+    ):
+        params = make_owned_params()
+        opt = Adam(wrap(params), lr=0.5)
+        named = opt.state_dict()["param_groups"][0]["params"][0] == "w0"
+        for seed in (1, 2):
+            grads = make_grads(seed)
+            opt.step({f"w{k}": grads[k] for k in reversed(EVERY)} if named else grads)
+        assert all(a is b for a, b in zip(opt.params, params, strict=True))
+        got = [p.tobytes() for p in params]
+        want = want or got
+        assert got == want != [p.tobytes() for p in make_owned_params()]
+
+
+def test_gradients_may_come_as_any_sequence_or_iterable():
+    want = None
+    for wrap in (
+        list,
+        tuple,
+        iter,
+        lambda g: (a for a in g),
+        lambda g: dict(enumerate(g)).values(),
+    ):
+        run = Run("adam")
+        run.opt.step(wrap(make_grads(2)))
+        got = everything(run.opt)
+        assert differences(got, want := want or got) == []
+    for wrap in (dict, lambda g: dict(reversed(g.items()))):
+        run = Run("rmsprop")
+        run.step(make_grads(3), wrap)
+        assert differences(everything(run.opt), finish(Run("rmsprop"))) == []
+
+
+# ---- counters, schedules and results -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_gradient_of_none_leaves_out_its_parameter(config):
+    for k in EVERY:
+        run, full = Run(config), Run(config)
+        before = run.everything()
+        grads = make_grads(2)
+        run.step([grads[j] if j != k else None for j in EVERY])
+        full.step(grads)
+        own = {f"param {k}", *(f"state {k} {name}" for name in run.opt.state[k])}
+        assert own & {*differences(run.everything(), before)} <= {"param 0"}  # holds the arena
+        np.testing.assert_array_equal(run.params[k], Run(config).params[k])
+        assert [int(s["step"]) for s in run.opt.state] == [2 - (j == k) for j in EVERY]
+        assert run.opt.completed_steps == full.opt.completed_steps == 2
+        if "norm" not in str(CONFIGS[config][1]):
+            others = [j for j in EVERY if j != k]
+            assert all((run.params[j] == full.params[j]).all() for j in others)
+
+
+def test_a_step_without_any_gradient_counts_and_updates_nothing():
+    w = np.ones(3)
+    opt = Adam([w], weight_decay=0.1)
+    assert opt.step([None]).skipped is False
+    assert w.tolist() == [1, 1, 1]
+    assert (opt.completed_steps, int(opt.state[0]["step"])) == (1, 0)
+
+
+def test_completed_steps_counts_what_was_not_skipped_and_is_saved():
+    opt = SGD([np.ones(2)], nonfinite="skip")
+    for value in (1.0, math.nan, 1.0, math.inf):
+        opt.step([np.full(2, value)])
+    assert opt.completed_steps == opt.state_dict()["completed_steps"] == 2
+
+
+def test_the_learning_rate_may_be_any_function_of_completed_steps():
+    asked = []
+
+    def schedule(steps):
+        asked.append(steps)
+        return [np.float32(1), 2, np.array(4, np.float32), np.float64(8)][steps]
+
+    a, b = np.zeros(1), np.zeros(1)
+    opt = SGD([{"params": [a], "lr": schedule}, {"params": [b]}], lr=0.5, nonfinite="skip")
+    seen = []
+    for value in (1.0, 1.0, math.nan, 1.0, 1.0):
+        del asked[:]
+        opt.step([np.array([value])] * 2)
+        seen.append((a[0], b[0], {*asked}))
+    assert seen == [
+        (-1, -0.5, {0}),
+        (-3, -1, {1}),
+        (-3, -1, {2}),
+        (-7, -1.5, {2}),
+        (-15, -2, {3}),
+    ]
+    opt.param_groups[0]["lr"] = lambda steps: 100.0 * steps
+    opt.step([np.ones(1), None])
+    assert (a[0], b[0]) == (-415, -2)
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+def test_the_norm_is_of_all_unscaled_gradients_before_clipping_and_only_where_needed(semantics):
+    params = [np.zeros(2), np.zeros((1, 2), np.float32), np.zeros(())]
+    grads = [np.array([6.0, 0.0]), np.array([[0.0, 8.0]], np.float32), np.array(math.nan)]
+    for clip in ("clip_norm", "global_clip_norm"):
+        opt = SGD(params, semantics=semantics, **{clip: 1e-3})
+        assert opt.step([*grads[:2], None], loss_scale=2.0).grad_norm == 5.0
+        assert math.isnan(opt.step(grads).grad_norm)
+        assert opt.step([None] * 3).grad_norm == 0
+    for options in ({}, {"clip_value": 1.0}, {"nonfinite": "skip"}, {"ema_decay": 0.5}):
+        assert SGD(params, **options).step(grads).grad_norm is None
+
+
+def test_threads_are_bounded_and_reported():
+    big, small = np.zeros(1 << 18), np.zeros(10)
+    for bound in (1, 2, 3):
+        result = SGD([big], num_threads=bound).step([np.ones(1 << 18)])
+        assert result.threads == (bound if _core.has_openmp() else 1)
+        assert SGD([small], num_threads=bound).step([np.ones(10)]).threads == 1
+    assert repr(result) == f"StepResult(grad_norm=None, skipped=False, threads={result.threads})"
+
+
+# ---- what is done to a gradient, in which order --------------------------------------------------
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+@pytest.mark.parametrize(
+    ("options", "after"),
+    [
+        ({}, 8 - 4),
+        ({"clip_value": 1}, 8 - 1),
+        ({"clip_value": 1, "maximize": True}, 8 + 1),
+        ({"clip_value": 1, "weight_decay": 0.5}, 8 - (1 + 4)),
+        ({"clip_value": 1, "weight_decay": 0.5, "maximize": True}, 8 - (-1 + 4)),
+        ({"weight_decay": 0.5, "decoupled_weight_decay": True}, 8 * 0.5 - 4),
+        ({"weight_decay": 0.5, "decoupled_weight_decay": True, "maximize": True}, 8 * 0.5 + 4),
+        ({"clip_norm": 8, "maximize": True}, 8 + 4),
+    ],
+)
+def test_scale_then_clip_then_sign_then_decay_then_update_then_average(options, after, semantics):
+    for dtype in (np.float32, np.float64):
+        w, g = np.array([8.0], dtype), np.array([64.0], dtype)
+        opt = SGD([w], lr=1, semantics=semantics, ema_decay=0.5, **options)
+        opt.step([g], loss_scale=16, zero_grad=True)
+        assert (w[0], opt.ema[0][0], g[0]) == (after, after, 0)
+
+
+@pytest.mark.parametrize(
+    ("semantics", "clip", "limit", "factors"),
+    [
+        ("torch", "clip_norm", 1.0, [1 / (5 + 1e-6), 1 / (10 + 1e-6)]),
+        ("torch", "clip_norm", 5.0, [5 / (5 + 1e-6), 5 / (10 + 1e-6)]),
+        ("torch", "clip_norm", 20.0, [1, 1]),
+        ("keras", "clip_norm", 1.0, [1 / 5, 1 / 10]),
+        ("keras", "clip_norm", 5.0, [1, 5 / 10]),
+        ("torch", "global_clip_norm", 1.0, [1 / (math.sqrt(125) + 1e-6)] * 2),
+        ("torch", "global_clip_norm", 12.0, [1, 1]),
+        ("keras", "global_clip_norm", 1.0, [1 / math.sqrt(125)] * 2),
+        ("keras", "global_clip_norm", 12.0, [1, 1]),
+    ],
+)
+def test_clipping_by_norm_is_torchs_or_kerass(semantics, clip, limit, factors):
+    params = [np.zeros(2), np.zeros((2, 1))]
+    grads = [np.array([3.0, -4.0]), np.array([[6.0], [8.0]])]
+    SGD(params, lr=1, semantics=semantics, **{clip: limit}).step(grads)
+    for w, g, factor in zip(params, grads, factors, strict=True):
+        assert (w == -(factor * g)).all()
+
+
+def test_clipping_by_value_bounds_each_element():
+    got = one_step(SGD, [0.0] * 6, [3.0, -3.0, 0.5, -0.0, math.inf, -math.inf], lr=1, clip_value=2)
+    assert got == [-2, 2, -0.5, 0, -2, 2]
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+def test_a_nan_norm_makes_its_gradients_nan(semantics):
+    for clip, spread in (("clip_norm", False), ("global_clip_norm", True)):
+        params = [np.zeros(3), np.zeros(2)]
+        grads = [np.array([1.0, math.nan, 1.0]), np.ones(2)]
+        SGD(params, semantics=semantics, **{clip: 1.0}).step(grads)
+        assert np.isnan(params[0]).all()
+        assert np.isnan(params[1]).all() == spread == np.isnan(params[1]).any()
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_finite_sum_that_overflows_is_not_non_finite_but_a_scaled_gradient_may_be(nonfinite):
+    for clip in ({}, {"clip_norm": 1.0}, {"global_clip_norm": 1.0}):
+        w, huge = np.ones(5000), np.full(5000, 1e200)
+        opt = SGD([w], lr=1, nonfinite=nonfinite, **clip)
+        result = opt.step([huge])
+        assert result.skipped is False
+        assert w[0] == (1 if clip else 1 - 1e200)
+        assert result.grad_norm == (math.inf if clip else None)
+        before = w.copy()
+        if nonfinite == "skip":
+            assert opt.step([huge], loss_scale=1e-200).skipped is True
+        else:
+            with pytest.raises(FloatingPointError):
+                opt.step([huge], loss_scale=1e-200)
+        assert (w == before).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradients_are_left_alone_or_zeroed_but_not_what_lies_between_them(config):
+    run = Run(config)
+    before = [np.asarray(g).copy() for g in run.grads]
+    run.step(run.grads)
+    assert all(g.tobytes() == b.tobytes() for g, b in zip(run.grads, before, strict=True))
+    strided = run.grads[1]
+    between = strided.base.reshape(-1)[1::2].copy()
+    run.step([None if k == 4 else g for k, g in enumerate(run.grads)], zero_grad=True)
+    assert all(not any(g.tobytes()) for k, g in enumerate(run.grads) if k != 4)
+    assert (strided.base.reshape(-1)[1::2] == between).all()
+    assert run.grads[4].tobytes() == before[4].tobytes()
+
+
+def test_gradients_that_interleave_without_sharing_can_be_zeroed():
+    both = np.arange(1.0, 9.0)
+    a, b = np.zeros(4), np.zeros(4)
+    SGD([a, b], lr=1).step([both[::2], both[-1::-2]], zero_grad=True)
+    assert a.tolist() == [-1, -3, -5, -7]
+    assert b.tolist() == [-8, -6, -4, -2]
+    assert not any(both.tobytes())

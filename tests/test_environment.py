@@ -1,0 +1,298 @@
+"""The machine: instruction sets, numbers of threads, other processes' settings, and the import."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import python
+
+import fastopt
+from fastopt import _core
+from fastopt.threads import default_threads
+
+TABLES = ["base", "avx2", "avx512"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    before = fastopt.get_num_threads()
+    yield
+    fastopt.set_num_threads(before)
+    _core.force_threads(0)
+
+
+def ask(expression, **env):
+    """Evaluate an expression about fastopt in a fresh interpreter."""
+    env = {"FASTOPT_NUM_THREADS": None, "OMP_NUM_THREADS": None, "FASTOPT_ISA": None, **env}
+    done = python("-c", f"import fastopt; print({expression})", **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- what was built ------------------------------------------------------------------------------
+
+
+def test_build_info_says_what_was_built_and_what_runs():
+    info = fastopt.build_info()
+    assert {*info} == {"version", "compiler", "isa", "openmp", "threads"}
+    assert info["version"] == fastopt.__version__
+    assert info["compiler"].split()[0] in ("gcc", "clang")
+    assert info["openmp"] is _core.has_openmp()
+    assert info["threads"] == fastopt.get_num_threads()
+    compiled, supported, active = (info["isa"][k] for k in ("compiled", "supported", "active"))
+    assert compiled == [name for name in TABLES if name in compiled]
+    assert supported == [name for name in compiled if name in supported]
+    assert "base" in supported
+    assert active in supported
+
+
+def test_fastopt_isa_chooses_a_table():
+    for name in _core.isa()["supported"]:
+        assert ask("fastopt.build_info()['isa']['active']", FASTOPT_ISA=name) == name
+    default = ask("fastopt.build_info()['isa']['active']")
+    assert default in _core.isa()["supported"]
+    assert ask("fastopt.build_info()['isa']['active']", FASTOPT_ISA="") == default
+
+
+def test_an_instruction_set_that_is_not_supported_is_refused():
+    refused = ["sse9", "AVX2", "avx2 ", *({*TABLES} - {*_core.isa()["supported"]})]
+    for name in refused:
+        with pytest.raises(ValueError, match=f"'{name}' is not supported here; choose .*'base'"):
+            _core.select_isa(name)
+    done = python("-c", "import fastopt", FASTOPT_ISA="sse9")
+    assert done.returncode == 1
+    assert "ValueError: FASTOPT_ISA: instruction set 'sse9' is not supported" in done.stderr
+    assert "'base'" in done.stderr
+
+
+# ---- the number of threads -----------------------------------------------------------------------
+
+
+def test_num_threads_beats_set_num_threads_beats_the_environment():
+    assert ask("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="5", OMP_NUM_THREADS="3") == "5"
+    assert ask("fastopt.get_num_threads()", OMP_NUM_THREADS="3") == "3"
+    then = "[fastopt.set_num_threads(4), fastopt.get_num_threads()]"
+    assert ask(then, FASTOPT_NUM_THREADS="5") == "[None, 4]"
+    w, g = np.zeros(1 << 18), [np.zeros(1 << 18)]
+    bounded, free = fastopt.SGD([w], num_threads=2), fastopt.SGD([w])
+    for limit in (1, 3):
+        fastopt.set_num_threads(limit)
+        if _core.has_openmp():
+            assert (bounded.step(g).threads, free.step(g).threads) == (2, limit)
+
+
+def test_a_bad_number_of_threads_is_refused():
+    before = fastopt.get_num_threads()
+    for bad, error, text in [
+        (0, ValueError, "^n must be between 1 and 1024, got 0"),
+        (-3, ValueError, "^n must be between"),
+        (1025, ValueError, "^n must be between"),
+        (2.0, TypeError, "^n must be an integer, got 2.0"),
+        ("2", TypeError, "^n must be an integer, got '2'"),
+        (True, TypeError, "^n must be an integer, got True"),
+        (None, TypeError, "^n must be an integer, got None"),
+    ]:
+        with pytest.raises(error, match=text):
+            fastopt.set_num_threads(bad)
+    assert fastopt.get_num_threads() == before
+    fastopt.set_num_threads(np.int32(7))
+    assert fastopt.get_num_threads() == 7
+    for bad in ("0", "-1", "1025", "two", "2.0"):
+        with pytest.raises(ValueError, match=f"FASTOPT_NUM_THREADS must be an integer .*'{bad}'"):
+            default_threads({"FASTOPT_NUM_THREADS": bad})
+    done = python("-c", "import fastopt", FASTOPT_NUM_THREADS="many")
+    assert done.returncode == 1
+    assert "FASTOPT_NUM_THREADS must be an integer between 1 and 1024, got 'many'" in done.stderr
+
+
+CPUS = 16
+
+
+@pytest.fixture
+def sixteen_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)), raising=False)
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [
+        ({}, CPUS),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": " 6 , 2"}, 6),
+        ({"OMP_NUM_THREADS": "32"}, 32),
+        ({"OMP_NUM_THREADS": "100000"}, 1024),
+        ({"OMP_NUM_THREADS": ""}, CPUS),
+        ({"OMP_NUM_THREADS": "0"}, CPUS),
+        ({"OMP_NUM_THREADS": "-2"}, CPUS),
+        ({"OMP_NUM_THREADS": "all"}, CPUS),
+        ({"FASTOPT_NUM_THREADS": "", "OMP_NUM_THREADS": "4,4,4"}, 4),
+        ({"FASTOPT_NUM_THREADS": "7", "OMP_NUM_THREADS": "4"}, 7),
+    ],
+)
+def test_the_environment_sets_the_number_of_threads(environ, threads, tmp_path):
+    assert default_threads(environ, str(tmp_path)) == threads
+
+
+NO_V1 = {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}
+V1, V2 = "sys/fs/cgroup/cpu", "sys/fs/cgroup"
+GROUPS = {  # /proc/self/cgroup, files under the root, threads
+    "no file": (None, {}, CPUS),
+    "nothing in it": ("", {f"{V2}/cpu.max": "100000 100000"}, CPUS),
+    "v2, at the top": ("0::/", {f"{V2}/cpu.max": "200000 100000\n"}, 2),
+    "v2, no limit": ("0::/", {f"{V2}/cpu.max": "max 100000\n"}, CPUS),
+    "v2, nested": ("0::/a/b\n", {f"{V2}/a/b/cpu.max": "300000 100000"}, 3),
+    "v2, a fraction": ("0::/a", {f"{V2}/a/cpu.max": "250000 100000"}, 3),
+    "v2, less than one": ("0::/a", {f"{V2}/a/cpu.max": "1000 100000"}, 1),
+    "v2, more than there are": ("0::/a", {f"{V2}/a/cpu.max": "6400000 100000"}, CPUS),
+    "v2, an ancestor's": (
+        "0::/a/b/c",
+        {f"{V2}/a/cpu.max": "200000 100000", f"{V2}/a/b/c/cpu.max": "max 100000"},
+        2,
+    ),
+    "v2, the least of all": (
+        "0::/a/b",
+        {f"{V2}/a/cpu.max": "500000 100000", f"{V2}/a/b/cpu.max": "400000 100000"},
+        4,
+    ),
+    "v2, not mine": ("0::/a", {f"{V2}/b/cpu.max": "100000 100000"}, CPUS),
+    "v2, the host's path": ("0::/docker/12ab", {f"{V2}/cpu.max": "500000 100000"}, 5),
+    "v2, garbage": ("0::/a", {f"{V2}/a/cpu.max": "lots of it"}, CPUS),
+    "v2, zero period": ("0::/a", {f"{V2}/a/cpu.max": "100000 0"}, CPUS),
+    "v2, half a line": ("0::/a", {f"{V2}/a/cpu.max": "100000"}, CPUS),
+    "v1": (
+        "5:memory:/m\n4:cpu,cpuacct:/a\n1:name=systemd:/x",
+        {f"{V1}/a/cpu.cfs_quota_us": "150000\n", f"{V1}/a/cpu.cfs_period_us": "50000\n"},
+        3,
+    ),
+    "v1, no limit": (
+        "4:cpu:/a",
+        {f"{V1}/a/cpu.cfs_quota_us": "-1", f"{V1}/a/cpu.cfs_period_us": "100000"},
+        CPUS,
+    ),
+    "v1, an ancestor's": (
+        "4:cpuacct,cpu:/a/b",
+        {f"{V1}/cpu.cfs_quota_us": "600000", f"{V1}/cpu.cfs_period_us": "100000"},
+        6,
+    ),
+    "v1, cpuset is not cpu": (
+        "4:cpuset:/a",
+        {f"{V1}/a/cpu.cfs_quota_us": "100000", f"{V1}/a/cpu.cfs_period_us": "100000"},
+        CPUS,
+    ),
+    "v1 and v2": (
+        "4:cpu:/a\n0::/b",
+        {
+            f"{V1}/a/cpu.cfs_quota_us": "300000",
+            f"{V1}/a/cpu.cfs_period_us": "100000",
+            f"{V2}/b/cpu.max": "700000 100000",
+        },
+        3,
+    ),
+    "no such line": ("what is this", {}, CPUS),
+}
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+@pytest.mark.parametrize("case", GROUPS)
+def test_the_containers_quota_bounds_the_number_of_threads(case, tmp_path):
+    own, files, threads = GROUPS[case]
+    files = {**files, **({} if own is None else {"proc/self/cgroup": own})}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert default_threads({}, str(tmp_path)) == threads
+    assert default_threads({"OMP_NUM_THREADS": "9"}, str(tmp_path)) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_the_affinity_bounds_the_number_of_threads():
+    one = min(os.sched_getaffinity(0))
+    script = f"import os; os.sched_setaffinity(0, [{one}]); import fastopt; "
+    done = python(
+        "-c",
+        script + "print(fastopt.get_num_threads())",
+        FASTOPT_NUM_THREADS=None,
+        OMP_NUM_THREADS=None,
+    )
+    assert (done.stdout.strip(), done.returncode) == ("1", 0), done.stderr
+
+
+# ---- what is left alone --------------------------------------------------------------------------
+
+
+def test_no_openmp_setting_of_the_process_changes():
+    maps = Path("/proc/self/maps")  # libraries that are loaded
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    paths = {line.split()[-1] for line in lines if "omp" in line.split("/")[-1]}
+    if not paths:
+        pytest.skip("no OpenMP runtime to look at")
+    runtimes = [ctypes.CDLL(path) for path in paths]
+    getters = ["omp_get_max_threads", "omp_get_dynamic", "omp_get_max_active_levels"]
+
+    def settings():
+        return [getattr(runtime, name)() for runtime in runtimes for name in getters]
+
+    before = settings()
+    _core.force_threads(before[0] + 3)
+    fastopt.set_num_threads(before[0] + 5)
+    fastopt.SGD([np.ones(1 << 18)], num_threads=before[0] + 4).step([np.ones(1 << 18)])
+    assert settings() == before
+
+
+def test_the_callers_rounding_mode_changes_no_bit_and_is_left_alone():
+    libm = ctypes.CDLL(None)
+    nearest, upward = libm.fegetround(), {"x86_64": 0x800, "aarch64": 0x400000}[os.uname().machine]
+    rng = np.random.default_rng(0)
+    start, grad = rng.standard_normal(10_000), rng.standard_normal(10_000)
+    for team in (1, 3):
+        _core.force_threads(team)
+        plain, rounded = start.copy(), start.copy()
+        optimizers = [fastopt.Adam([w], clip_norm=1.0, ema_decay=0.9) for w in (plain, rounded)]
+        for _ in range(3):
+            optimizers[0].step([grad])
+            assert libm.fesetround(upward) == 0
+            try:
+                optimizers[1].step([grad])
+                assert libm.fegetround() == upward
+            finally:
+                libm.fesetround(nearest)
+        assert (plain == rounded).all()
+        assert (optimizers[0].ema[0] == optimizers[1].ema[0]).all()
+
+
+# ---- the import ----------------------------------------------------------------------------------
+
+HEAVY = {
+    "sklearn",
+    "rich",
+    "matplotlib",
+    "torch",
+    "tensorflow",
+    "keras",
+    "scipy",
+    "pandas",
+    "mpi4py",
+}
+
+
+def test_the_import_brings_in_nothing_but_numpy_and_is_quick():
+    script = (
+        "import sys, time, numpy; before = {*sys.modules}; start = time.perf_counter();"
+        "import fastopt; print(time.perf_counter() - start, *({*sys.modules} - before))"
+    )
+    times = []
+    for _ in range(8):
+        done = python("-c", script)
+        assert done.returncode == 0, done.stderr
+        seconds, *modules = done.stdout.split()
+        times.append(float(seconds))
+        tops = {name.split(".")[0] for name in modules if "cython" not in name}
+        assert "fastopt" in tops
+        assert not tops & HEAVY
+        assert tops <= {"fastopt", "numpy", *sys.stdlib_module_names}
+        assert not {name for name in modules if name.startswith("fastopt.compare")}
+    assert min(times) < 0.030

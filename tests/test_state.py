@@ -1,0 +1,341 @@
+"""Copies of an optimizer: state dicts, deep copies, pickles, other processes and threads."""
+
+import copy
+import math
+import pickle
+import re
+
+import numpy as np
+import pytest
+from support import (
+    CONFIGS,
+    EVERY,
+    Run,
+    clean_finish,
+    contents,
+    differences,
+    everything,
+    finish,
+    make_grads,
+)
+
+from fastopt import SGD, Adam
+
+
+def goes_on_like(opt, run):
+    """Whether a copy of a run's optimizer takes the same next steps."""
+    for seed in (5, 6):
+        grads = make_grads(seed)
+        opt.step(dict(zip(run.keys, grads, strict=True)) if run.given == "dict" else grads)
+        run.step(grads)
+    return contents(opt) == contents(run.opt)
+
+
+def slots(opt):
+    return [array for state in opt.state for array in state.values()]
+
+
+# ---- state dicts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_training_resumed_from_a_state_dict_equals_uninterrupted_training(config):
+    run = Run(config)
+    finish(run)
+    saved = copy.deepcopy((run.opt.state_dict(), run.params))
+    fresh = Run(config)
+    for own, kept in zip(fresh.params, saved[1], strict=True):
+        own[...] = kept
+    fresh.opt.reset()
+    fresh.group(0)["lr"] = 77.0
+    arrays = slots(fresh.opt)
+    fresh.opt.load_state_dict(saved[0])
+    assert all(a is b for a, b in zip(arrays, slots(fresh.opt), strict=True))
+    assert contents(fresh.opt) == contents(run.opt)
+    assert goes_on_like(fresh.opt, run)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_state_dict_is_a_copy_both_ways(config):
+    run = Run(config)
+    saved = run.opt.state_dict()
+    kept = copy.deepcopy(saved)
+    finish(run)
+    np.testing.assert_equal(saved, kept)
+    run.opt.load_state_dict(saved)
+    before = everything(run.opt)
+    for state in [*saved["state"].values(), saved["ema"] or {}]:
+        for array in state.values():
+            array[...] = 9
+    for group in saved["param_groups"]:
+        group["lr"] = -1
+        group["params"].clear()
+    assert differences(everything(run.opt), before) == []
+
+
+def test_a_list_of_betas_is_not_shared_with_a_state_dict():
+    saved = Adam([np.ones(1)]).state_dict()
+    saved["param_groups"][0]["betas"] = betas = [0.5, 0.5]
+    opt = Adam([np.ones(1)])
+    opt.load_state_dict(saved)
+    betas[0] = 2.0
+    assert opt.param_groups[0]["betas"] == (0.5, 0.5)
+    opt.param_groups[0]["betas"] = betas
+    betas[0] = 0.25
+    saved = opt.state_dict()
+    betas[0] = 3.0
+    assert saved["param_groups"][0]["betas"] == (0.25, 0.5)
+
+
+def test_named_parameters_load_by_name_in_any_order():
+    arrays = {"a": np.ones(3), "b": np.full(3, 2.0), "c": np.full((2, 2), 3.0, np.float32)}
+    grads = {name: np.full_like(w, i + 1) for i, (name, w) in enumerate(arrays.items())}
+    opt = Adam(arrays, ema_decay=0.5)
+    opt.step({**grads, "b": None})
+    shuffled = {name: arrays[name].copy() for name in ("c", "b", "a")}
+    other = Adam(shuffled, lr=3, ema_decay=0.5)
+    other.load_state_dict(opt.state_dict())
+    assert [int(s["step"]) for s in other.state] == [1, 0, 1]
+    for _ in range(3):
+        opt.step(grads)
+        other.step(grads)
+    for name, w in arrays.items():
+        assert (shuffled[name] == w).all()
+    assert [e.tolist() for e in reversed(other.ema)] == [e.tolist() for e in opt.ema]
+    with pytest.raises(ValueError, match=r"missing \['d'\], unexpected \['a'\]"):
+        Adam({"d": np.ones(3), "b": np.ones(3), "c": np.ones((2, 2), np.float32)}).load_state_dict(
+            opt.state_dict()
+        )
+
+
+def test_a_learning_rate_that_is_called_is_not_saved():
+    opt = SGD([{"params": np.ones(1), "lr": lambda t: 1.0}, {"params": np.ones(2), "lr": 0.5}])
+    saved = opt.state_dict()
+    assert ["lr" in group for group in saved["param_groups"]] == [False, True]
+
+    def own(steps):
+        return 2.0
+
+    other = SGD([{"params": np.ones(1), "lr": own}, {"params": np.ones(2), "lr": own}])
+    other.load_state_dict(saved)
+    assert [g["lr"] for g in other.param_groups] == [own, 0.5]
+    other = SGD([{"params": np.ones(1)}, {"params": np.ones(2)}], lr=0.25)
+    other.load_state_dict(saved)
+    assert [g["lr"] for g in other.param_groups] == [0.25, 0.5]
+
+
+def test_state_out_of_use_is_saved_and_used_again():
+    runs = []
+    for stop in (False, True):
+        w = np.ones(4)
+        opt, g = SGD([w], lr=0.5, momentum=0.5), [np.full(4, 3.0)]
+        opt.step(g)
+        opt.param_groups[0]["momentum"] = 0
+        opt.step(g)
+        if stop:
+            saved, opt = opt.state_dict(), SGD([w])
+            opt.load_state_dict(saved)
+        opt.param_groups[0]["momentum"] = 0.5
+        opt.step(g)
+        runs.append((w.tolist(), opt.state[0]["momentum_buffer"].tolist()))
+    assert runs[0] == runs[1]
+    assert runs[0][1] == [4.5] * 4
+
+
+def test_loaded_arrays_may_be_laid_out_in_any_way():
+    run, fresh = Run("adam"), Run("adam")
+    finish(run)
+    saved = run.opt.state_dict()
+    for k in EVERY:
+        saved["ema"][k] = np.array(saved["ema"][k], order="F")
+        for name, array in saved["state"][k].items():
+            if array.ndim:
+                saved["state"][k][name] = np.repeat(array, 2, axis=-1)[..., ::2]
+        saved["state"][k]["step"] = int(saved["state"][k]["step"])
+    for own, other in zip(fresh.params, run.params, strict=True):
+        own[...] = other
+    fresh.opt.load_state_dict(saved)
+    assert contents(fresh.opt) == contents(run.opt)
+
+
+# Where the dict is spoilt, with what, the error, and what its message names.
+LEAVE = object()
+BIG = 2**63 - 1
+
+
+def corruptions(good, slot):
+    """Yield (path, bad value or LEAVE to delete, error): every entry of a state dict in turn."""
+    for entry in good:
+        yield (entry,), LEAVE, ValueError
+        yield (entry,), 3.5, (TypeError, ValueError)
+    yield ("extra",), 1, ValueError
+    for other in ("nadam", None):
+        yield ("rule",), other, ValueError
+        yield ("semantics",), other, ValueError
+    for bad in (-1, BIG):
+        yield ("completed_steps",), bad, ValueError
+    for bad in (1.0, True, "3", None, np.float64(2), np.ones(1, int)):
+        yield ("completed_steps",), bad, TypeError
+    groups = good["param_groups"]
+    yield ("param_groups",), groups[:-1], ValueError
+    yield ("param_groups",), [*groups, groups[0]], ValueError
+    yield ("param_groups",), tuple(groups), ValueError
+    for n, group in enumerate(groups):
+        at = ("param_groups", n)
+        yield at, [], TypeError
+        yield (*at, "params"), LEAVE, TypeError
+        yield (*at, "params"), group["params"][:-1], ValueError
+        yield (*at, "params"), [*group["params"], "new"], ValueError
+        yield (*at, "params"), group["params"] * 2, ValueError
+        yield (*at, "params"), None, TypeError
+        yield (*at, "speed"), 1, ValueError
+        yield (*at, "lr"), lambda t: 0.1, TypeError
+        for name, value in group.items():
+            if name not in ("params", "lr"):
+                yield (*at, name), LEAVE, ValueError
+            if name != "params":
+                yield (*at, name), None, TypeError
+                if not isinstance(value, (bool, tuple)):
+                    yield (*at, name), math.nan, ValueError
+    for k, state in good["state"].items():
+        at = ("state", k)
+        yield at, LEAVE, ValueError
+        yield at, [], TypeError
+        yield (*at, "step"), LEAVE, ValueError
+        yield (*at, "step"), -1, ValueError
+        yield (*at, "step"), 1.0, TypeError
+        yield (*at, "step"), np.array(1.0), TypeError
+        yield (*at, "step"), np.array(-7), ValueError
+        yield (*at, "other"), state[slot], ValueError
+        for name in state.keys() - {"step"}:
+            yield (*at, name), LEAVE, ValueError
+            yield from misfits((*at, name), state[name])
+    yield ("state", "new"), {}, ValueError
+    yield ("ema",), None if good["ema"] else good["state"], ValueError
+    for k in good["ema"] or ():
+        yield ("ema", k), LEAVE, ValueError
+        yield from misfits(("ema", k), good["ema"][k])
+
+
+def misfits(path, array):
+    yield path, array.tolist(), TypeError
+    yield path, array.astype(np.float16), TypeError
+    yield path, array.astype(array.dtype.newbyteorder()), TypeError
+    yield path, array[None], ValueError
+    yield path, np.append(array, array.dtype.type(1)), ValueError
+
+
+def spoilt(good, path, bad):
+    """Return a copy of the dict with one entry replaced or left out."""
+    result = inner = copy.deepcopy(good)
+    for key in path[:-1]:
+        inner = inner[key]
+    if bad is LEAVE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = bad
+    return result
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_state_dict_with_any_bad_entry_changes_nothing(config):
+    run, ahead = Run(config), Run(config)
+    finish(ahead)
+    good = ahead.opt.state_dict()
+    good["param_groups"][0]["lr"] = 55.0
+    slot = next(name for name in run.opt.state[0] if name != "step")
+    before, ran = everything(run.opt), 0
+    for path, bad, error in corruptions(good, slot):
+        names = ".*".join(re.escape(str(part)) for part in path)
+        with pytest.raises(error, match=names) as caught:
+            run.opt.load_state_dict(spoilt(good, path, bad))
+        assert caught.type in (TypeError, ValueError)
+        assert differences(everything(run.opt), before) == [], (path, bad)
+        ran += 1
+    for bad in (None, [], "state", 3):
+        with pytest.raises(TypeError, match=r"^state_dict must be a dict"):
+            run.opt.load_state_dict(bad)
+    assert differences(everything(run.opt), before) == []
+    assert ran > 130
+    assert differences(finish(run), clean_finish(config, False)) == []
+    run.opt.load_state_dict(good)
+    assert run.group(0)["lr"] == 55.0
+    assert [s["step"] for s in run.opt.state] == [s["step"] for s in ahead.opt.state]
+
+
+def test_a_learning_rate_that_fails_while_a_state_dict_is_loaded_changes_nothing():
+    left = 100
+
+    def schedule(steps):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyError("no more")
+        return 0.5
+
+    opt = SGD([{"params": np.ones(2), "lr": schedule}, {"params": np.ones(2)}], momentum=0.5)
+    saved = opt.state_dict()
+    saved["param_groups"][1]["lr"] = 7.0
+    opt.step([np.ones(2)] * 2)
+    before, failed = everything(opt), 0
+    for call in range(10):  # the one that fails
+        left = call
+        try:
+            opt.load_state_dict(saved)
+        except KeyError:
+            assert differences(everything(opt), before) == []
+            failed += 1
+    assert failed >= 2  # when the dict is checked, and when the groups have been changed
+    assert opt.completed_steps == 0
+
+
+def test_changed_groups_are_refused_before_anything_is_loaded():
+    opt = SGD([{"params": np.ones(2)}, {"params": np.ones(2)}])
+    saved = opt.state_dict()
+    saved["param_groups"][0]["lr"] = 9.0
+    opt.param_groups[1]["params"] = (opt.params[1],)
+    with pytest.raises(ValueError, match=r"param_groups\[1\]: its parameters were replaced"):
+        opt.load_state_dict(saved)
+    assert opt.param_groups[0]["lr"] == 1e-3
+
+
+# ---- deep copies and pickles ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_deep_copy_is_independent_and_goes_on_alike(config):
+    run = Run(config)
+    twin = copy.deepcopy(run.opt)
+    assert contents(twin) == contents(run.opt)
+    assert [a.strides for a in twin.params if a.size] == [p.strides for p in run.params if p.size]
+    for mine, other in zip(twin.params, run.params, strict=True):
+        assert not np.may_share_memory(mine, other)
+    before = contents(run.opt)
+    copy.deepcopy(twin).step(
+        dict(zip(run.keys, make_grads(9), strict=True)) if run.given == "dict" else make_grads(9)
+    )
+    assert contents(twin) == contents(run.opt) == before
+    assert goes_on_like(twin, run)
+
+
+def test_parameters_copied_together_with_their_optimizer_stay_its_parameters():
+    for duplicate in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+        w = np.ones(3)
+        (v,), opt = duplicate(([w], SGD([w], lr=1)))
+        opt.step([np.ones(3)])
+        assert opt.params[0] is opt.param_groups[0]["params"][0] is v
+        assert (v[0], w[0]) == (0, 1)
+        opt.add_param_group({"params": [np.ones(1)]})
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_pickle_brings_back_an_optimizer_that_goes_on_alike(config, protocol):
+    run = Run(config)
+    twin = pickle.loads(pickle.dumps(run.opt, protocol))
+    assert contents(twin) == contents(run.opt)
+    assert [repr(twin), type(twin)] == [repr(run.opt), type(run.opt)]
+    with pytest.raises(TypeError, match="cannot be replaced"):
+        twin.state[0].clear()
+    if "norm" not in str(CONFIGS[config][1]):  # summed in memory order, which a pickle may change
+        assert goes_on_like(twin, run)
