@@ -758,6 +758,10 @@ cdef class Plan:
 
     # ---- the step --------------------------------------------------------------------------------
 
+    def check(self):
+        """Raise if a step would find a parameter, slot, average or counter that it cannot use."""
+        self._read_owned()
+
     def set_hypers(self, int32_t group, row):
         """Set a group's hyperparameters, in the order of ``rule.hypers``."""
         cdef double *hypers

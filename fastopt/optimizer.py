@@ -392,6 +392,7 @@ class Optimizer:
         """Put state, counters and averages back to where they began; parameters stay."""
         with self._lock:
             self._refresh()
+            self._plan.check()
             for param_state, number in zip(self._state, self._group_of, strict=True):
                 fill = self._initial(self.param_groups[number])
                 for name, array in param_state.items():
@@ -467,6 +468,7 @@ class Optimizer:
                     group.update(options)
                 self._refresh()
                 self._add_missing_slots([loaded.keys() - {"step"} for loaded in state])
+                self._plan.check()
             except BaseException:
                 for group, options in zip(self.param_groups, before, strict=True):
                     group.clear()

@@ -2,16 +2,17 @@
 
     python tests/mutate.py [--list] [--only K]
 
-Each mutation is applied to a temporary copy of the repository, built there with the compiler and the
-interpreter at hand, and handed to the tests of the core. They must fail (not: crash, hang or find
-nothing to run). A mutation whose text is no longer in its file, or that does not compile, is an
-error too: it has to follow the code.
+Each mutation is applied to a temporary copy of the repository, built there with the compiler and
+the interpreter at hand, and handed to the tests of the core. They must fail (not: crash, hang or
+find nothing to run). A mutation whose text is no longer in its file, or that does not compile, is
+an error too: it has to follow the code.
 """
 
 import argparse
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["bitwise", "contract", "errors", "golden", "accuracy", "model", "properties"]
+TESTS = ["bitwise", "contract", "errors", "golden", "accuracy", "model", "state", "properties"]
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
 
@@ -298,12 +299,12 @@ MUTATIONS = [
 ]
 
 
-def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter in a copy."""
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a copy."""
     # Teams are larger than the machine here, and two copies run at once: waiting must not cost.
     env = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(folder)}
     return subprocess.run(
-        [sys.executable, *args],
+        command,
         cwd=folder,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -314,17 +315,34 @@ def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def build(folder: Path) -> None:
-    """Build the extension of a copy; raise with the compiler's words if that fails."""
-    done = python(folder, "setup.py", "build_ext", "--inplace")
+def checked_run(folder: Path, *command: str) -> str:
+    """Run a command in a copy and return what it printed; raise with that if it fails."""
+    done = run(folder, *command)
     if done.returncode:
-        raise RuntimeError(f"does not build:\n{done.stdout}")
+        raise RuntimeError(f"{command} failed:\n{done.stdout}")
+    return done.stdout
+
+
+def build(folder: Path) -> list[list[str]]:
+    """Build the extension of a copy; return the commands that build the C core and link it."""
+    output = checked_run(folder, sys.executable, "setup.py", "build_ext", "--inplace")
+    commands = [shlex.split(line) for line in output.splitlines() if " -o build" in line]
+    return [command for command in commands if "fastopt/_core.c" not in command]
+
+
+def rebuild(folder: Path, commands: list[list[str]]) -> None:
+    """Build again what a mutation may have changed, which the bridge to Python is not."""
+    for command in commands:
+        checked_run(folder, *command)
+    linked = commands[-1][commands[-1].index("-o") + 1]
+    shutil.copy2(folder / linked, folder / "fastopt")
 
 
 def test(folder: Path) -> tuple[int, str]:
     """Run the tests of the core in a copy: pytest's exit code, and what it printed."""
     files = [f"tests/test_{name}.py" for name in TESTS]
-    done = python(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files)
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    done = run(folder, *pytest, *files)
     return done.returncode, done.stdout
 
 
@@ -339,9 +357,9 @@ def copy_repository(to: Path) -> None:
 
 
 def check_unmutated(folder: Path) -> None:
-    """Build a copy, and make sure that its tests pass and are about it."""
-    build(folder)
-    found = python(folder, "-c", "import fastopt; print(fastopt.__file__)").stdout.strip()
+    """Make sure that a copy's tests pass and are about it."""
+    import_it = "import fastopt; print(fastopt.__file__)"
+    found = checked_run(folder, sys.executable, "-c", import_it).strip()
     if not Path(found).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {found}")
     code, output = test(folder)
@@ -349,7 +367,7 @@ def check_unmutated(folder: Path) -> None:
         raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
 
 
-def outcome(mutation: Mutation, folder: Path) -> str:
+def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
     """Apply a mutation to a copy, test, undo it; return '' if it was caught, or what happened."""
     path = folder / "src_c" / mutation.file
     text = path.read_text()
@@ -357,7 +375,7 @@ def outcome(mutation: Mutation, folder: Path) -> str:
         return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
-        build(folder)
+        rebuild(folder, commands)
         code, output = test(folder)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return str(error)
@@ -387,6 +405,8 @@ def main() -> int:
         # Real paths: the tests' own are compared with them.
         folders = [Path(temporary).resolve() / str(i) for i in range(WORKERS)]
         copy_repository(folders[0])
+        commands = build(folders[0])
+        rebuild(folders[0], commands)
         check_unmutated(folders[0])
         print("unmutated: the tests pass", flush=True)
         free: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -395,12 +415,12 @@ def main() -> int:
             shutil.copytree(folders[0], folder)
             free.put(folder)
 
-        def run(entry: tuple[int, Mutation]) -> bool:
+        def apply(entry: tuple[int, Mutation]) -> bool:
             number, mutation = entry
             folder = free.get()
             began = time.monotonic()
             try:
-                problem = outcome(mutation, folder)
+                problem = outcome(mutation, folder, commands)
             finally:
                 free.put(folder)
             seconds = time.monotonic() - began
@@ -409,7 +429,7 @@ def main() -> int:
             return not problem
 
         with ThreadPoolExecutor(WORKERS) as workers:
-            caught = sum(workers.map(run, chosen))
+            caught = sum(workers.map(apply, chosen))
     print(f"{len(chosen)} mutations, {caught} caught")
     return 0 if caught == len(chosen) > 0 else 1
 

@@ -87,7 +87,7 @@ class Run:
             "groups": [{"params": self.params[:2]}, {"params": self.params[2:]}],
         }[self.given]
         self.opt = cls(given, **kwargs, **options)
-        self.step(make_grads(1))
+        self.step(make_grads(1), zero_grad=True)
         self.grads, self.options = make_grads(2), {}
 
     def step(self, grads, change=lambda grads: grads, **options):

@@ -104,6 +104,30 @@ def test_a_gradient_that_overlaps_is_found_beside_empty_parameters():
     assert not memory.any()
 
 
+def test_a_gradient_that_runs_backwards_is_found_to_overlap():
+    memory = np.zeros(10)
+    opt = fastopt.SGD([memory[:2], np.ones((2, 2))])
+    for grad in (memory[4::-1][1:].reshape(2, 2), memory[7::-2].reshape(2, 2)[:, ::-1]):
+        with pytest.raises(ValueError, match="gradient of parameter 1 overlaps parameter 0"):
+            opt.step([np.ones(2), grad])
+    assert not memory.any()
+    opt.step([np.ones(2), memory[9:1:-2].reshape(2, 2)])
+    assert opt.params[1].tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_change_refused_because_of_another_group_leaves_no_trace():
+    a, b = np.zeros(1), np.zeros(1)
+    opt = fastopt.SGD([{"params": a}, {"params": b}], lr=1)
+    before = [dict(group) for group in opt.param_groups]
+    opt.param_groups[0]["lr"], opt.param_groups[1]["lr"] = 8, -8
+    with pytest.raises(ValueError, match=r"param_groups\[1\]: lr must be >= 0, got -8"):
+        opt.step([np.ones(1)] * 2)
+    for group, old in zip(opt.param_groups, before, strict=True):
+        group.update(old)
+    opt.step([np.ones(1)] * 2)
+    assert (a[0], b[0]) == (-1, -1)
+
+
 @pytest.mark.parametrize("zero_grad", [False, True])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_skipped_step_leaves_everything_but_zeroes_the_gradients_if_asked(config, zero_grad):

@@ -4,9 +4,11 @@ import copy
 import math
 import pickle
 import re
+from functools import partial
 
 import numpy as np
 import pytest
+from failures import KINDS
 from support import (
     CONFIGS,
     EVERY,
@@ -297,6 +299,24 @@ def test_changed_groups_are_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match=r"param_groups\[1\]: its parameters were replaced"):
         opt.load_state_dict(saved)
     assert opt.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("name", ["slot read-only", "average resized", "counter reshaped"])
+def test_nothing_is_loaded_or_reset_where_some_array_cannot_be_written(name):
+    spoil, error, message, where, configs, options = KINDS[name]
+    for config in configs:
+        saved = Run(config).opt.state_dict()
+        saved["completed_steps"] = 5
+        for k in where:
+            run = Run(config, **options)
+            names = message.format(label=re.escape(f"parameter {run.keys[k]!r}"))
+            with spoil(run, k):
+                before = everything(run.opt)
+                for change in (partial(run.opt.load_state_dict, saved), run.opt.reset):
+                    with pytest.raises(error, match=names):
+                        change()
+                    assert differences(everything(run.opt), before) == []
+            assert differences(finish(run), clean_finish(config, options["owned"])) == []
 
 
 # ---- deep copies and pickles ---------------------------------------------------------------------

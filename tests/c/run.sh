@@ -66,16 +66,15 @@ functions() {
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
 # computes in whole vector registers. There is one a rule, variant and type, and two passes a type.
 vectorised() {
-    local object=$1 register=$2 expected missing
+    local object=$1 register=$2 expected names packed missing
     expected=$(awk -F '[(,)]' '/^FO_RULE/ { n += $3 } END { print 2 * (n + 2) }' src_c/rules.def)
     functions "$object" > "$folder/instructions"
-    local names packed
     names=$(cut -d ' ' -f 1 "$folder/instructions" | grep -v '^all_finite' | sort -u)
     packed=$(grep -E " v?(mul|add|sub|div|sqrt)p[sd] .*$register" "$folder/instructions" |
         cut -d ' ' -f 1 | sort -u)
     missing=$(comm -23 <(echo "$names") <(echo "$packed"))
     if [[ -n $missing || $(wc -l <<< "$names") -ne $expected ]]; then
-        echo "$object: not vectorised:" $missing "($(wc -l <<< "$names") of $expected kernels found)"
+        echo "$object: $(wc -l <<< "$names") of $expected kernels found; not vectorised: $missing"
         return 1
     fi
     if grep -E ' vfn?m(add|sub)' "$folder/instructions"; then
