@@ -38,6 +38,7 @@ class BuildExt(build_ext):
     """Compiles the loops once per instruction set before the extension itself."""
 
     def build_extension(self, ext):
+        self.force = True  # the compiler or the options may have changed since the last build
         if os.environ.get("FASTOPT_OPENMP") != "0" and self.compiles("#include <omp.h>", OPENMP):
             ext.extra_compile_args += OPENMP
             ext.extra_link_args += OPENMP

@@ -9,6 +9,7 @@ Each equals PyTorch's or Keras's formula, whichever ``semantics=`` names, and gi
 on every machine and for every number of threads.
 """
 
+from fastopt import reference
 from fastopt._info import apply_environment, build_info
 from fastopt._version import __version__
 from fastopt.adagrad import Adagrad
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "build_info",
     "get_num_threads",
+    "reference",
     "set_num_threads",
 ]
 

@@ -33,10 +33,12 @@ class StepResult:
     @property
     def threads(self) -> int: ...
 
+def step_result(grad_norm: float | None, skipped: bool, threads: int) -> StepResult: ...
+
 class Plan:
-    names: list[str]
+    names: tuple[str, ...]
     owned: tuple[NDArray[Any], ...]
-    owners: list[int]
+    owners: tuple[int, ...]
     num_threads: int
     completed_steps: int
     def __init__(
@@ -47,6 +49,7 @@ class Plan:
         ema: list[NDArray[Any]] | None,
         steps: list[NDArray[Any]],
         groups: list[int],
+        rows: list[list[float]],
         names: list[str],
         *,
         semantics: int,
@@ -59,6 +62,9 @@ class Plan:
     ) -> None: ...
     def check(self) -> None: ...
     def set_hypers(self, group: int, row: Sequence[float]) -> None: ...
+    def restore(
+        self, to: list[NDArray[Any]], values: list[NDArray[Any]], completed_steps: int
+    ) -> None: ...
     def step(
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...

@@ -13,87 +13,23 @@ from libc.stdint cimport INT64_MAX, int32_t, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
+import sys
+
 import numpy as np
 
 cnp.import_array()
 
 
-cdef extern from "fastopt.h" nogil:
-    enum:
-        FO_BLOCK
-        FO_MAX_SLOTS
-    ctypedef enum fo_status:
-        FO_OK
-    ctypedef enum fo_dtype:
-        FO_F32
-        FO_F64
-    ctypedef enum fo_semantics:
-        pass
-    ctypedef enum fo_clip:
-        pass
-    ctypedef enum fo_nonfinite:
-        FO_RAISE
-    ctypedef struct fo_rule:
-        const char *name
-        const char *const *hyper_names
-        const char *const *slot_names
-    const fo_rule fo_rules[]
-    const int fo_rule_count
-    const fo_rule *fo_find_rule(const char *name)
-    bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
-
-    ctypedef struct fo_tensor:
-        void *param
-        void *slot[3]
-        void *ema
-        int64_t *step
-        int64_t size
-        fo_dtype dtype
-        int32_t group
-        void *grad
-        int32_t grad_ndim
-        const Py_ssize_t *grad_shape
-        const Py_ssize_t *grad_strides
-    ctypedef struct fo_step_args:
-        fo_semantics semantics
-        fo_clip clip
-        double clip_limit
-        fo_nonfinite nonfinite
-        double loss_scale
-        double ema_decay
-        bint ema_starts
-        bint zero_grad
-        int max_threads
-        bint exact_threads
-    ctypedef struct fo_step_result:
-        double grad_norm
-        bint has_norm
-        bint skipped
-        int64_t first_skipped
-        int threads
-    ctypedef struct fo_plan:
-        pass
-    fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
-    void fo_plan_destroy(fo_plan *plan)
-    fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
-    double *fo_plan_hypers(fo_plan *plan, int32_t group)
-    fo_status fo_plan_prepare(fo_plan *plan)
-    int64_t fo_plan_size(const fo_plan *plan)
-    void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
-
-    void fo_init()
-    int fo_isa_count()
-    const char *fo_isa_name(int i)
-    bint fo_isa_supported(int i)
-    int fo_isa_active()
-    bint fo_isa_select(const char *name)
-    const char *fo_compiler()
-    bint fo_has_openmp()
+cdef extern from "numpy/arrayobject.h":
+    bint PyArray_CheckExact(object array)
+    int PyArray_CopyInto(cnp.ndarray to, cnp.ndarray values) except -1
 
 
 fo_init()
 
 BLOCK = FO_BLOCK
+
+cdef object NUMPY_SCALARS = frozenset(np.sctypeDict.values())
 
 # Elements below which a step keeps the GIL: dropping and taking it would cost more than it gives.
 cdef int64_t KEEP_GIL_BELOW = 1 << 14
@@ -168,7 +104,7 @@ cdef class Rule:
     cdef readonly tuple hypers
     cdef readonly tuple slots
 
-    def __init__(self, str name):
+    def __cinit__(self, str name not None):
         self.rule = fo_find_rule(name.encode())
         if self.rule == NULL:
             raise ValueError(f"no rule named {name!r}")
@@ -178,13 +114,20 @@ cdef class Rule:
 
     def used_slots(self, row):
         """Names of the slots that a step with these hyperparameters touches."""
-        cdef double values[32]
-        for j, value in enumerate(row):
-            values[j] = value
+        cdef double values[FO_MAX_HYPERS]
+        self.read_row(row, values)
         return tuple(
             name for j, name in enumerate(self.slots)
             if fo_rule_uses_slot(self.rule, values, j)
         )
+
+    cdef int read_row(self, row, double *values) except -1:
+        """Convert a row of hyperparameters."""
+        if len(row) != len(self.hypers):
+            raise ValueError(f"expected {len(self.hypers)} hyperparameters, got {len(row)}")
+        for j in range(len(self.hypers)):
+            values[j] = row[j]
+        return 0
 
 
 def rule_names():
@@ -229,17 +172,27 @@ cdef bint is_dense(cnp.ndarray array, int *axes, int count) noexcept:
     return True
 
 
+cdef int refuse_masked(cnp.ndarray array, str name) except -1:
+    """Raise for a masked array, whose mask nothing here would honour."""
+    if not PyArray_CheckExact(array) and "numpy.ma" in sys.modules:
+        if isinstance(array, sys.modules["numpy.ma"].MaskedArray):
+            raise TypeError(f"{name}: a masked array; give its .data, or .filled(...)")
+    return 0
+
+
 def check_parameter(array, str name):
     """Raise unless the core can update the array in place."""
     cdef int axes[64]
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}")
+    if not isinstance(array, cnp.ndarray):
+        hint = "; for named parameters give dict(...)" if isinstance(array, tuple) else ""
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}{hint}")
+    refuse_masked(array, name)
     if not is_native_float(array):
         raise TypeError(
             f"{name}: dtype {array.dtype} ({array.dtype.str}) is not supported; "
             "use float32 or float64 in native byte order"
         )
-    if not array.flags.writeable:
+    if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: the array is read-only; parameters are updated in place")
     if not is_dense(array, axes, memory_order(array, axes)):
         raise ValueError(
@@ -323,11 +276,25 @@ cdef class StepResult:
     def threads(self):
         return self.result.threads
 
+    def __reduce__(self):
+        out = self.result
+        return step_result, (out.grad_norm if out.has_norm else None, self.skipped, out.threads)
+
     def __repr__(self):
         return (
             f"StepResult(grad_norm={self.grad_norm}, skipped={self.skipped}, "
             f"threads={self.threads})"
         )
+
+
+def step_result(grad_norm, skipped, threads):
+    """Return a StepResult with these attributes (they are copied and pickled so)."""
+    cdef StepResult result = StepResult.__new__(StepResult)
+    result.result.has_norm = grad_norm is not None
+    result.result.grad_norm = grad_norm if grad_norm is not None else 0.0
+    result.result.skipped = skipped
+    result.result.threads = threads
+    return result
 
 
 cdef class Plan:
@@ -348,6 +315,8 @@ cdef class Plan:
         Step counters, one a parameter: 0-d, int64.
     groups : list of int
         For each parameter, the index of its row of hyperparameters.
+    rows : list of list of float
+        Hyperparameters, in the order of ``rule.hypers``.
     names : list of str
         What to call each parameter in a message.
     semantics, clip, nonfinite : int
@@ -366,23 +335,25 @@ cdef class Plan:
     cdef fo_step_args args
     cdef Rule rule
     cdef Py_ssize_t n, n_owned, n_groups, n_extents
-    cdef readonly list names
+    cdef readonly tuple names
     cdef readonly tuple owned        # parameters, then slots, then averages
-    cdef readonly list owners        # for each owned array, its parameter
+    cdef readonly tuple owners       # for each owned array, its parameter
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef Layout *layouts             # of the owned arrays
-    cdef Extent *extents             # of the owned arrays that are not empty, sorted by address
+    cdef Extent *extents             # of owned arrays (not empty) and counters, by address
     cdef bint extents_sorted
-    cdef Extent *grad_extents        # of the gradients last seen, by parameter
+    cdef Extent *grad_extents        # of the gradients last seen; index: whether dense
     cdef Extent *sorting
     cdef bint grads_known_apart
+    cdef bint stepping
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public int64_t completed_steps
 
     def __cinit__(
-        self, Rule rule, list params, list slots, list ema, list steps, list groups,
-        list names, *, int semantics, int clip, double clip_limit, int nonfinite,
+        self, Rule rule not None, list params not None, list slots not None, list ema,
+        list steps not None, list groups not None, list rows not None, list names not None,
+        *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
     ):
         cdef Py_ssize_t i, k = 0
@@ -390,7 +361,7 @@ cdef class Plan:
         cdef int j
         self.rule = rule
         self.n = len(params)
-        self.names = names
+        self.names = tuple(names)
         self.num_threads = num_threads
         self.completed_steps = completed_steps
         self.steps = tuple(steps)
@@ -400,9 +371,18 @@ cdef class Plan:
         self.args.clip_limit = clip_limit
         self.args.nonfinite = <fo_nonfinite>nonfinite
         self.args.ema_decay = ema_decay
+        for name, given in (
+            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema)
+        ):
+            if given is not None and len(given) != self.n:
+                raise ValueError(f"{name}: expected {self.n}, one for each parameter")
         for i in range(self.n):
-            if not isinstance(steps[i], np.ndarray):
+            if not isinstance(steps[i], cnp.ndarray):
                 raise TypeError(f"step counter of {names[i]}: expected a numpy.ndarray")
+            if len(slots[i]) != len(rule.slots):
+                raise ValueError(f"state of {names[i]}: expected {len(rule.slots)} slots")
+            if not 0 <= groups[i] < len(rows):
+                raise ValueError(f"{names[i]}: there is no group {groups[i]}")
 
         owned, owners, targets = list(params), list(range(self.n)), []
         for j in range(len(rule.slots)):
@@ -415,12 +395,12 @@ cdef class Plan:
             owned.extend(ema)
             owners.extend(range(self.n))
             targets.extend([FO_MAX_SLOTS] * self.n)
-        self.owned, self.owners, self.n_owned = tuple(owned), owners, len(owned)
+        self.owned, self.owners, self.n_owned = tuple(owned), tuple(owners), len(owned)
 
-        self.n_groups = max(groups, default=-1) + 1
+        self.n_groups = len(rows)
         self.plan = fo_plan_create(rule.rule, self.n_groups, self.n)
         self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
-        self.extents = <Extent *>PyMem_Calloc(self.n_owned + 1, sizeof(Extent))
+        self.extents = <Extent *>PyMem_Calloc(self.n_owned + self.n + 1, sizeof(Extent))
         self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
         self.sorting = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
         self.grad_layout = <Py_ssize_t **>PyMem_Calloc(self.n + 1, sizeof(Py_ssize_t *))
@@ -449,6 +429,8 @@ cdef class Plan:
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self._read_owned()
+        for k in range(self.n_groups):
+            self.set_hypers(k, rows[k])
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -468,8 +450,12 @@ cdef class Plan:
     # ---- the owned arrays ------------------------------------------------------------------------
 
     cdef str _label(self, Py_ssize_t k):
-        name = self.names[self.owners[k]]
+        """Name the array of an extent: an owned one, or (beyond those) a counter."""
+        name = self.names[self.owners[k] if k < self.n_owned else k - self.n_owned]
         return name if k < self.n else f"state of {name}"
+
+    cdef _array(self, Py_ssize_t k):
+        return self.owned[k] if k < self.n_owned else self.steps[k - self.n_owned]
 
     cdef _check_like(self, cnp.ndarray array, cnp.ndarray param, str label):
         cdef int axes[64]
@@ -545,6 +531,9 @@ cdef class Plan:
         """Read a step counter's address anew; raise unless the core can count on in it."""
         cdef fo_tensor *tensor = fo_plan_tensor(self.plan, i)
         cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
+        cdef int64_t *address
+        if not cnp.PyArray_ISWRITEABLE(counter):
+            raise ValueError(f"step counter of {self.names[i]}: the array is read-only")
         if (
             cnp.PyArray_NDIM(counter) != 0
             or not cnp.PyArray_ISSIGNED(counter)
@@ -552,10 +541,13 @@ cdef class Plan:
             or not cnp.PyArray_ISBEHAVED(counter)
         ):
             raise ValueError(
-                f"step counter of {self.names[i]}: expected a writable 0-d int64 array, got shape "
+                f"step counter of {self.names[i]}: expected a 0-d int64 array, got shape "
                 f"{self.steps[i].shape} and dtype {counter.dtype}"
             )
-        tensor.step = <int64_t *>cnp.PyArray_DATA(counter)
+        address = <int64_t *>cnp.PyArray_DATA(counter)
+        if address != tensor.step:
+            tensor.step = address
+            self.extents_sorted = False
         if not 0 <= tensor.step[0] < INT64_MAX:
             raise ValueError(
                 f"step counter of {self.names[i]} must be >= 0 and < 2**63 - 1, got "
@@ -571,6 +563,11 @@ cdef class Plan:
             self.extents[count].low = self.layouts[k].data
             self.extents[count].high = self.layouts[k].data + self.layouts[k].nbytes
             self.extents[count].index = k
+            count += 1
+        for k in range(self.n):
+            self.extents[count].low = <char *>fo_plan_tensor(self.plan, k).step
+            self.extents[count].high = self.extents[count].low + sizeof(int64_t)
+            self.extents[count].index = self.n_owned + k
             count += 1
         self.n_extents = count
         qsort(self.extents, count, sizeof(Extent), by_low)
@@ -603,15 +600,21 @@ cdef class Plan:
             self.grad_extents[i].low = self.grad_extents[i].high = NULL
             return 0
         if not isinstance(item, cnp.ndarray):
-            if layout.ndim == 0 and isinstance(item, np.generic) and not zero_grad:
-                item = grads[i] = np.asarray(item)
-            else:
+            scalar = layout.ndim == 0 and type(item) in NUMPY_SCALARS
+            if scalar and zero_grad:
+                raise TypeError(
+                    f"gradient of {self.names[i]}: a NumPy scalar cannot be zeroed in place, as "
+                    "zero_grad=True asks"
+                )
+            if not scalar:
                 param = self.owned[i]
                 raise TypeError(
                     f"gradient of {self.names[i]}: expected a numpy.ndarray of shape "
                     f"{param.shape} and dtype {param.dtype}, or None; got {type(item).__name__}"
                 )
+            item = grads[i] = np.asarray(item)
         grad = item
+        refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             raise TypeError(
                 f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
@@ -636,12 +639,17 @@ cdef class Plan:
         if zero_grad and not cnp.PyArray_ISWRITEABLE(grad):
             raise ValueError(f"gradient of {self.names[i]}: read-only, and zero_grad=True asks to "
                              "zero it")
-        if low != self.grad_extents[i].low or high != self.grad_extents[i].high or not alike:
+        if (
+            low != self.grad_extents[i].low
+            or high != self.grad_extents[i].high
+            or not (alike and self.grad_extents[i].index)
+        ):
             self.grad_extents[i].low = self.grad_extents[i].high = NULL
             self.grads_known_apart = False
             self._check_apart(i, grad, low, high, alike, zero_grad)
             self.grad_extents[i].low = low
             self.grad_extents[i].high = high
+            self.grad_extents[i].index = alike
         elif zero_grad and low == layout.data and layout.nbytes > 0:
             self._check_apart(i, grad, low, high, alike, zero_grad)
         return 0
@@ -689,12 +697,15 @@ cdef class Plan:
             )
         return False
 
-    cdef bint _may_overlap_itself(self, grad):
+    cdef bint _may_overlap_itself(self, cnp.ndarray grad):
         """Sorted by size, each stride must step over all that the smaller ones reach."""
-        reach = grad.itemsize
-        for stride, dim in sorted(
-            (abs(grad.strides[j]), grad.shape[j]) for j in range(grad.ndim) if grad.shape[j] > 1
-        ):
+        cdef int j
+        reach = cnp.PyArray_ITEMSIZE(grad)
+        axes = [
+            (abs(cnp.PyArray_STRIDE(grad, j)), cnp.PyArray_DIM(grad, j))
+            for j in range(cnp.PyArray_NDIM(grad))
+        ]
+        for stride, dim in sorted(axis for axis in axes if axis[1] > 1):
             if stride < reach:
                 return True
             reach += stride * (dim - 1)
@@ -718,7 +729,7 @@ cdef class Plan:
             left += 1
             if k == i and alike and low == self.layouts[i].data and not zero_grad:
                 continue
-            if alike or self._shares_memory(grad, self.owned[k]):
+            if alike or self._shares_memory(grad, self._array(k)):
                 own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
                 raise ValueError(
                     f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
@@ -764,12 +775,29 @@ cdef class Plan:
 
     def set_hypers(self, int32_t group, row):
         """Set a group's hyperparameters, in the order of ``rule.hypers``."""
-        cdef double *hypers
+        cdef double values[FO_MAX_HYPERS]
+        cdef fo_tensor *tensor
+        cdef Py_ssize_t i
+        cdef int j
         if not 0 <= group < self.n_groups:
-            return  # no parameter is in it
-        hypers = fo_plan_hypers(self.plan, group)
-        for j, value in enumerate(row):
-            hypers[j] = value
+            raise ValueError(f"there is no group {group}")
+        self.rule.read_row(row, values)
+        for j in range(len(self.rule.slots)):
+            if fo_rule_uses_slot(self.rule.rule, values, j):
+                for i in range(self.n):
+                    tensor = fo_plan_tensor(self.plan, i)
+                    if tensor.group == group and tensor.slot[j] == NULL:
+                        raise ValueError(
+                            f"state of {self.names[i]}: {self.rule.slots[j]} is missing"
+                        )
+        memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
+
+    def restore(self, list to, list values, int64_t completed_steps):
+        """Copy arrays (broadcast) and set the number of completed steps, without interruption."""
+        cdef Py_ssize_t k
+        for k in range(len(to)):
+            PyArray_CopyInto(to[k], values[k])
+        self.completed_steps = completed_steps
 
     def step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -788,6 +816,15 @@ cdef class Plan:
         StepResult
         """
         cdef list bound = list(grads)
+        if self.stepping:
+            raise RuntimeError("step() was called from within a step of the same plan")
+        self.stepping = True
+        try:
+            return self._step(bound, loss_scale, zero_grad)
+        finally:
+            self.stepping = False
+
+    cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)
         cdef fo_step_args args = self.args
         cdef fo_step_result *out = &result.result
@@ -818,7 +855,7 @@ cdef class Plan:
             self.completed_steps += 1
         elif args.nonfinite == FO_RAISE:
             raise FloatingPointError(
-                f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity; nothing "
-                "was updated"
+                f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"
+                f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
             )
         return result

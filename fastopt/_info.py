@@ -36,7 +36,7 @@ def build_info() -> dict[str, Any]:
         "compiler": _core.compiler(),
         "isa": _core.isa(),
         "openmp": _core.has_openmp(),
-        "threads": get_num_threads(),
+        "threads": get_num_threads() if _core.has_openmp() else 1,
     }
 
 

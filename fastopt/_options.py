@@ -14,12 +14,13 @@ def real(
     value: Any,
     *,
     low: float = 0.0,
-    below: float = float("inf"),
     above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
 ) -> float:
-    """Check a real number: ``low <= value`` (or ``above < value``), and ``value < below``.
+    """Check a real number: ``low <= value`` or ``above < value``; ``value <= high``, ``< below``.
 
-    An infinite `below` excludes nothing; NaN is always refused.
+    NaN is always refused.
     """
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
@@ -27,14 +28,18 @@ def real(
         number = float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large, got {value!r}") from None
-    inside = number > above if above is not None else number >= low
-    if below != float("inf"):
-        inside = inside and number < below
+    bounds = [f">= {low:g}" if above is None else f"> {above:g}"]
+    if above is None and low == -float("inf"):
+        bounds = ["a number"]
+    inside = number >= low if above is None else number > above
+    if high is not None:
+        bounds.append(f"<= {high:g}")
+        inside &= number <= high
+    if below is not None:
+        bounds.append(f"< {below:g}")
+        inside &= number < below
     if not inside:
-        bounds = f"> {above:g}" if above is not None else f">= {low:g}" if low > -1e300 else ""
-        if below != float("inf"):
-            bounds += f" and < {below:g}"
-        raise ValueError(f"{name} must be {bounds or 'a number'}, got {value!r}")
+        raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}")
     return number
 
 

@@ -9,48 +9,56 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastopt.optimizer import Array, Optimizer
+    from fastopt._params import Array
+    from fastopt.optimizer import Optimizer
 
 _ENTRIES = {"rule", "semantics", "completed_steps", "param_groups", "state", "ema"}
 
 
 def verified(
     optimizer: Optimizer, saved: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[Mapping[str, Array]], list[Array]]:
-    """Return the groups' options, and state and averages in the order of the parameters."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Array]], list[Array], int]:
+    """Return copies: the groups' options, state and averages in order, and completed steps."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"state_dict must be a dict, got {type(saved).__name__}")
     _same_keys("state_dict", _ENTRIES, saved)
     for entry, own in (("rule", optimizer._rule.name), ("semantics", optimizer._semantics)):
-        if saved[entry] != own:
+        if not isinstance(saved[entry], str) or saved[entry] != own:
             raise ValueError(
                 f"state_dict[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}"
             )
-    _count("state_dict['completed_steps']", saved["completed_steps"])
+    completed_steps = _count("state_dict['completed_steps']", saved["completed_steps"])
 
     keys = optimizer._keys
     groups = _groups(optimizer, saved["param_groups"])
+    used = [
+        optimizer._rule.used_slots(
+            optimizer._row(
+                optimizer._checked(
+                    {**own, **loaded}, f"state_dict['param_groups'][{number}]: ", completed_steps
+                )
+            )
+        )
+        for number, (own, loaded) in enumerate(zip(optimizer.param_groups, groups, strict=True))
+    ]
     _same_keys("state_dict['state']", keys, saved["state"])
     state = []
     for key, param, number in zip(keys, optimizer._params, optimizer._group_of, strict=True):
         where = f"state_dict['state'][{key!r}]"
-        group = {**optimizer.param_groups[number], **groups[number]}
-        values = optimizer._checked(group, f"state_dict['param_groups'][{number}]: ")
-        used = optimizer._rule.used_slots(optimizer._row(values))
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
-        missing = {"step", *used} - slots.keys()
+        slots = dict(slots)
+        missing = {"step", *used[number]} - slots.keys()
         unexpected = slots.keys() - {"step", *optimizer._rule.slots}
         if missing or unexpected:
             raise ValueError(
                 f"{where}: missing {sorted(missing)}, unexpected {sorted(map(str, unexpected))}"
             )
-        _count(f"{where}['step']", slots["step"])
-        for name, array in slots.items():
-            if name != "step":
-                _fits(f"{where}[{name!r}]", array, param)
-        state.append(slots)
+        copies = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
+        for name in slots.keys() - {"step"}:
+            copies[name] = _copy(f"{where}[{name!r}]", slots[name], param)
+        state.append(copies)
 
     if (saved["ema"] is None) != (optimizer._ema is None):
         has = "the optimizer" if saved["ema"] is None else "the state_dict"
@@ -59,9 +67,8 @@ def verified(
     if saved["ema"] is not None:
         _same_keys("state_dict['ema']", keys, saved["ema"])
         for key, param in zip(keys, optimizer._params, strict=True):
-            _fits(f"state_dict['ema'][{key!r}]", saved["ema"][key], param)
-            ema.append(saved["ema"][key])
-    return groups, state, ema
+            ema.append(_copy(f"state_dict['ema'][{key!r}]", saved["ema"][key], param))
+    return groups, state, ema, completed_steps
 
 
 def _groups(optimizer: Optimizer, saved: Any) -> list[dict[str, Any]]:
@@ -77,7 +84,11 @@ def _groups(optimizer: Optimizer, saved: Any) -> list[dict[str, Any]]:
         last = first + len(group["params"])
         _same_keys(f"{where}['params']", optimizer._keys[first:last], loaded["params"])
         first = last
-        options = {name: value for name, value in loaded.items() if name != "params"}
+        options = {
+            name: tuple(value) if isinstance(value, list) else value  # a copy
+            for name, value in loaded.items()
+            if name != "params"
+        }
         if callable(options.get("lr")):
             raise TypeError(f"{where}['lr'] must be a number, got a callable")
         required = optimizer._defaults.keys() - {"lr"}
@@ -90,14 +101,17 @@ def _groups(optimizer: Optimizer, saved: Any) -> list[dict[str, Any]]:
 def _same_keys(where: str, expected: Any, got: Any) -> None:
     if not isinstance(got, (Mapping, list, tuple)):
         raise TypeError(f"{where} must be a dict, got {type(got).__name__}")
-    wanted, found = set(expected), set(got)
+    try:
+        wanted, found = set(expected), set(got)
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in got if key not in wanted]
     if missing or unexpected or len(got) != len(expected):
         raise ValueError(f"{where}: missing {missing}, unexpected {unexpected}")
 
 
-def _count(where: str, value: Any) -> None:
+def _count(where: str, value: Any) -> int:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     whole = whole or (
         isinstance(value, np.ndarray) and value.shape == () and value.dtype == np.int64
@@ -105,13 +119,15 @@ def _count(where: str, value: Any) -> None:
     if not whole:
         raise TypeError(f"{where} must be an integer (an int, or a 0-d int64 array), got {value!r}")
     if not 0 <= value < 2**63 - 1:
-        raise ValueError(f"{where} must be >= 0, got {value!r}")
+        raise ValueError(f"{where} must be >= 0 and < 2**63 - 1, got {value!r}")
+    return int(value)
 
 
-def _fits(where: str, array: Any, param: Array) -> None:
+def _copy(where: str, array: Any, param: Array) -> Array:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{where} must be a numpy.ndarray, got {type(array).__name__}")
     if array.dtype != param.dtype:
         raise TypeError(f"{where}: dtype {array.dtype} is not the parameter's {param.dtype}")
     if array.shape != param.shape:
         raise ValueError(f"{where}: shape {array.shape} is not the parameter's {param.shape}")
+    return np.array(array, order="K", subok=False)

@@ -136,9 +136,9 @@ class Adam(Optimizer):
         )
 
     def _checked(
-        self, group: Mapping[str, Any], where: str, *, evaluate_lr: bool = True
+        self, group: Mapping[str, Any], where: str, completed_steps: int
     ) -> dict[str, float]:
-        values = super()._checked(group, where, evaluate_lr=evaluate_lr)
+        values = super()._checked(group, where, completed_steps)
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)):
             raise TypeError(f"{where}betas must be a tuple of two numbers, got {betas!r}")

@@ -6,42 +6,35 @@ are. All mathematics is in ``src_c/rules``; all checks of arrays are in ``_core`
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastopt import _core
 from fastopt._options import choice, flag, real
+from fastopt._params import (
+    Array,
+    ParameterState,
+    as_groups,
+    as_params,
+    copy_like,
+    label,
+    new_state,
+    typed,
+)
 from fastopt.threads import checked_threads
 
-Array = NDArray[Any]
 LearningRate = float | Callable[[int], float]
 
 _SEMANTICS = ("torch", "keras")
 _NONFINITE = ("propagate", "skip", "raise")
 _CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
-
-
-class ParameterState(dict[str, Array]):
-    """A parameter's state arrays by name: written into in place, not replaced."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(
-            "state arrays cannot be replaced; write into them (state[name][...] = value) "
-            "or use load_state_dict"
-        )
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # a copy is a plain dict
 
 
 class Optimizer:
@@ -57,6 +50,9 @@ class Optimizer:
     }
 
     param_groups: list[dict[str, Any]]
+    _seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
+    _always_check: bool
+    _plan: _core.Plan
 
     def __init__(
         self,
@@ -81,16 +77,16 @@ class Optimizer:
         }
         if len(self._clips) > 1:
             raise ValueError(f"at most one of {', '.join(_CLIPS)} may be set, got {self._clips}")
-        self._ema_decay = None if ema_decay is None else real("ema_decay", ema_decay)
-        if self._ema_decay is not None and self._ema_decay > 1:
-            raise ValueError(f"ema_decay must be between 0 and 1, got {ema_decay!r}")
+        self._ema_decay = None if ema_decay is None else real("ema_decay", ema_decay, high=1.0)
         self._num_threads = (
             None if num_threads is None else checked_threads(num_threads, "num_threads")
         )
         self._defaults = defaults
-        self._checked(defaults, "", evaluate_lr=False)
-
+        by_itself = {**defaults, "lr": 0.0} if callable(defaults["lr"]) else defaults
+        self._checked(by_itself, "", 0)
         self.param_groups = []
+        self._rows: list[list[float]] = []
+        self._group_params: list[tuple[Array, ...]] = []
         self._params: list[Array] = []
         self._keys: list[Any] = []
         self._named = False
@@ -98,7 +94,7 @@ class Optimizer:
         self._state: list[ParameterState] = []
         self._ema: list[Array] | None = None if self._ema_decay is None else []
         self._lock = threading.RLock()
-        self._extend(_as_groups(params), completed_steps=0)
+        self._extend(as_groups(params), completed_steps=0)
         _live.add(self)
 
     # ---- parameters and groups ------------------------------------------------------------------
@@ -150,7 +146,7 @@ class Optimizer:
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
-            names, arrays = _as_params(given["params"])
+            names, arrays = as_params(given["params"])
             named.add(names is not None)
             first = len(self._params) + len(params)
             group = {"params": tuple(arrays), **self._defaults}
@@ -169,55 +165,42 @@ class Optimizer:
 
         all_params, all_keys = self._params + params, self._keys + keys
         for key, param in zip(all_keys, all_params, strict=True):
-            _core.check_parameter(param, _label(key))
+            _core.check_parameter(param, label(key))
         rows = [
-            self._row(self._checked(group, f"param_groups[{number}]: "))
+            self._row(self._checked(group, f"param_groups[{number}]: ", completed_steps))
             for number, group in enumerate(new_groups, n_before)
         ]
         for param, number in zip(params, group_of, strict=True):
             used = self._rule.used_slots(rows[number - n_before])
-            fill = self._initial(new_groups[number - n_before])
-            states.append(_new_state(param, used, fill))
-        ema = None if self._ema is None else self._ema + [_copy_like(p) for p in params]
-        state = self._state + states
-        plan = self._make_plan(
-            all_params, all_keys, self._group_of + group_of, state, ema, completed_steps
-        )
-        for number, row in enumerate(rows, n_before):
-            plan.set_hypers(number, row)
-        if n_before:
-            for number, group in enumerate(self.param_groups):
-                plan.set_hypers(number, self._row(self._checked(group, "")))
+            states.append(new_state(param, used, self._initial(new_groups[number - n_before])))
 
-        self._params, self._keys, self._state, self._ema = all_params, all_keys, state, ema
-        self._named = True in named or self._named
-        self._group_of = self._group_of + group_of
-        self._group_params = [
-            *(group["params"] for group in self.param_groups),
-            *(group["params"] for group in new_groups),
-        ]
-        self.param_groups = self.param_groups + new_groups
-        self._plan = plan
-        self._remember_groups()
+        changed: dict[str, Any] = {
+            "_params": all_params,
+            "_keys": all_keys,
+            "_named": True in named or self._named,
+            "_group_of": self._group_of + group_of,
+            "_group_params": self._group_params + [group["params"] for group in new_groups],
+            "_rows": self._rows + rows,
+            "_state": self._state + states,
+            "_ema": None if self._ema is None else self._ema + [copy_like(p) for p in params],
+            "param_groups": self.param_groups + new_groups,
+        }
+        changed["_plan"] = self._make_plan(changed, completed_steps)
+        changed |= _as_seen(changed["param_groups"])
+        self.__dict__.update(changed)
 
-    def _make_plan(
-        self,
-        params: list[Array],
-        keys: list[Any],
-        group_of: list[int],
-        state: Sequence[Mapping[str, Array]],
-        ema: list[Array] | None,
-        completed_steps: int,
-    ) -> _core.Plan:
+    def _make_plan(self, of: Mapping[str, Any], completed_steps: int) -> _core.Plan:
+        """Make a plan over the arrays of an optimizer with these attributes."""
         ((clip, limit),) = self._clips.items() or (("", 0.0),)
         return _core.Plan(
             self._rule,
-            params,
-            [tuple(s.get(name) for name in self._rule.slots) for s in state],
-            ema,
-            [s["step"] for s in state],
-            group_of,
-            [_label(key) for key in keys],
+            of["_params"],
+            [tuple(s.get(name) for name in self._rule.slots) for s in of["_state"]],
+            of["_ema"],
+            [s["step"] for s in of["_state"]],
+            of["_group_of"],
+            of["_rows"],
+            [label(key) for key in of["_keys"]],
             semantics=_SEMANTICS.index(self._semantics),
             clip=("", *_CLIPS).index(clip),
             clip_limit=limit,
@@ -230,28 +213,25 @@ class Optimizer:
     # ---- hyperparameters ------------------------------------------------------------------------
 
     def _checked(
-        self, group: Mapping[str, Any], where: str, *, evaluate_lr: bool = True
+        self, group: Mapping[str, Any], where: str, completed_steps: int
     ) -> dict[str, float]:
         """Check a group's hyperparameters; return their values as the rule takes them."""
         unknown = group.keys() - self._defaults.keys() - {"params"}
         missing = self._defaults.keys() - group.keys()
         if unknown or missing:
+            what = "unknown" if unknown else "missing"
             raise ValueError(
-                f"{where}unknown options {sorted(map(str, unknown))}, missing {sorted(missing)}; "
+                f"{where}{what} options {sorted(map(str, unknown or missing))}; "
                 f"{type(self).__name__} has {sorted(self._defaults)}"
             )
         values = {}
         for name, check in self._checks.items():
             value = group[name]
             if name == "lr" and callable(value):
-                if not evaluate_lr:
-                    continue
-                steps = self._plan.completed_steps if hasattr(self, "_plan") else 0
-                value = value(steps)
+                value = value(completed_steps)
                 if getattr(value, "shape", None) == () and hasattr(value, "item"):
                     value = value.item()  # schedules of array libraries return 0-d arrays
-                name = f"lr({steps})"
-                values["lr"] = check(f"{where}{name}", value)
+                values["lr"] = check(f"{where}lr({completed_steps})", value)
                 continue
             values[name] = check(f"{where}{name}", value)
         self._check_together(values, where)
@@ -267,12 +247,6 @@ class Optimizer:
         """Return the initial values of slots that do not start at zero; for subclasses."""
         return {}
 
-    def _remember_groups(self) -> None:
-        for group in self.param_groups:  # what has been checked must not change unseen
-            group.update((k, tuple(v)) for k, v in group.items() if isinstance(v, list))
-        self._seen = [(tuple(group), tuple(group.values())) for group in self.param_groups]
-        self._lr_is_called = any(callable(group["lr"]) for group in self.param_groups)
-
     def _refresh(self) -> None:
         """Take over what has changed in ``param_groups``, after checking all of it."""
         groups = self.param_groups
@@ -280,31 +254,39 @@ class Optimizer:
             raise ValueError(
                 "param_groups was replaced, or its length changed; use add_param_group"
             )
-        rows = []
         for number, (group, params) in enumerate(zip(groups, self._group_params, strict=True)):
-            where = f"param_groups[{number}]: "
-            if not isinstance(group, dict) or group.get("params") is not params:
-                raise ValueError(f"{where}its parameters were replaced; use add_param_group")
-            rows.append(self._row(self._checked(group, where)))
+            if type(group) is not dict or group.get("params") is not params:
+                raise ValueError(
+                    f"param_groups[{number}]: its parameters were replaced; use add_param_group"
+                )
+        seen = _as_seen(groups)  # before a callable runs that may change them again
+        rows = [
+            self._row(self._checked(group, f"param_groups[{number}]: ", self.completed_steps))
+            for number, group in enumerate(groups)
+        ]
         used = [self._rule.used_slots(row) for row in rows]
-        self._add_missing_slots([used[number] for number in self._group_of])
-        for number, row in enumerate(rows):
-            self._plan.set_hypers(number, row)
-        self._remember_groups()
+        self._apply(rows, [used[number] for number in self._group_of])
+        self.__dict__.update(seen)
 
-    def _add_missing_slots(self, used: Sequence[Iterable[str]]) -> None:
-        """Make parameters' slots: momentum, centered or amsgrad may have been switched on."""
+    def _apply(self, rows: list[list[float]], slots: Sequence[Iterable[str]]) -> None:
+        """Set the groups' hyperparameters, and make what is lacking of the parameters' slots.
+
+        Momentum, centered or amsgrad may have been switched on.
+        """
         state = list(self._state)
-        for i, names in enumerate(used):
+        for i, names in enumerate(slots):
             if not state[i].keys() >= set(names):
                 fill = self._initial(self.param_groups[self._group_of[i]])
-                new = _new_state(self._params[i], names, fill)
+                new = new_state(self._params[i], names, fill)
                 state[i] = ParameterState(dict(new) | dict(state[i]))
-        if any(new is not old for new, old in zip(state, self._state, strict=True)):
-            self._plan = self._make_plan(
-                self._params, self._keys, self._group_of, state, self._ema, self.completed_steps
-            )
-            self._state = state
+        if all(new is old for new, old in zip(state, self._state, strict=True)):
+            for number, row in enumerate(rows):
+                self._plan.set_hypers(number, row)
+            self._rows = rows
+            return
+        changed: dict[str, Any] = {"_state": state, "_rows": rows}
+        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self.completed_steps)
+        self.__dict__.update(changed)
 
     # ---- the step -------------------------------------------------------------------------------
 
@@ -355,17 +337,24 @@ class Optimizer:
         array([ 0.5,  0. , -1. ])
         """
         with self._lock:
-            if self._lr_is_called or not _core.unchanged(self.param_groups, self._seen):
+            if self._always_check or not _core.unchanged(self.param_groups, self._seen):
                 self._refresh()
             if type(grads) is not list or self._named:
                 grads = self._in_order(grads)
             if type(loss_scale) is not float or loss_scale != 1.0:
-                loss_scale = real("loss_scale", loss_scale, above=0.0)
-                if loss_scale == float("inf"):
-                    raise ValueError("loss_scale must be finite, got inf")
+                loss_scale = self._checked_scale(loss_scale)
             if zero_grad is not False:
                 zero_grad = bool(flag("zero_grad", zero_grad))
             return self._plan.step(grads, loss_scale, zero_grad)
+
+    def _checked_scale(self, loss_scale: Any) -> float:
+        """Return the scale if dividing by it means something in every parameter's type."""
+        scale = real("loss_scale", loss_scale, above=0.0)
+        for dtype in {param.dtype for param in self._params}:
+            limits = np.finfo(dtype)
+            if not float(limits.smallest_normal) <= 1 / scale <= float(limits.max):
+                raise ValueError(f"loss_scale is out of the range of {dtype}: got {loss_scale!r}")
+        return scale
 
     def _in_order(self, grads: Any) -> Sequence[Array | None]:
         """Return the gradients in the order of the parameters, having checked the structure."""
@@ -393,13 +382,16 @@ class Optimizer:
         with self._lock:
             self._refresh()
             self._plan.check()
-            for param_state, number in zip(self._state, self._group_of, strict=True):
-                fill = self._initial(self.param_groups[number])
-                for name, array in param_state.items():
-                    array[...] = fill.get(name, 0)
+            to, values = [], []
+            for i, state in enumerate(self._state):
+                fill = self._initial(self.param_groups[self._group_of[i]])
+                for name, array in state.items():
+                    to.append(array)
+                    values.append(typed(fill.get(name, 0.0), array, name))
             for average, param in zip(self._ema or (), self._params, strict=False):
-                average[...] = param
-            self._plan.completed_steps = 0
+                to.append(average)
+                values.append(param)
+            self._plan.restore(to, values, 0)
 
     # ---- state dict, copies ---------------------------------------------------------------------
 
@@ -461,33 +453,41 @@ class Optimizer:
         from fastopt._state_dict import verified
 
         with self._lock:
-            groups, state, ema = verified(self, state_dict)
+            groups, state, ema, completed_steps = verified(self, state_dict)
             before = [dict(group) for group in self.param_groups]
             try:
                 for group, options in zip(self.param_groups, groups, strict=True):
                     group.update(options)
                 self._refresh()
-                self._add_missing_slots([loaded.keys() - {"step"} for loaded in state])
+                self._apply(self._rows, [loaded.keys() - {"step"} for loaded in state])
                 self._plan.check()
+                to = [*(array for own in self._state for array in own.values()), *(self._ema or ())]
+                values = [
+                    loaded[name] if name in loaded else typed(0.0, array, name)
+                    for own, loaded in zip(self._state, state, strict=True)
+                    for name, array in own.items()
+                ]
+                self._plan.restore(to, values + ema, completed_steps)
             except BaseException:
                 for group, options in zip(self.param_groups, before, strict=True):
                     group.clear()
                     group.update(options)
                 raise
-            for own, loaded in zip(self._state, state, strict=True):
-                for name, array in own.items():
-                    array[...] = loaded.get(name, 0)
-            for average, values in zip(self._ema or (), ema, strict=False):
-                average[...] = values
-            self._plan.completed_steps = int(state_dict["completed_steps"])
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a shallow copy would share state but not its counters; use copy.deepcopy")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        with self._lock:  # no step meanwhile
+            new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            kept = {
-                name: value
-                for name, value in self.__dict__.items()
-                if name not in ("_plan", "_lock", "_seen", "_lr_is_called", "_group_params")
-            }
+            made_anew = {"_plan", "_lock", "_seen", "_always_check", "_group_params", "_rows"}
+            kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
             kept["completed_steps"] = self.completed_steps
             return kept
@@ -498,10 +498,11 @@ class Optimizer:
         self._lock = threading.RLock()
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
-        self._plan = self._make_plan(
-            self._params, self._keys, self._group_of, self._state, self._ema, completed_steps
-        )
-        self._refresh()
+        self._rows = [
+            self._row(self._checked(group, "", completed_steps)) for group in self.param_groups
+        ]
+        self._plan = self._make_plan(self.__dict__, completed_steps)
+        self.__dict__.update(_as_seen(self.param_groups))
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -512,56 +513,14 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-# ---- parameters as given ------------------------------------------------------------------------
-
-
-def _as_groups(params: Any) -> list[dict[str, Any]]:
-    """Return what was given as parameters as a list of groups."""
-    if isinstance(params, Mapping):
-        return [{"params": params}]
-    if isinstance(params, (np.ndarray, str, set, frozenset)) or not hasattr(params, "__iter__"):
-        raise TypeError(
-            "params must be a list, tuple or generator of arrays, a dict name -> array, or a list "
-            f"of parameter groups; got {type(params).__name__}"
-        )
-    items = list(params)
-    are_groups = [isinstance(item, dict) for item in items]
-    if items and all(are_groups):
-        return items
-    if any(are_groups):
-        raise TypeError("params mixes arrays and parameter groups; give one or the other")
-    return [{"params": items}]
-
-
-def _as_params(given: Any) -> tuple[list[Any] | None, list[Any]]:
-    """Return names (None if there are none) and arrays of one group."""
-    if isinstance(given, Mapping):
-        return list(given.keys()), list(given.values())
-    if isinstance(given, np.ndarray):
-        return None, [given]
-    if isinstance(given, (str, set, frozenset)) or not hasattr(given, "__iter__"):
-        raise TypeError(
-            f"'params' of a group must be a list of arrays or a dict, got {type(given).__name__}"
-        )
-    return None, list(given)
-
-
-def _label(key: Any) -> str:
-    return f"parameter {key!r}"
-
-
-def _copy_like(param: Array) -> Array:
-    return np.array(param, order="K", subok=False, copy=True)
-
-
-def _new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
-    param = np.asarray(param)  # a subclass may have ideas of its own
-    state: dict[str, Array] = {"step": np.zeros((), np.int64)}
-    for name in names:
-        state[name] = np.zeros_like(param, order="K", subok=False)
-        if name in fill:
-            state[name][...] = fill[name]
-    return ParameterState(state)
+def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what tells at the next step whether the groups have to be checked again."""
+    values = [value for group in groups for value in group.values()]
+    return {
+        "_seen": [(tuple(group), tuple(group.values())) for group in groups],
+        # A learning rate to call, or a list that may be changed in place.
+        "_always_check": any(callable(value) or isinstance(value, list) for value in values),
+    }
 
 
 # ---- after a fork, no thread is left that could release a lock -----------------------------------

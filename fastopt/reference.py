@@ -9,6 +9,14 @@ added to it or shrinks the parameter:
 
 .. math:: g \leftarrow \min(\max(\pm s g, -c), c), \quad g \leftarrow g + \lambda \theta
     \quad\text{or}\quad \theta \leftarrow (1 - \gamma \lambda) \theta
+
+Examples
+--------
+>>> import numpy as np
+>>> w, state = np.array([3.0, -2.0]), {"sum": np.zeros(2)}
+>>> adagrad(w, np.array([10.0, -0.1]), state, step=1, lr=1.0)
+>>> w.round(6)
+array([ 2., -1.])
 """
 
 from __future__ import annotations
@@ -235,6 +243,8 @@ def clip_factor(norm: float, limit: float, semantics: str = "torch") -> float:
     """Return what a gradient of this norm is multiplied by; NaN for a NaN norm."""
     if math.isnan(norm):
         return norm
+    if math.isinf(limit):
+        return 1.0
     if semantics == "keras":
         return limit / max(norm, limit)
     return min(1.0, limit / (norm + 1e-6))
@@ -262,7 +272,7 @@ def _begin(
     c = param.dtype.type
     g = c(-grad_scale if maximize else grad_scale) * grad
     g = _minimum(_maximum(g, c(-grad_limit)), c(grad_limit))
-    if weight_decay and not decoupled_weight_decay:
+    if c(weight_decay) != 0 and not decoupled_weight_decay:
         g = g + c(weight_decay) * param
     keep = 1 - lr * weight_decay if decoupled_weight_decay and weight_decay else 1.0
     return c, c(keep) * param, g

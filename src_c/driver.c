@@ -259,6 +259,8 @@ static bool norm_needed(const fo_step_args *args)
 static double clip_factor(const fo_step_args *args, double norm)
 {
     const double limit = args->clip_limit;
+    if (isinf(limit)) /* no limit, and 1 for any norm but a NaN */
+        return norm != norm ? norm : 1;
     if (args->semantics == FO_KERAS)
         return limit / (norm > limit || norm != norm ? norm : limit);
     const double factor = limit / (norm + 1e-6);

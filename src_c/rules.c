@@ -11,7 +11,8 @@
     static const char *const rule##_hyper_names[] = {FO_COMMON_HYPERS(FO_HYPER_NAME)               \
                                                          rule##_hyper_list(FO_HYPER_NAME) NULL};   \
     static const char *const rule##_slot_names[] = {rule##_slot_list(FO_SLOT_NAME) NULL};          \
-    _Static_assert(sizeof(rule##_hypers) <= FO_MAX_HYPERS * sizeof(double), "FO_MAX_HYPERS");
+    _Static_assert(sizeof(rule##_hypers) <= FO_MAX_HYPERS * sizeof(double), "FO_MAX_HYPERS");      \
+    _Static_assert((int)rule##_const_count <= FO_MAX_CONSTS, "FO_MAX_CONSTS");
 #include "rules.def"
 #undef FO_RULE
 

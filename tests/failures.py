@@ -186,7 +186,11 @@ gradient_kinds(
     zero_grad=True,
 )
 gradient_kinds(
-    TypeError, KIND, [0], {"zeroed, a scalar": lambda run, k: np.float64(1)}, zero_grad=True
+    TypeError,
+    "gradient of {label}: a NumPy scalar cannot be zeroed in place",
+    [0],
+    {"zeroed, a scalar": lambda run, k: np.float64(1)},
+    zero_grad=True,
 )
 
 
@@ -259,7 +263,7 @@ for _of, _how, _message in [
     ("slot", "resized", "^state of " + CHANGED),
     ("average", "read-only", "^state of " + READ_ONLY),
     ("average", "resized", "^state of " + CHANGED),
-    ("counter", "read-only", COUNTER + ": expected a writable 0-d int64 array"),
+    ("counter", "read-only", COUNTER + ": (expected a 0-d int64 array|the array is read-only)"),
     ("counter", "reshaped", COUNTER + r": expected .* got shape \(1,\)"),
     ("counter", "byte-swapped", COUNTER + ": expected .* dtype >i8"),
     ("counter", "resized", COUNTER + r": expected .* got shape \(9000,\)"),
@@ -326,7 +330,7 @@ IN_GROUPS = [  # what is put into the group, error, message
         for name, cases in BAD_HYPERS.items()
         for bad, error, text in cases
     ),
-    ({"beta": 0.9}, ValueError, IN_GROUP + r"unknown options \['beta'\], missing \[\]"),
+    ({"beta": 0.9}, ValueError, IN_GROUP + r"unknown options \['beta'\]"),
     ({"lr": lambda t: fail()}, ZeroDivisionError, "^a schedule of one's own$"),
     ({"lr": lambda t: NAN}, ValueError, IN_GROUP + r"lr\(1\) must be >= 0, got nan"),
     ({"lr": lambda t: "1"}, TypeError, IN_GROUP + r"lr\(1\) must be a real number, got '1'"),
@@ -346,7 +350,7 @@ for _number, (_values, _error, _message) in enumerate(IN_GROUPS):
         group.update(before)
 
 
-@kind("group: renamed", ValueError, IN_GROUP + r"unknown .*'fast'\], missing \['decoupled", [0, 5])
+@kind("group: renamed", ValueError, IN_GROUP + r"unknown options \['fast'\]", [0, 5])
 def _rename(run, k):
     group, before = run.group(k), dict(run.group(k))
     group["fast"] = group.pop("decoupled_weight_decay")  # the last, and the same object
@@ -377,7 +381,7 @@ COUNT, LIST, KEYS = (
     "^grads must be a list.*, got ",
     "^grads: ",
 )
-NOT_POSITIVE = "^loss_scale must be (> 0|finite), got "
+NOT_POSITIVE = "^loss_scale (must be > 0,|is out of the range of float32:) got "
 for _name, _error, _message, _configs, _options in [
     *(
         (f"loss_scale={bad}", ValueError, NOT_POSITIVE, CONFIGS, {"loss_scale": bad})

@@ -360,3 +360,20 @@ def test_gradients_that_interleave_without_sharing_can_be_zeroed():
     assert a.tolist() == [-1, -3, -5, -7]
     assert b.tolist() == [-8, -6, -4, -2]
     assert not any(both.tobytes())
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+@pytest.mark.parametrize("name", ["clip_norm", "global_clip_norm"])
+def test_an_infinite_limit_clips_nothing_and_still_gives_the_norm(name, semantics):
+    w = np.zeros(2)
+    result = SGD([w], lr=1, semantics=semantics, **{name: np.inf}).step([np.array([3.0, 4.0])])
+    assert (w == [-3, -4]).all()
+    assert result.grad_norm == 5
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e320, 1e-39, 1e46])
+def test_a_loss_scale_by_which_float32_cannot_be_divided_is_refused(scale):
+    w = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="loss_scale is out of the range of float32"):
+        SGD([w]).step([np.ones(2, np.float32)], loss_scale=scale)
+    assert (w == 1).all()

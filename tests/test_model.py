@@ -151,8 +151,9 @@ def test_a_changed_hyperparameter_takes_effect_at_the_next_step():
     assert w == -1 - 10 + 100
     opt = Adam([w], betas=[0.5, 0.5])
     opt.step(g)
-    with pytest.raises(TypeError):  # betas cannot change unseen
-        opt.param_groups[0]["betas"][0] = 2.0
+    opt.param_groups[0]["betas"][0] = 2.0  # in place, and seen
+    with pytest.raises(ValueError, match=r"betas\[0\] must be >= 0 and < 1, got 2.0"):
+        opt.step(g)
     opt.param_groups[0]["betas"] = [0.25, 0.5]
     opt.step(g)
     assert opt.state[0]["exp_avg"] == 0.25 * 0.5 + 0.75
@@ -391,3 +392,27 @@ def test_averages_follow_transposed_and_large_parameters():
         c = params[k].dtype.type
         assert (opt.ema[k] == c(0.25) * first[k] + c(0.75) * params[k]).all()
     assert params[4].size > _core.BLOCK
+
+
+def test_a_change_made_while_a_learning_rate_is_called_takes_effect_at_the_next_step():
+    def warm_up(completed_steps):
+        opt.param_groups[0]["lr"] = 1.0
+        return 0.25
+
+    w = np.zeros(1)
+    opt = SGD([w], lr=0.5)
+    opt.param_groups[0]["lr"] = warm_up
+    opt.step([np.ones(1)])
+    assert w == -0.25
+    opt.step([np.ones(1)])
+    assert w == -1.25
+
+
+def test_masked_arrays_are_refused():
+    masked = np.ma.masked_array(np.ones(2), [True, False])
+    with pytest.raises(TypeError, match="parameter 0: a masked array"):
+        SGD([masked])
+    w = np.ones(2)
+    with pytest.raises(TypeError, match="gradient of parameter 0: a masked array"):
+        SGD([w]).step([masked])
+    assert (w == 1).all()

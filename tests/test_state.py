@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+import threading
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from support import (
     make_grads,
 )
 
-from fastopt import SGD, Adam
+from fastopt import SGD, Adagrad, Adam
 
 
 def goes_on_like(opt, run):
@@ -359,3 +360,70 @@ def test_a_pickle_brings_back_an_optimizer_that_goes_on_alike(config, protocol):
         twin.state[0].clear()
     if "norm" not in str(CONFIGS[config][1]):  # summed in memory order, which a pickle may change
         assert goes_on_like(twin, run)
+
+
+def test_a_slot_that_is_not_used_any_more_is_loaded_and_the_step_goes_on():
+    for cls, on, off in (
+        (SGD, {"momentum": 0.9}, {"momentum": 0.0}),
+        (Adam, {"amsgrad": True}, {"amsgrad": False}),
+    ):
+        before, g = cls([np.ones(3)], lr=0.1, **on), [np.ones(3)]
+        before.step(g)
+        before.param_groups[0].update(off)
+        after = cls([before.params[0].copy()], lr=0.1)
+        after.load_state_dict(before.state_dict())
+        before.step(g)
+        after.step(g)
+        assert after.params[0].tobytes() == before.params[0].tobytes()
+        assert after.params[0][0] < 0.9
+
+
+def test_loading_state_that_is_the_optimizers_own_copies_it_first():
+    opt = Adam([np.zeros(2), np.zeros(2)])
+    opt.step([np.ones(2), np.full(2, 2.0)])
+    saved = opt.state_dict()
+    saved["state"] = {0: opt.state[1], 1: opt.state[0]}
+    first, second = (opt.state[i]["exp_avg"].copy() for i in (0, 1))
+    opt.load_state_dict(saved)
+    assert (opt.state[0]["exp_avg"] == second).all()
+    assert (opt.state[1]["exp_avg"] == first).all()
+
+
+def test_a_reset_that_cannot_be_done_does_nothing():
+    opt = Adagrad([np.ones(2), np.ones(2, np.float32)])
+    opt.step([np.ones(2), np.ones(2, np.float32)])
+    opt.param_groups[0]["initial_accumulator_value"] = 1e300
+    with pytest.raises(ValueError, match="initial value of sum must be finite in float32"):
+        opt.reset()
+    assert [state["sum"][0] for state in opt.state] == [1, 1]
+    assert opt.completed_steps == 1
+
+
+def test_a_deep_copy_is_not_torn_by_a_step_in_another_thread():
+    opt = SGD([np.zeros(200_000) for _ in range(4)], lr=1.0)
+    grads, stop = [np.ones(200_000) for _ in range(4)], threading.Event()
+
+    def run():
+        while not stop.is_set():
+            opt.step(grads)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(20):
+            twin = copy.deepcopy(opt)
+            assert {float(p[i]) for p in twin.params for i in (0, -1)} == {-twin.completed_steps}
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_shallow_copy_is_refused():
+    with pytest.raises(TypeError, match=r"use copy\.deepcopy"):
+        copy.copy(SGD([np.ones(1)]))
+
+
+def test_a_result_can_be_copied_and_pickled():
+    result = SGD([np.ones(1)], global_clip_norm=1.0).step([np.full(1, 3.0)])
+    for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert (twin.grad_norm, twin.skipped, twin.threads) == (3.0, False, 1)

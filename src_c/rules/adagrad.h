@@ -8,7 +8,7 @@
 
 #define adagrad_hyper_list(X) X(lr_decay) X(eps)
 #define adagrad_slot_list(X) X(sum, ALWAYS)
-enum { ADAGRAD_STEP = FO_COMMON_CONSTS, ADAGRAD_EPS_IN, ADAGRAD_EPS_OUT };
+enum { ADAGRAD_STEP = FO_COMMON_CONSTS, ADAGRAD_EPS_IN, ADAGRAD_EPS_OUT, adagrad_const_count };
 
 typedef struct {
     FO_COMMON_HYPERS(FO_FIELD)

@@ -19,7 +19,8 @@ enum {
     ADAM_BETA2,
     ADAM_ONE_MINUS_BETA2,
     ADAM_STEP,
-    ADAM_EPS
+    ADAM_EPS,
+    adam_const_count
 };
 
 typedef struct {

@@ -22,7 +22,8 @@ enum {
     RMSPROP_EPS_OUT,
     RMSPROP_MU,
     RMSPROP_IN,
-    RMSPROP_OUT
+    RMSPROP_OUT,
+    rmsprop_const_count
 };
 
 typedef struct {

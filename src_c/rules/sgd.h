@@ -14,7 +14,7 @@
 #define sgd_hyper_list(X) X(momentum) X(dampening) X(nesterov)
 #define sgd_slot_list(X) X(momentum_buffer, SGD_MOMENTUM)
 enum { SGD_MOMENTUM = 1 };
-enum { SGD_MU = FO_COMMON_CONSTS, SGD_IN, SGD_OUT, SGD_LOOK };
+enum { SGD_MU = FO_COMMON_CONSTS, SGD_IN, SGD_OUT, SGD_LOOK, sgd_const_count };
 
 typedef struct {
     FO_COMMON_HYPERS(FO_FIELD)
