@@ -108,3 +108,16 @@ for compiler in gcc clang; do
 done
 echo "-- gcc: sanitizers, serial build:"
 check gcc "${sanitizers[@]}" -Wno-unknown-pragmas
+
+# The same bits on another processor: a serial build for 64-bit Arm, emulated.
+plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
+sources=("${core[@]}" src_c/kernels.c tests/c/driver_check.c)
+gcc "${plain[@]}" "${sources[@]}" -o "$folder/here" -lm
+aarch64-linux-gnu-gcc -static "${plain[@]}" "${sources[@]}" -o "$folder/arm" -lm
+here=$("$folder/here") arm=$(qemu-aarch64 "$folder/arm")
+echo "-- aarch64, emulated:"
+echo "$arm"
+if [[ $(tail -n 1 <<< "$here") != $(tail -n 1 <<< "$arm") ]]; then
+    echo "other bits than here: $here"
+    exit 1
+fi
