@@ -9,6 +9,14 @@ Each equals PyTorch's or Keras's formula, whichever ``semantics=`` names, and gi
 on every machine and for every number of threads.
 """
 
+try:
+    from fastopt import _core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "fastopt's compiled module cannot be loaded. If this is its source folder, install it with "
+        "'pip install -e .', or run Python from another folder."
+    ) from error
+
 from fastopt import reference
 from fastopt._info import apply_environment, build_info
 from fastopt._version import __version__

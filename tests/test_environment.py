@@ -300,3 +300,15 @@ def test_the_import_brings_in_nothing_but_numpy_and_is_quick():
         assert tops <= {"fastopt", "numpy", *sys.stdlib_module_names}
         assert not {name for name in modules if name.startswith("fastopt.compare")}
     assert min(times) < 0.030
+
+
+def test_a_source_folder_without_the_compiled_module_says_what_to_do(tmp_path):
+    (tmp_path / "fastopt").mkdir()
+    source = Path(fastopt.__file__).parent
+    for path in source.glob("*.py"):
+        (tmp_path / "fastopt" / path.name).write_bytes(path.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastopt"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "pip install -e ." in done.stderr
