@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
