@@ -51,7 +51,8 @@ class Optimizer:
 
     param_groups: list[dict[str, Any]]
     _seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
-    _always_check: bool
+    _called: list[int]
+    _has_lists: bool
     _plan: _core.Plan
 
     def __init__(
@@ -228,14 +229,17 @@ class Optimizer:
         for name, check in self._checks.items():
             value = group[name]
             if name == "lr" and callable(value):
-                value = value(completed_steps)
-                if getattr(value, "shape", None) == () and hasattr(value, "item"):
-                    value = value.item()  # schedules of array libraries return 0-d arrays
-                values["lr"] = check(f"{where}lr({completed_steps})", value)
-                continue
-            values[name] = check(f"{where}{name}", value)
+                values[name] = self._called_lr(value, where, completed_steps)
+            else:
+                values[name] = check(f"{where}{name}", value)
         self._check_together(values, where)
         return values
+
+    def _called_lr(self, lr: Callable[[int], Any], where: str, completed_steps: int) -> float:
+        value = lr(completed_steps)
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
+            value = value.item()  # schedules of array libraries return 0-d arrays
+        return self._checks["lr"](f"{where}lr({completed_steps})", value)
 
     def _check_together(self, values: dict[str, float], where: str) -> None:
         """Check what concerns several hyperparameters; for subclasses."""
@@ -267,6 +271,17 @@ class Optimizer:
         used = [self._rule.used_slots(row) for row in rows]
         self._apply(rows, [used[number] for number in self._group_of])
         self.__dict__.update(seen)
+
+    def _call_learning_rates(self) -> None:
+        """Evaluate the learning rates that are callables; nothing else has changed."""
+        place, rows = self._rule.hypers.index("lr"), list(self._rows)
+        for number in self._called:
+            lr, where = self.param_groups[number]["lr"], f"param_groups[{number}]: "
+            rows[number] = rows[number].copy()
+            rows[number][place] = self._called_lr(lr, where, self.completed_steps)
+        for number in self._called:
+            self._plan.set_hypers(number, rows[number])
+        self._rows = rows
 
     def _apply(self, rows: list[list[float]], slots: Sequence[Iterable[str]]) -> None:
         """Set the groups' hyperparameters, and make what is lacking of the parameters' slots.
@@ -337,8 +352,10 @@ class Optimizer:
         array([ 0.5,  0. , -1. ])
         """
         with self._lock:
-            if self._always_check or not _core.unchanged(self.param_groups, self._seen):
+            if self._has_lists or not _core.unchanged(self.param_groups, self._seen):
                 self._refresh()
+            elif self._called:
+                self._call_learning_rates()
             if type(grads) is not list or self._named:
                 grads = self._in_order(grads)
             if type(loss_scale) is not float or loss_scale != 1.0:
@@ -486,7 +503,15 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            made_anew = {"_plan", "_lock", "_seen", "_always_check", "_group_params", "_rows"}
+            made_anew = {
+                "_plan",
+                "_lock",
+                "_rows",
+                "_group_params",
+                "_seen",
+                "_called",
+                "_has_lists",
+            }
             kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
             kept["completed_steps"] = self.completed_steps
@@ -515,11 +540,11 @@ class Optimizer:
 
 def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what tells at the next step whether the groups have to be checked again."""
-    values = [value for group in groups for value in group.values()]
     return {
         "_seen": [(tuple(group), tuple(group.values())) for group in groups],
-        # A learning rate to call, or a list that may be changed in place.
-        "_always_check": any(callable(value) or isinstance(value, list) for value in values),
+        # Groups whose learning rate is to be called, and whether a list may change in place.
+        "_called": [number for number, group in enumerate(groups) if callable(group.get("lr"))],
+        "_has_lists": any(isinstance(v, list) for group in groups for v in group.values()),
     }
 
 
