@@ -9,8 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_DIMS 64              /* axes of a gradient; NumPy allows no more */
-#define MIN_PER_THREAD (1 << 15) /* elements below which one more thread does not pay */
+#define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
+
+/* Elements below which one more thread does not pay. On idle cores that is some 2^15; but a region
+ * that follows a matrix product, whose threads still spin, waits milliseconds for its own. */
+#define MIN_PER_THREAD (1 << 22)
 
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {

@@ -251,9 +251,9 @@ def test_the_norm_is_of_all_unscaled_gradients_before_clipping_and_only_where_ne
 
 
 def test_threads_are_bounded_and_reported():
-    big, small = np.zeros(1 << 18), np.zeros(10)
+    big, small = np.zeros(3 << 22, np.float32), np.zeros(10)
     for bound in (1, 2, 3):
-        result = SGD([big], num_threads=bound).step([np.ones(1 << 18)])
+        result = SGD([big], num_threads=bound).step([big.copy()])
         assert result.threads == (bound if _core.has_openmp() else 1)
         assert SGD([small], num_threads=bound).step([np.ones(10)]).threads == 1
     assert repr(result) == f"StepResult(grad_norm=None, skipped=False, threads={result.threads})"
