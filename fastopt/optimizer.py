@@ -367,7 +367,7 @@ class Optimizer:
     def _checked_scale(self, loss_scale: Any) -> float:
         """Return the scale if dividing by it means something in every parameter's type."""
         scale = real("loss_scale", loss_scale, above=0.0)
-        for dtype in {param.dtype for param in self._params}:
+        for dtype in sorted({param.dtype for param in self._params}):  # the narrower first
             limits = np.finfo(dtype)
             if not float(limits.smallest_normal) <= 1 / scale <= float(limits.max):
                 raise ValueError(f"loss_scale is out of the range of {dtype}: got {loss_scale!r}")
