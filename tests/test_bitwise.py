@@ -226,3 +226,19 @@ def test_flushing_threads_are_told_apart():
     thread.join()
     assert seen == [0.0]
     assert (tiny * np.float32(1.0)).sum() > 0
+
+
+@pytest.mark.parametrize("semantics", ["torch", "keras"])
+def test_a_centered_variance_that_rounds_below_zero_is_clamped_under_torch_only(semantics):
+    """Equal gradients: the variance is 0 but for rounding, on either side of it."""
+    rng = np.random.default_rng(5)
+    grads = [[rng.standard_normal(1000).astype(np.float32)]] * 60
+    kwargs = {"centered": True, "alpha": 0.5, "eps": 0.0, "semantics": semantics}
+    opt = run_both(fastopt.RMSprop, kwargs, [np.zeros(1000, np.float32)], grads)
+    state = opt.state[0]
+    below = state["square_avg"] - state["grad_avg"] * state["grad_avg"] < 0
+    assert below.any()
+    assert np.isnan(opt.params[0][below]).all() == (semantics == "keras")
+    kwargs = {**kwargs, "eps": 1e-8, "semantics": "torch"}
+    opt = run_both(fastopt.RMSprop, kwargs, [np.zeros(1000, np.float32)], grads)
+    assert np.isfinite(opt.params[0]).all()
