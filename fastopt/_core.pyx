@@ -482,18 +482,21 @@ cdef class Plan:
         layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim + 1, sizeof(Py_ssize_t))
         if layout.shape == NULL:
             raise MemoryError
-        memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
-        memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
+        if ndim > 0:  # else NumPy has no shape to point to
+            memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
+            memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
         return 0
 
     cdef bint _laid_out_as(self, Layout *layout, cnp.ndarray array) noexcept:
         cdef int ndim = layout.ndim
-        return (
-            cnp.PyArray_NDIM(array) == ndim
-            and memcmp(cnp.PyArray_DIMS(array), layout.shape, ndim * sizeof(Py_ssize_t)) == 0
-            and memcmp(
-                cnp.PyArray_STRIDES(array), layout.shape + ndim, ndim * sizeof(Py_ssize_t)
-            ) == 0
+        return cnp.PyArray_NDIM(array) == ndim and (
+            ndim == 0
+            or (
+                memcmp(cnp.PyArray_DIMS(array), layout.shape, ndim * sizeof(Py_ssize_t)) == 0
+                and memcmp(
+                    cnp.PyArray_STRIDES(array), layout.shape + ndim, ndim * sizeof(Py_ssize_t)
+                ) == 0
+            )
         )
 
     cdef int _read_owned(self) except -1:
