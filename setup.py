@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 # No flag here may change a result: no -ffast-math, no contraction, no -march=native.
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 OPENMP = ["-fopenmp"]
+UNROLL = ["-funroll-loops"]  # for the loops alone
 
 # Instruction sets besides `base`, the compiler's own default, and their flags.
 ISAS = {
@@ -29,7 +30,7 @@ ISAS = {
     ],
 }
 
-CORE = ["src_c/cpu.c", "src_c/driver.c", "src_c/rules.c"]
+CORE = [f"src_c/{name}.c" for name in ("cpu", "driver", "limit", "rules", "team")]
 KERNELS = "src_c/kernels.c"
 HEADERS = sorted(str(path) for path in Path("src_c").rglob("*.[hid]*"))
 
@@ -51,7 +52,7 @@ class BuildExt(build_ext):
                 [KERNELS],
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("FO_ISA", isa)],
-                extra_postargs=ext.extra_compile_args + flags,
+                extra_postargs=ext.extra_compile_args + UNROLL + flags,
                 depends=ext.depends,
             )
         ext.define_macros += [(f"FO_HAVE_{isa.upper()}", "1") for isa in tables if isa != "base"]

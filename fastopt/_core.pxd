@@ -19,6 +19,9 @@ cdef extern from "fastopt.h" nogil:
         pass
     ctypedef enum fo_nonfinite:
         FO_RAISE
+    ctypedef enum fo_engine:
+        FO_EXACT_TEAM
+        FO_OPENMP_TEAM
     ctypedef struct fo_rule:
         const char *name
         const char *const *hyper_names
@@ -50,7 +53,7 @@ cdef extern from "fastopt.h" nogil:
         bint ema_starts
         bint zero_grad
         int max_threads
-        bint exact_threads
+        fo_engine engine
     ctypedef struct fo_step_result:
         double grad_norm
         bint has_norm
@@ -66,6 +69,13 @@ cdef extern from "fastopt.h" nogil:
     fo_status fo_plan_prepare(fo_plan *plan)
     int64_t fo_plan_size(const fo_plan *plan)
     void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+
+    ctypedef struct fo_limit_tensor:
+        void *updated[1 + FO_MAX_SLOTS]
+        int n_updated
+        const void *read
+        int64_t words
+    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads)
 
     void fo_init()
     int fo_isa_count()

@@ -67,6 +67,7 @@ def has_openmp():
 
 cdef int threads_limit = 1
 cdef int threads_exact = 0
+cdef fo_engine exact_engine
 
 
 def set_threads(int limit):
@@ -80,10 +81,11 @@ def get_threads():
     return threads_limit
 
 
-def force_threads(int team):
-    """For tests: run every step with a team of exactly this many threads; 0 ends it."""
-    global threads_exact
+def force_threads(int team, *, bint openmp=False):
+    """For tests: run every step with exactly this many threads (-1: all it may use); 0 ends it."""
+    global threads_exact, exact_engine
     threads_exact = team
+    exact_engine = FO_OPENMP_TEAM if openmp else FO_EXACT_TEAM
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -847,8 +849,9 @@ cdef class Plan:
         args.ema_starts = self.completed_steps == 0
         args.max_threads = self.num_threads or threads_limit
         if threads_exact:
-            args.exact_threads = True
-            args.max_threads = threads_exact
+            args.engine = exact_engine
+            if threads_exact > 0:
+                args.max_threads = threads_exact
         if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
             fo_plan_step(self.plan, &args, out)
         else:
@@ -862,3 +865,55 @@ cdef class Plan:
                 f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
             )
         return result
+
+
+# ---- the limit -----------------------------------------------------------------------------------
+
+cdef class Limit:
+    """A pass that moves the bytes of a step and computes nothing, for benchmarks.
+
+    Parameters
+    ----------
+    updated : list of tuple of numpy.ndarray
+        For each tensor, the arrays that a step reads and writes. What is in them is lost.
+    read : list of numpy.ndarray
+        For each tensor, the array that a step reads.
+    num_threads : int
+        Size of the OpenMP team.
+    """
+
+    cdef fo_limit_tensor *tensors
+    cdef Py_ssize_t n
+    cdef int num_threads
+    cdef tuple kept
+
+    def __cinit__(self, updated, read, int num_threads):
+        cdef fo_limit_tensor *tensor
+        cdef Py_ssize_t i
+        cdef int j
+        self.n, self.num_threads = len(read), num_threads
+        self.kept = (tuple([tuple(arrays) for arrays in updated]), tuple(read))
+        self.tensors = <fo_limit_tensor *>PyMem_Calloc(self.n + 1, sizeof(fo_limit_tensor))
+        if self.tensors == NULL:
+            raise MemoryError
+        for i, (arrays, last) in enumerate(zip(*self.kept, strict=True)):
+            tensor = &self.tensors[i]
+            if not 1 <= len(arrays) <= 1 + FO_MAX_SLOTS:
+                raise ValueError(f"expected 1 to {1 + FO_MAX_SLOTS} arrays, got {len(arrays)}")
+            for j, array in enumerate((*arrays, last)):
+                check_parameter(array, f"array {j} of tensor {i}")
+                if array.nbytes != last.nbytes:
+                    raise ValueError(f"arrays of tensor {i} differ in size")
+                if j < len(arrays):
+                    tensor.updated[j] = cnp.PyArray_DATA(array)
+            tensor.n_updated = len(arrays)
+            tensor.read = cnp.PyArray_DATA(last)
+            tensor.words = last.nbytes // 4
+
+    def __dealloc__(self):
+        PyMem_Free(self.tensors)
+
+    def run(self):
+        """Make one pass."""
+        with nogil:
+            fo_limit_run(self.tensors, self.n, self.num_threads)

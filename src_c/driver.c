@@ -1,19 +1,21 @@
-/* A step: every tensor of every group, block by block, in one parallel region.
+/* A step: every tensor of every group, block by block, in one pass.
  *
- * Blocks of FO_BLOCK elements are numbered through all tensors, and each thread takes a contiguous
- * range of the numbers. Where a norm or a look for non-finite values is asked for, the same region
- * first reads all gradients that way, and one thread then decides. */
+ * Blocks of FO_BLOCK elements are numbered through all tensors, and threads take contiguous ranges
+ * of the numbers. Where a norm or a look for non-finite values is asked for, a pass that reads all
+ * gradients comes first, and one thread then decides. */
 #include "kernels.h"
+#include "platform.h"
 #include "rule.h"
+#include "team.h"
+#include "tuner.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
-/* Elements below which one more thread does not pay. On idle cores that is some 2^15; but a region
- * that follows a matrix product, whose threads still spin, waits milliseconds for its own. */
-#define MIN_PER_THREAD (1 << 22)
+#define BLOCKS_AT_A_TIME 4       /* that a thread takes */
+#define MIN_PER_THREAD (1 << 12) /* elements; no thread can pay for fewer */
 
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
@@ -30,6 +32,7 @@ struct fo_plan {
     double *consts;       /* FO_MAX_CONSTS a tensor */
     work *works;          /* one a tensor */
     int64_t *first_block; /* of each tensor, and n_blocks at the end */
+    fo_tuner tuner;       /* how many threads have paid */
     double *block_sum;    /* of squares, unscaled gradients */
     bool *block_finite;   /* whether all its values are */
 };
@@ -38,16 +41,10 @@ static const size_t item_size[] = {sizeof(float), sizeof(double)};
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
-/* A forked child has none of its parent's OpenMP threads, and a team that waits for them would
- * hang: the child steps serially. */
-static bool forked;
-
-static void on_fork(void) { forked = true; }
-
 void fo_init(void)
 {
     fo_select_default_table();
-    fo_after_fork_in_child(on_fork);
+    fo_team_init();
 }
 
 fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
@@ -224,15 +221,19 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
         zero_grad(t, offset, n);
 }
 
-/* Runs a pass over thread number `rank`'s share of the blocks. */
-static void for_share(const step *s, int rank, int team, block_pass *pass)
+typedef struct {
+    const step *step;
+    block_pass *pass;
+} job;
+
+/* Runs a job's pass over blocks begin to end, in whichever thread. */
+static void for_blocks(void *job_, int64_t begin, int64_t end)
 {
-    const fo_plan *plan = s->plan;
+    const job *j = job_;
+    const fo_plan *plan = j->step->plan;
     const int64_t *first = plan->first_block;
-    const int64_t share = plan->n_blocks / team, rest = plan->n_blocks % team;
-    const int64_t begin = rank * share + (rank < rest ? rank : rest);
-    const int64_t end = begin + share + (rank < rest);
     _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
+    const fo_fpenv saved = fo_fpenv_enter();
 
     int64_t tensor = 0, above = plan->n_tensors; /* bisect for the tensor that holds `begin` */
     while (above - tensor > 1) {
@@ -247,8 +248,9 @@ static void for_share(const step *s, int rank, int team, block_pass *pass)
             tensor++;
         const int64_t offset = (block - first[tensor]) * FO_BLOCK;
         const int64_t left = plan->tensors[tensor].size - offset;
-        pass(s, tensor, block, offset, left < FO_BLOCK ? left : FO_BLOCK, buffer);
+        j->pass(j->step, tensor, block, offset, left < FO_BLOCK ? left : FO_BLOCK, buffer);
     }
+    fo_fpenv_leave(saved);
 }
 
 /* ---- the step -------------------------------------------------------------------------------- */
@@ -336,50 +338,39 @@ static bool update_follows(const step *s)
     return !s->result->skipped || (s->args->nonfinite == FO_SKIP && s->args->zero_grad);
 }
 
-static int team_size(const step *s, int64_t touched)
+/* Runs a pass over all blocks, and notes how many threads took part. */
+static void run(const step *s, block_pass *pass, int threads)
 {
-    if (forked || s->args->max_threads < 1)
-        return 1;
-    if (s->args->exact_threads)
-        return s->args->max_threads;
-    const int64_t useful = touched / MIN_PER_THREAD;
-    return useful < 1 ? 1 : useful < s->args->max_threads ? (int)useful : s->args->max_threads;
+    job j = {s, pass};
+    const int came =
+        fo_team_run(s->args->engine, threads, s->plan->n_blocks, BLOCKS_AT_A_TIME, for_blocks, &j);
+    if (came > s->result->threads)
+        s->result->threads = came;
 }
 
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
     const step s = {plan, args, result, fo_active_table()};
-    const bool scan = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
     memset(result, 0, sizeof *result);
     result->threads = 1;
     const fo_fpenv saved = fo_fpenv_enter();
-    const int team = team_size(&s, assign_work(&s));
-    if (team == 1) {
-        if (scan) {
-            for_share(&s, 0, 1, scan_block);
-            decide(&s);
-        }
-        if (update_follows(&s))
-            for_share(&s, 0, 1, update_block);
-    } else {
-#pragma omp parallel num_threads(team)
-        {
-            const fo_fpenv own = fo_fpenv_enter();
-            const int rank = omp_get_thread_num(), here = omp_get_num_threads();
-            if (scan) {
-                for_share(&s, rank, here, scan_block);
-#pragma omp barrier
-#pragma omp master
-                decide(&s);
-#pragma omp barrier
-            }
-            if (rank == 0)
-                result->threads = here;
-            if (update_follows(&s))
-                for_share(&s, rank, here, update_block);
-            fo_fpenv_leave(own);
-        }
+    const int64_t touched = assign_work(&s), useful = touched / MIN_PER_THREAD;
+    int threads = args->max_threads;
+    if (args->engine == FO_TEAM && useful < threads)
+        threads = (int)useful;
+    const bool tuned = FO_OPENMP && args->engine == FO_TEAM && threads > 1;
+    const double begin = tuned ? fo_seconds() : 0;
+    if (tuned)
+        threads = fo_tuner_choose(&plan->tuner, threads);
+
+    if (norm_needed(args) || args->nonfinite != FO_PROPAGATE) {
+        run(&s, scan_block, threads);
+        decide(&s);
     }
+    if (update_follows(&s))
+        run(&s, update_block, threads);
+    if (tuned)
+        fo_tuner_learn(&plan->tuner, threads, (fo_seconds() - begin) / (double)touched);
     if (!result->skipped)
         for (int64_t i = 0; i < plan->n_tensors; i++)
             if (plan->tensors[i].grad)

@@ -33,6 +33,10 @@ typedef enum { FO_NO_CLIP, FO_CLIP_VALUE, FO_CLIP_NORM, FO_GLOBAL_CLIP_NORM } fo
 typedef enum { FO_PROPAGATE, FO_SKIP, FO_RAISE } fo_nonfinite;
 typedef enum { FO_OK, FO_NO_MEMORY } fo_status;
 
+/* Who runs a step: at most max_threads, as many as recent steps have shown to pay; or, for tests,
+ * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
+typedef enum { FO_TEAM, FO_EXACT_TEAM, FO_OPENMP_TEAM } fo_engine;
+
 /* ---- rules ---------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -85,7 +89,7 @@ typedef struct {
     bool ema_starts; /* this step's average is a copy */
     bool zero_grad;
     int max_threads;
-    bool exact_threads; /* for tests: a team of max_threads whatever the size */
+    fo_engine engine;
 } fo_step_args;
 
 typedef struct {
@@ -105,6 +109,18 @@ double *fo_plan_hypers(fo_plan *plan, int32_t group);
 fo_status fo_plan_prepare(fo_plan *plan);
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all tensors together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
+
+/* ---- the limit of a step, to measure against -------------------------------------------------- */
+
+typedef struct {
+    void *updated[1 + FO_MAX_SLOTS]; /* arrays that are read and written; what is in them is lost */
+    int n_updated;                   /* 1 at least */
+    const void *read;                /* one that is read */
+    int64_t words;                   /* of each, in units of 4 bytes */
+} fo_limit_tensor;
+
+/* Moves the bytes of a step over these arrays, and computes nothing. */
+void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads);
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 

@@ -24,12 +24,17 @@ typedef bool fo_all_finite(int64_t n, const void *grad, double scale);
 /* ema = decay*ema + (1 - decay)*param */
 typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
 
+/* Moves words from..to of the arrays into one another. */
+typedef void fo_move(int64_t from, int64_t to, void *const *updated, int n_updated,
+                     const void *read);
+
 typedef struct {
     const char *name;
     fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by dtype */
     fo_sum_of_squares *sum_of_squares[2];
     fo_all_finite *all_finite[2];
     fo_average *average[2];
+    fo_move *move;
 } fo_table;
 
 extern const fo_table fo_table_base, fo_table_avx2, fo_table_avx512;

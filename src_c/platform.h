@@ -79,18 +79,48 @@ FO_INLINE void fo_fpenv_leave(fo_fpenv saved) { fesetenv(&saved); }
 #if defined(_OPENMP)
 #include <omp.h>
 #define FO_OPENMP 1
+FO_INLINE double fo_seconds(void) { return omp_get_wtime(); }
 #else
 #define FO_OPENMP 0
 FO_INLINE int omp_get_thread_num(void) { return 0; }
 FO_INLINE int omp_get_num_threads(void) { return 1; }
+FO_INLINE double fo_seconds(void) { return 0; }
 #endif
 
-/* Runs a function in the child after every fork; nothing to do where there is no fork. */
-#if defined(_WIN32)
-FO_INLINE void fo_after_fork_in_child(void (*f)(void)) { (void)f; }
+/* Whether the library runs threads of its own. */
+#if defined(_OPENMP) && !defined(_WIN32)
+#define FO_POSIX_THREADS 1
 #else
+#define FO_POSIX_THREADS 0
+#endif
+
+/* Before a sleeping thread is woken: has it run on any processor that the calling thread may use but
+ * the one that it is using. (Left alone, some kernels wake a thread where its waker runs, to take
+ * turns with it.) */
+#if defined(__linux__) && defined(_GNU_SOURCE)
 #include <pthread.h>
-FO_INLINE void fo_after_fork_in_child(void (*f)(void)) { (void)pthread_atfork(0, 0, f); }
+#include <sched.h>
+FO_INLINE void fo_keep_apart(pthread_t thread)
+{
+    cpu_set_t cpus;
+    const int here = sched_getcpu();
+    if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof cpus, &cpus) != 0)
+        return;
+    CPU_CLR((unsigned)here, &cpus);
+    if (CPU_COUNT(&cpus) > 0)
+        (void)pthread_setaffinity_np(thread, sizeof cpus, &cpus);
+}
+#else
+#define fo_keep_apart(thread) ((void)(thread))
+#endif
+
+/* Tells the processor that a loop only waits. */
+#if defined(__SSE2__)
+#define FO_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define FO_PAUSE() __asm__ volatile("isb" ::: "memory")
+#else
+#define FO_PAUSE() ((void)0)
 #endif
 
 /* Whether the processor has an instruction set and the operating system saves its registers

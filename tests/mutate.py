@@ -214,9 +214,33 @@ MUTATIONS = [
     ),
     Mutation(
         "blocks that do not divide among the threads are skipped",
-        "driver.c",
-        "begin + share + (rank < rest)",
-        "begin + share",
+        "team.c",
+        "(n % members < rank ? n % members : rank)",
+        "0",
+    ),
+    Mutation(
+        "a thread leaves its range when it has taken from it once",
+        "team.c",
+        "if (begin >= m->end)",
+        "if (begin >= m->end || worked)",
+    ),
+    Mutation(
+        "a forked child waits for its parent's OpenMP threads",
+        "team.c",
+        "if (forked || members < 2)",
+        "if (members < 2)",
+    ),
+    Mutation(
+        "a forked child waits for its parent's team",
+        "team.c",
+        "    team.workers = 0;\n",
+        "",
+    ),
+    Mutation(
+        "workers take the program's signals",
+        "team.c",
+        "sigfillset",
+        "sigemptyset",
     ),
     Mutation(
         "a strided gradient's outermost axis stands still",

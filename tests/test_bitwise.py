@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fastopt import _core, reference
 
 BLOCK = _core.BLOCK
 SIZES = [*range(10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, BLOCK - 1, BLOCK, BLOCK + 1]
-TEAMS = [1, 2, 3, 7]
+TEAMS = [(1, False), (2, False), (2, True), (3, False), (7, False)]  # threads, by OpenMP
 STEPS = 10
 DTYPES = [np.float32, np.float64]
 
@@ -65,8 +66,8 @@ def test_every_rule_equals_the_reference(name, cls, kwargs, dtype):
     ran = 0
     for isa in _core.isa()["supported"]:
         _core.select_isa(isa)
-        for team in TEAMS:
-            _core.force_threads(team)
+        for team, openmp in TEAMS:
+            _core.force_threads(team, openmp=openmp)
             opt = cls([p.copy() for p in starts], **kwargs)
             used = {opt.step(grads).threads for grads in gradients}
             assert used == {team if _core.has_openmp() else 1}
@@ -151,8 +152,8 @@ def test_clipping_scaling_and_averaging_equal_the_reference(options, semantics, 
     ran = 0
     for isa in _core.isa()["supported"]:
         _core.select_isa(isa)
-        for team in TEAMS:
-            _core.force_threads(team)
+        for team, openmp in TEAMS:
+            _core.force_threads(team, openmp=openmp)
             grads = [values(rng, p.shape, dtype) for p in starts]
             some = [None if i % 3 == 0 else g for i, g in enumerate(grads)]
             kwargs = {"lr": 0.1, "momentum": 0.9, "semantics": semantics, **options}
@@ -187,6 +188,45 @@ def test_random_bit_patterns_give_the_same_bits(isa, team):
                 for _ in range(4)
             ]
             run_both(cls, kwargs, [draw[0]], [[g] for g in draw[1:]])
+
+
+def test_a_number_of_threads_that_is_found_out_changes_no_bit():
+    """Many steps as users run them: each number of threads is tried, and workers come late."""
+    rng = np.random.default_rng(5)
+    starts = [values(rng, n, np.float32) for n in (9 * BLOCK + 5, *[700] * 60, 20 * BLOCK)]
+    grads = [values(rng, p.size, np.float32) for p in starts]
+    kwargs = {"clip_norm": 1.0, "ema_decay": 0.9}
+    alone, together = (
+        fastopt.Adam([p.copy() for p in starts], num_threads=n, **kwargs) for n in (1, 5)
+    )
+    used = set()
+    for number in range(600):
+        assert alone.step(grads).threads == 1
+        used.add(together.step(grads).threads)
+        if number % 50 == 0:
+            time.sleep(0.001)  # the workers fall asleep
+    assert_same_bits(together, alone, f"{used} threads")
+    assert (len(used) > 1) == _core.has_openmp()
+
+
+def test_optimizers_in_several_threads_share_the_team():
+    rng = np.random.default_rng(6)
+    start = values(rng, 12 * BLOCK + 5, np.float32)
+    grads = [values(rng, start.size, np.float32) for _ in range(200)]
+    optimizers = [fastopt.Adam([start.copy()], num_threads=3) for _ in range(4)]
+
+    def train(opt):
+        for g in grads:
+            opt.step([g])
+
+    train(optimizers[0])
+    threads = [threading.Thread(target=train, args=(opt,)) for opt in optimizers[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, opt in enumerate(optimizers[1:]):
+        assert_same_bits(opt, optimizers[0], f"thread {number}")
 
 
 def test_the_callers_floating_point_mode_changes_no_bit_and_is_left_alone():

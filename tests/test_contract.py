@@ -251,9 +251,16 @@ def test_the_norm_is_of_all_unscaled_gradients_before_clipping_and_only_where_ne
 
 
 def test_threads_are_bounded_and_reported():
-    big, small = np.zeros(3 << 22, np.float32), np.zeros(10)
+    big, small = np.zeros(1 << 16, np.float32), np.zeros(10)
+    grad = big.copy()
     for bound in (1, 2, 3):
-        result = SGD([big], num_threads=bound).step([big.copy()])
+        opt = SGD([big], num_threads=bound)
+        assert {opt.step([grad]).threads for _ in range(300)} <= {*range(1, bound + 1)}
+        try:
+            _core.force_threads(-1)
+            result = opt.step([grad])
+        finally:
+            _core.force_threads(0)
         assert result.threads == (bound if _core.has_openmp() else 1)
         assert SGD([small], num_threads=bound).step([np.ones(10)]).threads == 1
     assert repr(result) == f"StepResult(grad_norm=None, skipped=False, threads={result.threads})"

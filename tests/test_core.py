@@ -140,3 +140,40 @@ def test_a_gradient_is_checked_again_when_only_its_layout_changes():
     opt.step([as_strided(memory, (2, 2), (24, 0)), None])  # touches elements 0 and 3 only
     with pytest.raises(ValueError, match="gradient of parameter 0 overlaps parameter 1"):
         opt.step([memory.reshape(2, 2), None])
+
+
+# ---- the limit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", _core.isa()["supported"])
+def test_the_limit_touches_all_that_a_step_touches(isa):
+    """Each array takes the next one's words, and the last takes up the gradient's."""
+    active = _core.isa()["active"]
+    rng = np.random.default_rng(0)
+    try:
+        _core.select_isa(isa)
+        for count in (1, 2, 3, 4):
+            sizes = (0, 1, 5, 97, 4099)
+            updated = [[rng.standard_normal(n) for _ in range(count)] for n in sizes]
+            read = [rng.standard_normal(n) for n in sizes]
+            words = [[a.view(np.uint32) for a in arrays] for arrays in updated]
+            moved = [
+                [*(a.copy() for a in arrays[1:]), arrays[0] ^ last.view(np.uint32)]
+                for arrays, last in zip(words, read, strict=True)
+            ]
+            before = [g.copy() for g in read]
+            _core.Limit(updated, read, 3 if count % 2 else 1).run()
+            for arrays, expected in zip(words, moved, strict=True):
+                for a, b in zip(arrays, expected, strict=True):
+                    np.testing.assert_array_equal(a, b)
+            for g, b in zip(read, before, strict=True):
+                np.testing.assert_array_equal(g, b)
+    finally:
+        _core.select_isa(active)
+
+
+def test_the_limit_refuses_what_it_cannot_move():
+    a, b = np.zeros(3), np.zeros(4)
+    for updated, read in (([(a, b)], [a]), ([()], [a]), ([(a,) * 5], [a]), ([(a,)], [a, b])):
+        with pytest.raises(ValueError):
+            _core.Limit(updated, read, 1)

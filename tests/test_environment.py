@@ -80,8 +80,9 @@ def test_num_threads_beats_set_num_threads_beats_the_environment():
     assert ask("fastopt.get_num_threads()", OMP_NUM_THREADS="3") == "3"
     then = "[fastopt.set_num_threads(4), fastopt.get_num_threads()]"
     assert ask(then, FASTOPT_NUM_THREADS="5") == "[None, 4]"
-    w, g = (np.zeros(3 << 22, np.float32) for _ in range(2))
+    w, g = (np.zeros(10) for _ in range(2))
     bounded, free = fastopt.SGD([w], num_threads=2), fastopt.SGD([w])
+    _core.force_threads(-1)
     for limit in (1, 3):
         fastopt.set_num_threads(limit)
         if _core.has_openmp():
@@ -241,10 +242,34 @@ def test_no_openmp_setting_of_the_process_changes():
         return [getattr(runtime, name)() for runtime in runtimes for name in getters]
 
     before = settings()
-    _core.force_threads(before[0] + 3)
     fastopt.set_num_threads(before[0] + 5)
-    fastopt.SGD([np.ones(1 << 18)], num_threads=before[0] + 4).step([np.ones(1 << 18)])
-    assert settings() == before
+    for openmp in (False, True):
+        _core.force_threads(before[0] + 3, openmp=openmp)
+        fastopt.SGD([np.ones(1 << 18)], num_threads=before[0] + 4).step([np.ones(1 << 18)])
+        assert settings() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no list of threads here")
+def test_signals_are_left_to_the_programs_own_threads():
+    script = """
+import re, signal
+from pathlib import Path
+import numpy as np, fastopt
+from fastopt import _core
+def masks():  # by thread, of the signals that it blocks
+    return {t.name: int(re.search(r"SigBlk:\\s*(\\w+)", (t / "status").read_text())[1], 16)
+            for t in Path("/proc/self/task").iterdir()}
+before = masks()
+_core.force_threads(3)
+fastopt.SGD([np.ones(9999)]).step([np.ones(9999)])
+after = masks()
+new = [mask for name, mask in after.items() if name not in before]
+assert len(new) == (2 if _core.has_openmp() else 0), after
+assert all(mask >> (s - 1) & 1 for mask in new for s in (signal.SIGINT, signal.SIGTERM)), new
+assert all(after[name] == mask for name, mask in before.items())
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_callers_rounding_mode_changes_no_bit_and_is_left_alone():

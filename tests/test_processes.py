@@ -78,7 +78,7 @@ def succeeded(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
 STEP_AFTER_FORK = """
-_core.force_threads(3)
+_core.force_threads(3, openmp=OPENMP)
 rng = np.random.default_rng(0)
 start, grad = rng.standard_normal(1 << 20), rng.standard_normal(1 << 20)
 
@@ -87,12 +87,15 @@ def train(opt, steps):
         result = opt.step([grad])
     return result
 
+parent = os.getpid()
 whole, forked = (fastopt.Adam([start.copy()], clip_norm=1.0) for _ in range(2))
 train(whole, 22)
 assert train(forked, 2).threads == (3 if _core.has_openmp() else 1)
 
 def check():
     result = train(forked, 20)
+    alone = os.getpid() != parent and OPENMP  # an OpenMP team does not survive a fork
+    assert result.threads == (3 if _core.has_openmp() and not alone else 1), result
     assert forked.params[0].tobytes() == whole.params[0].tobytes(), "other bits"
 
 for _ in range(5):
@@ -138,7 +141,11 @@ for opt in optimizers:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("script", [STEP_AFTER_FORK, LOCK_AFTER_FORK], ids=["step", "lock"])
+@pytest.mark.parametrize(
+    "script",
+    [f"OPENMP = False\n{STEP_AFTER_FORK}", f"OPENMP = True\n{STEP_AFTER_FORK}", LOCK_AFTER_FORK],
+    ids=["step", "openmp", "lock"],
+)
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/cpu.c src_c/driver.c src_c/rules.c)
+core=(src_c/{cpu,driver,limit,rules,team}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
@@ -47,12 +47,13 @@ compile() {
     done
 }
 
-# check COMPILER FLAG...: builds driver_check and runs it.
+# check ARGUMENTS COMPILER FLAG...: builds driver_check and runs it with these arguments.
 check() {
     local out=$folder/check
-    compile "$1" "$out" "${@:2}"
-    "$1" "${@:2}" "$out"/*.o -o "$out/driver_check" -lm
-    "$out/driver_check"
+    compile "$2" "$out" "${@:3}"
+    "$2" "${@:3}" "$out"/*.o -o "$out/driver_check" -lm
+    # shellcheck disable=SC2086 # there may be none
+    "$out/driver_check" $1
     rm -r "$out"
 }
 
@@ -104,10 +105,12 @@ for compiler in gcc clang; do
     done
     echo "fast math refused"
     echo "sanitizers, with OpenMP:"
-    check "$compiler" "${sanitizers[@]}" -fopenmp
+    check "" "$compiler" "${sanitizers[@]}" -fopenmp
 done
+echo "-- clang: thread sanitizer, the library's own team:"
+check own clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
 echo "-- gcc: sanitizers, serial build:"
-check gcc "${sanitizers[@]}" -Wno-unknown-pragmas
+check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
 
 # The same bits on another processor: a serial build for 64-bit Arm, emulated.
 plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
