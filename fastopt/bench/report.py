@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ STYLES: dict[str, dict[str, Any]] = {
 _PACKAGES = ("numpy", "numba", "torch", "deepspeed", "jax", "optax", "thinc", "keras", "tensorflow")
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
+def tables(results: Sequence[Result]) -> dict[str, Table]:
     """Return microseconds a step, and the ratios to the limit, of contenders over workloads.
 
     Parameters
@@ -46,19 +46,19 @@ def tables(results: Sequence[Result]) -> list[Table]:
 
     Returns
     -------
-    list of rich.table.Table
-        Each contender is there with the number of threads that suits it better.
+    dict
+        Tables by title. Each contender is there with the number of threads that suits it better.
     """
     case = results[0].case
-    of = f"{case.rule.name}, {case.dtype}, up to {case.threads} threads"
-    return [
-        _table(f"microseconds a step ({of})", results, lambda row: _short(row.us)),
-        _table("times the limit", results, lambda row: _short(row.to_limit)),
-    ]
+    of = f"{case.rule.name}, {case.dtype}, {_threads(case.threads)}"
+    return {
+        f"Microseconds a step ({of})": _table(results, lambda row: _short(row.us)),
+        "Times the limit": _table(results, lambda row: _short(row.to_limit)),
+    }
 
 
-def _table(title: str, results: Sequence[Result], cell: Callable[[Row], str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+def _table(results: Sequence[Result], cell: Callable[[Row], str]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for result in results:
         table.add_column(result.case.workload.name, justify="right")
@@ -74,23 +74,30 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"up to {count} threads"
+
+
 def missing(results: Sequence[Result]) -> list[str]:
-    """Return a line for each contender that is missing somewhere, with why and where."""
+    """Return who is missing, a line for each reason: the names, why, and where if not everywhere."""
     where: dict[Absent, list[str]] = {}
     for result in results:
         for absent in result.absent:
             where.setdefault(absent, []).append(result.case.workload.name)
-    return [
-        f"{absent.name}: {absent.why}"
-        + ("" if len(names) == len(results) else f" ({', '.join(names)})")
-        for absent, names in where.items()
-    ]
+    lines: dict[str, list[str]] = {}
+    for absent, names in where.items():
+        there = "" if len(names) == len(results) else f" ({', '.join(names)})"
+        lines.setdefault(f"{absent.why}{there}", []).append(absent.name)
+    return [f"{', '.join(names)}: {why}" for why, names in lines.items()]
 
 
-def print_tables(results: Sequence[Result]) -> None:
-    """Print the tables, and who is missing, to standard output."""
-    console = Console()
-    for table in tables(results):
+def print_tables(
+    results: Sequence[Result], file: IO[str] | None = None, width: int | None = None
+) -> None:
+    """Print the tables, and who is missing, to standard output or another file."""
+    console = Console(file=file, width=width)
+    for title, table in tables(results).items():
+        console.print(f"\n{title}", highlight=False)
         console.print(table)
     for line in missing(results):
         console.print(f"Missing: {line}", markup=False, highlight=False)
