@@ -64,7 +64,8 @@ def agree(
 def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
     """Hold a contender to ``fastopt.reference`` for a few steps on small arrays.
 
-    Their gradients span ten orders of magnitude, so that eps in another place shows.
+    The gradients span ten orders of magnitude, so that eps in another place shows, and change from
+    step to step, so that the averages' decay does.
 
     Parameters
     ----------
@@ -80,14 +81,14 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
     assert not isinstance(contender, str)
     rng = np.random.default_rng(1)
     params = [rng.standard_normal(shape).astype(dtype) for shape in _SHAPES]
-    grads = [
-        (rng.standard_normal(shape) * 10 ** rng.uniform(-9, 1, shape)).astype(dtype)
-        for shape in _SHAPES
-    ]
+    means = [rng.standard_normal(shape) * 10 ** rng.uniform(-9, 1, shape) for shape in _SHAPES]
+    grads = [mean.astype(dtype) for mean in means]
     want = [param.copy() for param in params]
     states = [{slot: np.zeros_like(param) for slot in rule.slots} for param in params]
     subject = contender(rule, [param.copy() for param in params], grads, threads)
     for step in range(1, STEPS + 1):
+        for grad, mean in zip(grads, means, strict=True):
+            grad[...] = mean * rng.uniform(0.5, 1.5, mean.shape)
         scale = 1.0
         if rule.clip_norm is not None:
             scale = reference.clip_factor(reference.grad_norm(grads, want), rule.clip_norm)
@@ -101,6 +102,7 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
                 semantics=contender.semantics(rule),
                 **rule.options,
             )
+        subject.reread()
         subject.begin()
         subject.step()
     who = f"{name} ({rule.name}, {dtype})"

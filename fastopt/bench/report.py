@@ -33,6 +33,22 @@ STYLES: dict[str, dict[str, Any]] = {
     "thinc": {"color": "#E69F00", "marker": "X"},
     "keras": {"color": "#7F7F7F", "marker": "*", "markersize": 8},
 }
+_LOOK = {
+    "linewidth": 1.5,
+    "markersize": 5.5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+    "zorder": 3,
+}
+_SPOKEN = {
+    "sgd": "SGD",
+    "momentum": "SGD with momentum",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "tail": "clipping, Adam and zeroing",
+}
 _PACKAGES = ("numpy", "numba", "torch", "deepspeed", "jax", "optax", "thinc", "keras", "tensorflow")
 
 
@@ -79,7 +95,7 @@ def _threads(count: int) -> str:
 
 
 def missing(results: Sequence[Result]) -> list[str]:
-    """Return who is missing, a line for each reason: the names, why, and where if not everywhere."""
+    """Return who is missing, a line for each reason, with where if not everywhere."""
     where: dict[Absent, list[str]] = {}
     for result in results:
         for absent in result.absent:
@@ -160,47 +176,56 @@ def write_figure(path: Path, results: Sequence[Result]) -> None:
     single = [result for result in results if len(result.case.workload.shapes) == 1]
     models = [result for result in results if len(result.case.workload.shapes) > 1]
     figure = Figure(figsize=(10, 5), layout=ConstrainedLayoutEngine(wspace=0.03))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, max(1, len(models))))
-    _draw(left, single, [float(result.case.workload.elements) for result in single])
-    _draw(right, models, [float(place) for place in range(len(models))], connect=False)
+    panels = figure.subplots(
+        1, 2, sharey=True, squeeze=False, width_ratios=(5, 1 + 1.5 * len(models))
+    )[0]
+    sizes = [result.case.workload.elements for result in single]
+    _draw(panels[0], single, sizes)
+    _draw(panels[1], models, range(len(models)), linestyle="none")
 
-    left.set(xscale="log", yscale="log", xlabel="elements of one array", ylabel="GB/s")
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.set_xticks(
+    panels[0].set(xscale="log", yscale="log", xlabel="elements of one array", ylabel="GB/s")
+    panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panels[1].set_xlim(-0.5, len(models) - 0.5 if models else 0.5)
+    panels[1].set_xticks(
         range(len(models)),
         [result.case.workload.title.replace(", ", "\n") for result in models],
     )
-    right.set_xlim(-0.5, max(1, len(models)) - 0.5)
-    for axes in (left, right):
-        axes.grid(color="0.9", linewidth=0.7)
+    for axes in panels:
+        axes.grid(axis="y", color="0.9", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
+    panels[1].spines["left"].set_visible(False)
+    panels[1].tick_params(axis="y", which="both", left=False)
+    panels[1].tick_params(axis="x", bottom=False)
     figure.suptitle(
-        f"{case.rule.name.capitalize()}, {case.dtype}: bytes that a step has to move, by its time"
-        f"  ({processor()}, {case.threads} threads)",
+        f"A step of {_SPOKEN[case.rule.name]} in {case.dtype}: the bytes that it"
+        f" has to move, over its time  ({processor()}, {_threads(case.threads)})",
         fontsize=11,
     )
+    absent = sorted({absent.name for result in results for absent in result.absent})
     figure.legend(
-        *left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
+        *panels[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+        labelspacing=0.7,
+        title=f"not here: {', '.join(absent)}" if absent else None,
+        title_fontsize=8,
     )
     png = BytesIO()
     figure.savefig(png, format="png", dpi=150)
     replace(path, png.getvalue())
 
 
-def _draw(
-    axes: Axes, results: Sequence[Result], places: Sequence[float], connect: bool = True
-) -> None:
+def _draw(axes: Axes, results: Sequence[Result], places: Sequence[float], **line: Any) -> None:
     """Draw a line a contender, and the limit as a band from one thread to all."""
     limits = [[row.GB_per_s for row in result.rows if row.name == LIMIT] for result in results]
-    low, high = [min(rates) for rates in limits], [max(rates) for rates in limits]
-    if connect:
-        label = "limit: a loop that\nonly reads and writes"
-        axes.fill_between(places, low, high, color="0.85", linewidth=0, label=label, zorder=1)
-    for place, bottom, top in zip(places, low, high, strict=True):
-        if not connect:
-            axes.fill_between(
-                [place - 0.3, place + 0.3], bottom, top, color="0.85", linewidth=0, zorder=1
-            )
+    ends = [min(rates) for rates in limits], [max(rates) for rates in limits]
+    band: dict[str, Any] = {"facecolor": "0.86", "edgecolor": "0.7", "linewidth": 1, "zorder": 1}
+    if not line:
+        axes.fill_between(places, *ends, label="limit: the same bytes\nread and written", **band)
+    else:
+        for place, low, high in zip(places, *ends, strict=True):
+            axes.fill_between([place - 0.25, place + 0.25], low, high, **band)
     for name in NAMES:
         best = [result.best(name) for result in results]
         points = [(x, row.GB_per_s) for x, row in zip(places, best, strict=True) if row]
@@ -208,13 +233,5 @@ def _draw(
             axes.plot(
                 *zip(*points, strict=True),
                 label=TITLES[name],
-                **{
-                    "linewidth": 1.5,
-                    "markersize": 5.5,
-                    "markeredgecolor": "white",
-                    "markeredgewidth": 0.6,
-                    "zorder": 3,
-                    **STYLES[name],
-                    **({} if connect else {"linestyle": "none"}),
-                },
+                **{**_LOOK, **STYLES[name], **line},
             )

@@ -56,6 +56,9 @@ class Contender(ABC):
     def begin(self) -> None:  # noqa: B027 (most have nothing to do)
         """Put back what others, or its own last steps, have changed; before a row of steps."""
 
+    def reread(self) -> None:  # noqa: B027
+        """Take over new values in `grads`; for those who hold copies of them."""
+
     @abstractmethod
     def step(self) -> None:
         """Do one step; its results are complete on return."""

@@ -58,7 +58,8 @@ class Peer(Contender):
             raise RuntimeError(f"Keras runs on {keras.backend.backend()}, not on TensorFlow")
         dtype = params[0].dtype.name
         self._params = [keras.Variable(p, dtype=dtype) for p in params]
-        self._grads = [tf.constant(g) for g in grads]
+        self._given = grads
+        self.reread()
         name, options = _OPTIMIZERS[rule.name]
         opt: Any = getattr(keras.optimizers, name)(learning_rate=LR, **options)
         opt.build(self._params)
@@ -67,6 +68,10 @@ class Peer(Contender):
             opt.apply(grads, self._params)
 
         self._update = tf.function(update)
+
+    def reread(self) -> None:
+        """Copy the gradients."""
+        self._grads = [tf.constant(g) for g in self._given]
 
     def step(self) -> None:
         """Do one step."""

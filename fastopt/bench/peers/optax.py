@@ -38,7 +38,7 @@ class Peer(Contender):
     keras_rules = ("adagrad", "rmsprop")
     # In float32, powers of the betas are approximate; AdamW adds the decay to the update first; the
     # tail clips by c / norm, not by c / (norm + 1e-6).
-    tolerance = {"float32": Tolerance(4, 2e-5), "float64": Tolerance(4, 1e-8)}  # noqa: RUF012
+    tolerance = {"float32": Tolerance(4, 2e-5), "float64": Tolerance(4, 5e-8)}  # noqa: RUF012
 
     def __init__(
         self, rule: Rule, params: Sequence[Array], grads: Sequence[Array], threads: int
@@ -47,7 +47,8 @@ class Peer(Contender):
         self.begin()
         transform = _transform(rule)
         self._params = [jax.numpy.array(p) for p in params]
-        self._grads = [jax.numpy.array(g) for g in grads]
+        self._given = grads
+        self.reread()
         self._state = transform.init(self._params)
 
         def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
@@ -59,6 +60,10 @@ class Peer(Contender):
     def begin(self) -> None:
         """Choose the width of JAX's numbers, which is one for the process."""
         jax.config.update("jax_enable_x64", self._x64)
+
+    def reread(self) -> None:
+        """Copy the gradients."""
+        self._grads = [jax.numpy.array(g) for g in self._given]
 
     def step(self) -> None:
         """Do one step."""
