@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
 SETTLE_S = 0.01
-WARM_S = 0.001
+WARM_S = 0.002
 ROW_S = 0.003  # a row of steps lasts at least as long, or is one step
 
 Key = TypeVar("Key", bound=Hashable)

@@ -196,15 +196,17 @@ def write_figure(path: Path, results: Sequence[Result]) -> None:
     panels[1].spines["left"].set_visible(False)
     panels[1].tick_params(axis="y", which="both", left=False)
     panels[1].tick_params(axis="x", bottom=False)
-    figure.suptitle(
-        f"A step of {_SPOKEN[case.rule.name]} in {case.dtype}: the bytes that it"
-        f" has to move, over its time  ({processor()}, {_threads(case.threads)})",
+    panels[0].set_title(
+        f"A step of {_SPOKEN[case.rule.name]} in {case.dtype}: the bytes that it has to move, over "
+        f"its time  ({processor()}, {_threads(case.threads)})",
+        loc="left",
         fontsize=11,
+        pad=12,
     )
     absent = sorted({absent.name for result in results for absent in result.absent})
     figure.legend(
         *panels[0].get_legend_handles_labels(),
-        loc="outside right upper",
+        loc="outside right center",
         frameon=False,
         fontsize=9,
         labelspacing=0.7,

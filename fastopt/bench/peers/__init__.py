@@ -16,13 +16,13 @@ NAMES = ("fastopt", "numba", "torch", "deepspeed", "optax", "numpy", "thinc", "k
 
 TITLES = {
     "fastopt": "fastopt",
-    "numba": "numba, one loop an array",
+    "numba": "numba, a loop an array",
     "torch": "PyTorch, fused",
     "deepspeed": "DeepSpeed CPUAdam",
     "optax": "optax, jit",
     "numpy": "NumPy with out=",
     "thinc": "thinc",
-    "keras": "Keras on TensorFlow, graph",
+    "keras": "Keras on TensorFlow",
 }
 
 
