@@ -22,7 +22,7 @@ LIMIT = "limit"
 ALWAYS = ("fastopt", LIMIT)  # in every heat
 # The workloads of `fastopt bench`, and the seconds that the rounds of each may take.
 SHORT = ("1e3", "1e4", "1e5", "1e6", "1e7", "mlp", "many")
-SHORT_S = 5.0
+SHORT_S = 4.0
 ROUNDS = (5, 40)  # at least and at most
 _MEMORY_SHARE = 0.8  # of what is available
 
