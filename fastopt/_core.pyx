@@ -203,7 +203,7 @@ def check_parameter(array, str name):
         )
 
 
-def unchanged(groups, list seen):
+cpdef bint unchanged(groups, list seen):
     """Tell whether the keys and values of these dicts are still the objects that were seen."""
     cdef Py_ssize_t i, n, position
     cdef PyObject *key
@@ -805,7 +805,7 @@ cdef class Plan:
             PyArray_CopyInto(to[k], values[k])
         self.completed_steps = completed_steps
 
-    def step(self, grads, double loss_scale, bint zero_grad):
+    cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
 
         Parameters
@@ -829,6 +829,12 @@ cdef class Plan:
             return self._step(bound, loss_scale, zero_grad)
         finally:
             self.stepping = False
+
+    def step_unchanged(self, groups, list seen, grads):
+        """Step if the groups are as seen and the gradients a list, else return None."""
+        if type(grads) is not list or not unchanged(groups, seen):
+            return None
+        return self.step(grads, 1.0, False)
 
     cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)
