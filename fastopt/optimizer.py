@@ -549,7 +549,7 @@ def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
     seen = [(tuple(group), tuple(group.values())) for group in groups]
     if any(isinstance(value, list) for group in groups for value in group.values()):
         seen = []  # a list may change in place: no groups are as these
-    # `_called` are the groups whose learning rate is to be called; with none, `_settled` is `_seen`.
+    # `_called`: groups whose learning rate is to be called. Without any, `_settled` is `_seen`.
     return {"_seen": seen, "_called": called, "_settled": [] if called else seen}
 
 
