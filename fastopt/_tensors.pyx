@@ -365,38 +365,42 @@ cdef class Snapshot:
     """
 
     cdef tuple containers
-    cdef tuple seen
+    cdef tuple held    # what they held, one after the other; of a dict, keys and values by turns
+    cdef list lengths  # of their parts of `held`
 
     def __cinit__(self, list containers not None):
-        self.containers = tuple(containers)
-        self.seen = tuple([
-            tuple([part for item in container.items() for part in item])
-            if isinstance(container, dict) else tuple(container)
-            for container in containers
-        ])
+        cdef list held = [], lengths = []
+        for container in containers:
+            parts = container
+            if isinstance(container, dict):
+                parts = [part for item in container.items() for part in item]
+            held.extend(parts)
+            lengths.append(len(parts))
+        self.containers, self.held, self.lengths = tuple(containers), tuple(held), lengths
 
     def unchanged(self):
         """Tell whether every container holds the objects that it held."""
-        cdef Py_ssize_t i, k, n, position
+        cdef Py_ssize_t i, k = 0, j, position
         cdef PyObject *key
         cdef PyObject *value
-        cdef tuple seen
+        cdef tuple containers = self.containers, parts = self.held
         cdef list items
-        for i in range(len(self.containers)):
-            container, seen = self.containers[i], self.seen[i]
-            n = len(seen)
-            k = position = 0
+        for i in range(len(containers)):
+            container = containers[i]
             if PyDict_Check(container):
+                if 2 * len(<dict>container) != <Py_ssize_t>self.lengths[i]:
+                    return False
+                position = 0
                 while PyDict_Next(container, &position, &key, &value):
-                    if k >= n or <PyObject *>seen[k] != key or <PyObject *>seen[k + 1] != value:
+                    if <PyObject *>parts[k] != key or <PyObject *>parts[k + 1] != value:
                         return False
                     k += 2
             else:
                 items = container
-                for k in range(len(items)):
-                    if k >= n or items[k] is not seen[k]:
+                if len(items) != <Py_ssize_t>self.lengths[i]:
+                    return False
+                for j in range(len(items)):
+                    if items[j] is not parts[k + j]:
                         return False
-                k = len(items)
-            if k != n:
-                return False
+                k += len(items)
         return True

@@ -202,8 +202,6 @@ def _unfit_group(group: Mapping[str, Any]) -> str | None:
     for name, tensor in _tensor_options(group):
         if tensor.requires_grad:
             return f"{name} requires a gradient"
-        if group.get("foreach"):
-            return f"{name} is a tensor, and foreach=True"
     return None
 
 
@@ -490,7 +488,7 @@ class RMSprop(_Kernels, torch.optim.RMSprop):
     >>> (w**2).sum().backward()
     >>> optimizer.step()
     >>> w.detach()
-    tensor([ 2., -1.])
+    tensor([ 2.0000, -1.0000])
     """
 
     _rule = _core.Rule("rmsprop")
