@@ -40,6 +40,7 @@ class _Kernels(torch.optim.Optimizer):
     _namesake: ClassVar[type[torch.optim.Optimizer]]
     _state_lists: ClassVar[int]  # that the namesake's _init_group takes
 
+    param_groups: list[dict[str, Any]]
     _run: _Run | None = None
     _refusal: str | None = None  # why the kernels refused, in the latest step, what seemed fit
 
@@ -67,17 +68,15 @@ class _Kernels(torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return loss
         run = self._run
-        grads = run.gradients.read() if run is not None and run.is_current() else None
-        if run is None or grads is None:
+        if run is None or not (run.is_current(self) and run.read_gradients()):
             self._run = self._refusal = None
             run = _Run(self)
-            grads = run.gradients.read()
-            assert grads is not None, "a gradient was replaced meanwhile"
+            run.read_gradients()
         try:
             if run.others:
                 self._step_of_namesake(run.others)
             if run.params:
-                run.step(grads, grad_scale)
+                run.step(self, grad_scale)
             self._run = run
         except _RefusedError as refused:
             self._run, self._refusal = None, str(refused)
@@ -87,7 +86,7 @@ class _Kernels(torch.optim.Optimizer):
         return loss
 
     @functools.wraps(_step)
-    def step(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -220,8 +219,8 @@ def _unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...])
         return f"its {why}"
     try:
         _core.check_parameter(_tensors.as_array(torch.Tensor, param), "it")
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        return str(error).splitlines()[0]
+    except ValueError as error:
+        return str(error)
     if param.is_inference():
         return "it is an inference tensor"
     if param.grad is not None:
@@ -264,6 +263,10 @@ def _unfit_tensor(tensor: torch.Tensor) -> str | None:
         return f"dtype is {tensor.dtype}"
     if tensor.is_neg():
         return "elements are stored as their negatives"
+    try:
+        _tensors.as_array(torch.Tensor, tensor)
+    except (TypeError, RuntimeError, BufferError) as error:  # a tensor inside of torch.func, say
+        return f"memory cannot be read: {str(error).splitlines()[0]}"
     return None
 
 
@@ -284,10 +287,12 @@ class _Run:
     """An optimizer's parameters, sorted by who updates them, and a plan for those that are fit.
 
     Making one changes nothing; the plan, and the state that it needs, are made by the first step.
+    It does not refer to the optimizer, so that this goes, with its state, as soon as it is dropped.
     """
 
+    plan: _core.Plan | None = None
+
     def __init__(self, optimizer: _Kernels) -> None:
-        self.optimizer = optimizer
         self.state, self.groups = optimizer.state, optimizer.param_groups
         self.params: list[torch.Tensor] = []
         self.group_of: list[int] = []
@@ -305,27 +310,31 @@ class _Run:
                 else:
                     self.params.append(param)
                     self.group_of.append(number)
+        self.lists = [group["params"] for group in self.groups]
         self.unfit_groups = [_unfit_group(group) for group in self.groups]
-        self.read_groups()
+        self.read_groups(optimizer)
         arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
         self.gradients = _tensors.Gradients(torch.Tensor, _KINDS, self.params, arrays, waiting)
-        self.plan: _core.Plan | None = None
+        self.grads: list[Any] | None = None
 
-    def read_groups(self) -> None:
+    def read_groups(self, optimizer: _Kernels) -> None:
         """Take over the groups' hyperparameters."""
-        optimizer = self.optimizer
         self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
         # A tensor may change where it is.
-        self.seen_again = any(True for group in self.groups for _ in _tensor_options(group))
+        self.look_again = any(True for group in self.groups for _ in _tensor_options(group))
         self.rows = [
             [0.0] * len(optimizer._rule.hypers) if unfit else optimizer._row(group)
             for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
         ]
         self.used = [optimizer._rule.used_slots(row) for row in self.rows]
 
-    def is_current(self) -> bool:
+    def read_gradients(self) -> bool:
+        """Find the gradients, and hold them; tell whether all are fit, and where expected."""
+        self.grads = self.gradients.read()
+        return self.grads is not None
+
+    def is_current(self, optimizer: _Kernels) -> bool:
         """Tell whether this is still what the optimizer needs; take over hyperparameters."""
-        optimizer = self.optimizer
         if (
             self.plan is None
             or optimizer.state is not self.state
@@ -334,11 +343,15 @@ class _Run:
             or not self.tensors.in_place()
         ):
             return False
-        if self.seen_again or not self.seen_groups.unchanged():
-            if self.unfit_groups != [_unfit_group(group) for group in self.groups]:
+        if self.look_again or not self.seen_groups.unchanged():
+            if (
+                len(self.groups) != len(self.lists)
+                or any(g["params"] is not p for g, p in zip(self.groups, self.lists, strict=True))
+                or self.unfit_groups != [_unfit_group(group) for group in self.groups]
+            ):
                 return False
             used = self.used
-            self.read_groups()
+            self.read_groups(optimizer)
             if self.used != used:
                 return False
             for number, row in enumerate(self.rows):
@@ -349,10 +362,9 @@ class _Run:
             for param, number in zip(self.others, self.group_of_others, strict=True)
         )
 
-    def make_plan(self) -> _core.Plan:
+    def make_plan(self, optimizer: _Kernels) -> _core.Plan:
         """Make the state that is lacking, and a plan that borrows the tensors."""
-        optimizer, state = self.optimizer, self.state
-        self.lacking: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        rule, state = optimizer._rule, self.state
         starts, slots, steps = [], [], []
         for param, number in zip(self.params, self.group_of, strict=True):
             used = self.used[number]
@@ -362,28 +374,25 @@ class _Run:
                 self.lacking.append((param, dict(had)))
                 optimizer._make_state(param, self.groups[number])
             has = state.get(param) or {}
-            slots.append([has[name] if name in used else None for name in optimizer._rule.slots])
+            slots.append([has[name] if name in used else None for name in rule.slots])
             steps.append(has.get("step"))
             starts.append(0 if lacks else 1)  # which is all that a rule without `step` looks at
-        tensors = [
-            tensor
-            for tensor in (*self.params, *steps, *(slot for row in slots for slot in row))
-            if tensor is not None
-        ]
-        self.tensors = _tensors.Tensors(torch.Tensor, tensors)
-        # PyTorch takes half the time to look at a tensor that not only Python refers to. (This
-        # needs no memory: one element stands for all.)
-        self.referrers = [tensor.new_empty(()).expand(tensor.shape) for tensor in tensors]
-        for referrer, tensor in zip(self.referrers, tensors, strict=True):
+        held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
+        self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
+        # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
+        # are each the gradient of a tensor, all of whose elements are one. (Not the parameters,
+        # whose hooks may lead back here where Python could not see it, and never free them.)
+        self.referrers = [tensor.new_empty(()).expand(tensor.shape) for tensor in held]
+        for referrer, tensor in zip(self.referrers, held, strict=True):
             referrer.grad = tensor
-        array_of = {id(t): a for t, a in zip(tensors, self.tensors.arrays, strict=True)}
+        arrays = self.tensors.arrays
+        array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
         self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
         states = [state[param] for param in self.params if param in state]
-        lists = [group["params"] for group in self.groups]
-        self.seen = _tensors.Snapshot([state, *states, *lists])
+        self.seen = _tensors.Snapshot([state, *states, *self.lists])
         return _core.Plan(
-            optimizer._rule,
-            [array_of[id(param)] for param in self.params],
+            rule,
+            arrays[: len(self.params)],
             [tuple(array_of.get(id(slot)) for slot in row) for row in slots],
             None,
             self.counters.arrays,
@@ -399,27 +408,29 @@ class _Run:
             completed_steps=0,
         )
 
-    def step(self, grads: list[Any], grad_scale: torch.Tensor | None) -> None:
-        """Update the parameters that are fit."""
+    def step(self, optimizer: _Kernels, grad_scale: torch.Tensor | None) -> None:
+        """Update the parameters that are fit, or raise _RefusedError and leave all as it was."""
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        self.lacking: list[tuple[torch.Tensor, dict[str, Any]]] = []
         try:
+            if self.grads is None:
+                raise ValueError("the gradients are not what they were a moment ago")
             if self.plan is None:
                 with torch.no_grad():
-                    self.plan = self.make_plan()
+                    self.plan = self.make_plan(optimizer)
             if not self.counters.read():
                 raise ValueError("a step counter is not a whole number")
             self.plan.num_threads = min(torch.get_num_threads(), get_num_threads())
-            scale = 1.0 if grad_scale is None else float(grad_scale)
-            self.plan.step(grads, scale, False)
+            self.plan.step(self.grads, scale, False)
         except (TypeError, ValueError) as error:
             for param, had in self.lacking:
                 self.state[param].clear()
                 self.state[param].update(had)
             raise _RefusedError(f"the kernels refuse: {error}") from error
-        self.lacking = []
         self.counters.write()
         updated = self.params
         if self.gradients.missing:
-            updated = [p for p, grad in zip(updated, grads, strict=True) if grad is not None]
+            updated = [p for p, grad in zip(updated, self.grads, strict=True) if grad is not None]
         increment_version(updated)
         if grad_scale is not None:  # as fused=True leaves them
             with torch.no_grad():
