@@ -1,6 +1,7 @@
 """fastopt.torch does what users of PyTorch's optimizers do with those: the same, to a few ulp."""
 
 import copy
+import doctest
 import gc
 import io
 import multiprocessing
@@ -852,44 +853,48 @@ def test_threads_are_torchs_and_fastopts_bound():
         fastopt.set_num_threads(before[1])
 
 
-def in_process(code, seconds=120):
-    """Run a program; it must end well, and in time."""
-    code = "import warnings\nwarnings.simplefilter('error')\n" + textwrap.dedent(code)
+def in_process(*arguments, seconds=120):
+    """Run Python; it must end well, and in time."""
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, timeout=seconds, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=env, timeout=seconds, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def test_docstring_examples():
+    result = doctest.testmod(fastopt.torch)
+    assert (result.failed, result.attempted) == (0, 28)
+
+
 def test_the_example_agrees_with_torch():
-    root = Path(__file__).parents[2]
-    code = (root / "examples" / "pytorch_optimizers.py").read_text()
-    lines = in_process(f"import sys\nsys.argv += ['--check', '--epochs', '2']\n{code}")
-    lines = lines.splitlines()
+    script = Path(__file__).parents[2] / "examples" / "pytorch_optimizers.py"
+    lines = in_process(script, "--check", "--epochs", "2").splitlines()
     assert [line for line in lines if " " not in line] == ["SGD", "Adam", "Adagrad", "RMSprop"]
     assert sum(line.startswith("Epoch [2/2], Loss: ") for line in lines) == 4
 
 
-def test_a_forked_child_steps_alike():
-    in_process("""
-        import os, torch, fastopt.torch
-        param = torch.zeros(1 << 20)
-        param.grad = torch.ones(1 << 20)
-        opt = fastopt.torch.Adam([param])
-        for _ in range(5):
-            opt.step()
-            child = os.fork()
-            if child == 0:
-                opt.step()
-                array = param.numpy()  # PyTorch's own threads would not survive the fork
-                os._exit(0 if array.min() == array.max() < 0 else 1)
-            assert os.waitpid(child, 0)[1] == 0
-        before = param.clone()
+FORK = """
+    import os, torch, fastopt.torch
+    param = torch.zeros(1 << 20)
+    param.grad = torch.ones(1 << 20)
+    opt = fastopt.torch.Adam([param])
+    for _ in range(5):
         opt.step()
-        assert (param < before).all()
-    """)
+        child = os.fork()
+        if child == 0:
+            opt.step()
+            array = param.numpy()  # PyTorch's own threads would not survive the fork
+            os._exit(0 if array.min() == array.max() < 0 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    before = param.clone()
+    opt.step()
+    assert (param < before).all()
+"""
+
+
+def test_a_forked_child_steps_alike():
+    in_process("-c", textwrap.dedent(FORK))
 
 
 ZERO = """
