@@ -24,8 +24,8 @@ OPTIMIZERS = {
     "RMSprop": {"lr": 0.01},
 }
 
-# In ulps of the largest weight. After a hundred steps on the same gradients PyTorch itself stands up
-# to 30 ulps from the exact result; here each difference finds its way into the next gradients too.
+# In ulps of the largest weight. After a hundred steps on the same gradients, PyTorch itself stands
+# up to 30 of them from the exact result; here each difference is in the next gradients, too.
 TOLERANCE = 64
 
 

@@ -248,6 +248,26 @@ def test_swapped_memory_is_followed(name):
 
 
 @every_class
+def test_another_layout_of_the_same_memory_is_noticed(name):
+    pair = Pair(name, {"momentum": 0.9} if name == "SGD" else {}, shapes=((4, 4), (3, 2)))
+    pair.step(2)
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[0].data = params[0].data.t()  # the state stays
+        for slot in opt.state[params[1]].values():
+            if slot.dim():
+                slot.data = slot.data.clone().t().contiguous().t()
+    pair.step(2)
+    pair.check()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[1].data = params[1].data.view(2, 3)
+        for slot in opt.state[params[1]].values():
+            if slot.dim():
+                slot.data = slot.data.contiguous().view(2, 3)
+    pair.step(2)
+    pair.check()
+
+
+@every_class
 def test_modules_change_dtype_and_memory_format(name):
     torch.manual_seed(0)
     nets = [torch.nn.Conv2d(3, 4, 2)]
@@ -864,7 +884,7 @@ def in_process(*arguments, seconds=120):
 
 def test_docstring_examples():
     result = doctest.testmod(fastopt.torch)
-    assert (result.failed, result.attempted) == (0, 28)
+    assert (result.failed, result.attempted) == (0, 33)
 
 
 def test_the_example_agrees_with_torch():
