@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = ["fastopt"] + [
     module.name
     for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
-    if module.name not in ("fastopt.__main__", "fastopt._core")
+    if module.name not in ("fastopt.__main__", "fastopt._core", "fastopt.torch")
     and not module.name.startswith("fastopt.bench.peers.")  # each needs a framework
 ]
 
