@@ -204,6 +204,15 @@ def test_momentum_of_a_parameter_begins_with_its_first_gradient():
     pair.check()
 
 
+def test_momentum_switched_on_and_off():
+    pair = Pair("SGD", {"dampening": 0.5})
+    for momentum in (0, 0.9, 0, 0.5):
+        for opt in (pair.peer, pair.opt):
+            opt.param_groups[0]["momentum"] = momentum
+        pair.step(2)
+        pair.check()
+
+
 @pytest.mark.parametrize("value", [2.0**24 - 1, 2.0**24, 1e9])
 def test_a_large_counter_counts_as_torchs(value):
     pair = Pair("Adam")
@@ -586,8 +595,11 @@ def test_groups_added_changed_and_replaced(name, kwargs):
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
-        last = opt.param_groups[0]["params"].pop()  # in place
-        opt.param_groups[1]["params"] = [*opt.param_groups[1]["params"], last]  # a new list
+        opt.param_groups[0]["params"].pop()  # in place
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["params"] = opt.param_groups[0]["params"][:-1]  # a new list
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
@@ -595,7 +607,30 @@ def test_groups_added_changed_and_replaced(name, kwargs):
         del opt.param_groups[1]
     pair.step(2)
     pair.check()
-    assert len(pair.opt.fastopt_info()) == 4
+    assert len(pair.opt.fastopt_info()) == 3
+
+
+def test_a_group_that_lacks_an_option_raises_as_torchs():
+    pair = Pair("SGD")
+    for opt, param in ((pair.peer, pair.theirs[0]), (pair.opt, pair.ours[0])):
+        param.grad = torch.ones_like(param)
+        opt.step()
+        del opt.param_groups[0]["weight_decay"]
+        with pytest.raises(KeyError, match="weight_decay"):
+            opt.step()
+    pair.check()
+
+
+def test_a_tensor_that_leaves_the_memory_is_noticed():
+    pair = Pair("Adam", shapes=((3,), (4,)), dtypes=[torch.float32] * 2)
+    pair.step()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[0].grad = None
+        torch.utils.swap_tensors(params[0], Parameter(torch.ones(3, device="meta")))
+        params[1].grad = torch.ones(4)
+        opt.step()
+    close(pair.ours[1], pair.theirs[1])
+    assert [i["why"] for i in pair.opt.fastopt_info()] == ["its device is meta", None]
 
 
 def test_hyperparameters_that_only_a_group_can_have():
