@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,10 @@ def test_a_loaded_replaced_or_deleted_state_is_used(name, kwargs):
         pair.check()
     for opt in (pair.peer, pair.opt):
         opt.state.clear()
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.state = defaultdict(dict)
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
@@ -498,6 +503,7 @@ def test_sparse_gradients_come_and_go():
             close(extra[1], extra[0])
             expected = ["torch" if net.sparse else "fastopt", "fastopt"]
             assert [info["runs"] for info in opts[1].fastopt_info()] == expected
+            assert len(opts[1]._run.others) == expected.count("torch")  # what did run
 
 
 @every_class
@@ -779,11 +785,19 @@ def test_optimizers_in_backward(name):
             assert all(p.grad is None for p in net.parameters())
     for p, q in zip(*(net.parameters() for net in nets), strict=True):
         close(q, p)
-    # The hooks, the optimizers and the parameters refer to each other.
-    gone = weakref.ref(nets[1])
-    del nets, net, opts, hook, p, q
+
+
+@every_class
+def test_parameters_that_refer_to_their_optimizer_are_freed(name):
+    params = [torch.ones(3), torch.ones(2)]
+    for param in params:
+        param.optimizer = getattr(fastopt.torch, name)([param])
+        param.grad = torch.ones_like(param)
+        param.optimizer.step()
+    gone = [weakref.ref(param) for param in params]
+    del params, param
     gc.collect()
-    assert gone() is None
+    assert [param() for param in gone] == [None, None]
 
 
 @every_class
@@ -848,6 +862,7 @@ def test_compiled_steps_run_torchs_update():
     param.grad = torch.ones(3)
     torch.compile(opt.step, backend="eager")()
     assert torch.equal(param, torch.full((3,), 0.5))
+    assert opt._run is None  # the kernels did not
 
 
 # ---- hooks ---------------------------------------------------------------------------------------
