@@ -154,7 +154,8 @@ class _Kernels(torch.optim.Optimizer):
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         """Return a group's hyperparameters in the order of the rule."""
-        return [float(group.get(name, 0.0)) for name in self._rule.hypers]
+        values = {"decoupled_weight_decay": False, "bias_correction": True, **group}
+        return [float(values[name]) for name in self._rule.hypers]
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
         """Make the state of a parameter that has a gradient, as the namesake does."""
@@ -533,7 +534,7 @@ class Adam(_Kernels, torch.optim.Adam):
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         beta1, beta2 = group["betas"]
-        return super()._row({**group, "beta1": beta1, "beta2": beta2, "bias_correction": 1.0})
+        return super()._row({**group, "beta1": beta1, "beta2": beta2})
 
 
 class AdamW(Adam, torch.optim.AdamW):

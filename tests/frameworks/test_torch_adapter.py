@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,10 @@ def test_a_loaded_replaced_or_deleted_state_is_used(name, kwargs):
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
+        opt.state = defaultdict(dict)
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
         opt.load_state_dict(copy.deepcopy(pair.peer.state_dict()))
     pair.step(2)
     pair.check()
@@ -202,6 +207,15 @@ def test_momentum_of_a_parameter_begins_with_its_first_gradient():
         opt.state[params[0]]["momentum_buffer"] = None
     pair.step(2)
     pair.check()
+
+
+def test_momentum_switched_on_and_off():
+    pair = Pair("SGD", {"dampening": 0.5})
+    for momentum in (0, 0.9, 0, 0.5):
+        for opt in (pair.peer, pair.opt):
+            opt.param_groups[0]["momentum"] = momentum
+        pair.step(2)
+        pair.check()
 
 
 @pytest.mark.parametrize("value", [2.0**24 - 1, 2.0**24, 1e9])
@@ -489,6 +503,7 @@ def test_sparse_gradients_come_and_go():
             close(extra[1], extra[0])
             expected = ["torch" if net.sparse else "fastopt", "fastopt"]
             assert [info["runs"] for info in opts[1].fastopt_info()] == expected
+            assert len(opts[1]._run.others) == expected.count("torch")  # what did run
 
 
 @every_class
@@ -586,8 +601,11 @@ def test_groups_added_changed_and_replaced(name, kwargs):
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
-        last = opt.param_groups[0]["params"].pop()  # in place
-        opt.param_groups[1]["params"] = [*opt.param_groups[1]["params"], last]  # a new list
+        opt.param_groups[0]["params"].pop()  # in place
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["params"] = opt.param_groups[0]["params"][:-1]  # a new list
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
@@ -595,7 +613,30 @@ def test_groups_added_changed_and_replaced(name, kwargs):
         del opt.param_groups[1]
     pair.step(2)
     pair.check()
-    assert len(pair.opt.fastopt_info()) == 4
+    assert len(pair.opt.fastopt_info()) == 3
+
+
+def test_a_group_that_lacks_an_option_raises_as_torchs():
+    pair = Pair("SGD")
+    for opt, param in ((pair.peer, pair.theirs[0]), (pair.opt, pair.ours[0])):
+        param.grad = torch.ones_like(param)
+        opt.step()
+        del opt.param_groups[0]["weight_decay"]
+        with pytest.raises(KeyError, match="weight_decay"):
+            opt.step()
+    pair.check()
+
+
+def test_a_tensor_that_leaves_the_memory_is_noticed():
+    pair = Pair("Adam", shapes=((3,), (4,)), dtypes=[torch.float32] * 2)
+    pair.step()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[0].grad = None
+        torch.utils.swap_tensors(params[0], Parameter(torch.ones(3, device="meta")))
+        params[1].grad = torch.ones(4)
+        opt.step()
+    close(pair.ours[1], pair.theirs[1])
+    assert [i["why"] for i in pair.opt.fastopt_info()] == ["its device is meta", None]
 
 
 def test_hyperparameters_that_only_a_group_can_have():
@@ -744,11 +785,19 @@ def test_optimizers_in_backward(name):
             assert all(p.grad is None for p in net.parameters())
     for p, q in zip(*(net.parameters() for net in nets), strict=True):
         close(q, p)
-    # The hooks, the optimizers and the parameters refer to each other.
-    gone = weakref.ref(nets[1])
-    del nets, net, opts, hook, p, q
+
+
+@every_class
+def test_parameters_that_refer_to_their_optimizer_are_freed(name):
+    params = [torch.ones(3), torch.ones(2)]
+    for param in params:
+        param.optimizer = getattr(fastopt.torch, name)([param])
+        param.grad = torch.ones_like(param)
+        param.optimizer.step()
+    gone = [weakref.ref(param) for param in params]
+    del params, param
     gc.collect()
-    assert gone() is None
+    assert [param() for param in gone] == [None, None]
 
 
 @every_class
@@ -813,6 +862,7 @@ def test_compiled_steps_run_torchs_update():
     param.grad = torch.ones(3)
     torch.compile(opt.step, backend="eager")()
     assert torch.equal(param, torch.full((3,), 0.5))
+    assert opt._run is None  # the kernels did not
 
 
 # ---- hooks ---------------------------------------------------------------------------------------
