@@ -1,0 +1,205 @@
+"""Keras 3's optimizers, with fastopt's kernels in place of their updates.
+
+``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and
+``AdamW``: subclasses of Keras's own, which keep its arguments, defaults, variables and checkpoints.
+Of a training step only the update of the variables, with its weight decay, is done here: all of
+them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+
+``docs/keras.md`` says what runs where, and how the memory of variables is reached.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from fastopt import _core
+from fastopt.keras._step import Settings
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
+_name = keras.backend.backend()
+if _name not in ("tensorflow", "torch"):
+    raise ImportError(
+        f"fastopt.keras cannot work on Keras's {_name} backend: its arrays are immutable, and its "
+        "training step is compiled as a whole, where no outside kernel can run. Use "
+        "keras.optimizers there; or set KERAS_BACKEND to tensorflow or torch; or train NumPy "
+        "arrays with fastopt.Adam and the others."
+    )
+_backend = importlib.import_module(f"fastopt.keras._{_name}")
+
+
+class _Optimizer(keras.optimizers.Optimizer):
+    """What the optimizers share: which variables the kernels take, and what Keras's do."""
+
+    _rule: ClassVar[_core.Rule]
+    _parent: ClassVar[Any]  # Keras's own class
+    _has_warned = False
+    _latest: Any = None  # the update of the latest step, kept for the next
+
+    def _hypers(self) -> dict[str, Any]:
+        """Return the rule's hyperparameters but for the learning rate and the decay."""
+        raise NotImplementedError
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
+        raise NotImplementedError
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Leave it to the update, which is always next: the kernels decay in the same pass."""
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        pairs = list(zip(grads, trainable_variables, strict=True))
+        hypers = self._hypers()
+        ours, left = [], pairs
+        if self._may_run([v for _, v in pairs], hypers):
+            taken = [_backend.takes(g, v) for g, v in pairs]
+            ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
+            left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
+        if ours:
+            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+        if left:
+            grads, variables = _unzipped(left)
+            super()._apply_weight_decay(variables)
+            super()._backend_update_step(grads, variables, learning_rate)
+
+    def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
+        """Tell whether the kernels can run in this step at all."""
+        if type(self).update_step is not self._parent.update_step:
+            return False  # a subclass has an update of its own
+        if not all(isinstance(value, Real) for value in (*hypers.values(), self.weight_decay or 0)):
+            return False  # a tensor
+        if len({self._get_variable_index(v) for v in variables}) < len(variables):
+            return False  # a variable is updated twice
+        if not _backend.compiling():
+            return bool(_backend.by_itself())
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"fastopt.keras.{type(self).__name__}: this training step is compiled "
+                "(jit_compile=True), and no outside kernel can run in it: Keras's own update does. "
+                "jit_compile=False, in compile() or tf.function(), lets fastopt's kernels run.",
+                stacklevel=2,
+            )
+        return False
+
+    def _run_kernels(
+        self, grads: list[Any], variables: list[Any], hypers: dict[str, Any], learning_rate: Any
+    ) -> None:
+        variables = [_backend.native(v) for v in variables]
+        indices = [self._get_variable_index(v) for v in variables]
+        slots, decay = self._slots(), _float32(self.weight_decay or 0)
+        settings = Settings(
+            self._rule,
+            tuple((name, float(value)) for name, value in hypers.items()),
+            tuple(slot is not None for slot in slots),
+            tuple(indices),
+            tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
+            tuple(v.name for v in variables),
+        )
+        owned = []
+        for variable, index in zip(variables, indices, strict=True):
+            owned.append(variable)
+            owned += [_backend.native(slot[index]) for slot in slots if slot is not None]
+        if self._latest is None or self._latest.settings != settings:
+            self._latest = _backend.Update(settings)
+        self._latest(owned, grads, learning_rate, self.iterations)
+
+
+def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _float32(value: Any) -> float:
+    """Round a hyperparameter as Keras does where it makes a tensor of it."""
+    return float(np.float32(value))
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class SGD(_Optimizer, keras.optimizers.SGD):
+    """Keras's SGD."""
+
+    _rule = _core.Rule("sgd")
+    _parent = keras.optimizers.SGD
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"momentum": _float32(self.momentum), "nesterov": self.nesterov}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (self.momentums if self.momentum != 0 else None,)
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adagrad(_Optimizer, keras.optimizers.Adagrad):
+    """Keras's Adagrad."""
+
+    _rule = _core.Rule("adagrad")
+    _parent = keras.optimizers.Adagrad
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"eps": self.epsilon}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (self._accumulators,)
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class RMSprop(_Optimizer, keras.optimizers.RMSprop):
+    """Keras's RMSprop."""
+
+    _rule = _core.Rule("rmsprop")
+    _parent = keras.optimizers.RMSprop
+
+    def _hypers(self) -> dict[str, Any]:
+        return {
+            "alpha": self.rho,
+            "eps": self.epsilon,
+            "momentum": max(self.momentum, 0.0),  # as Keras treats a negative one
+            "centered": self.centered,
+        }
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (
+            self._velocities,
+            self._momentums if self.momentum > 0 else None,
+            self._average_gradients if self.centered else None,
+        )
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adam(_Optimizer, keras.optimizers.Adam):
+    """Keras's Adam."""
+
+    _rule = _core.Rule("adam")
+    _parent: ClassVar[Any] = keras.optimizers.Adam
+
+    def _hypers(self) -> dict[str, Any]:
+        return {
+            "beta1": self.beta_1,
+            "beta2": self.beta_2,
+            "eps": self.epsilon,
+            "amsgrad": self.amsgrad,
+            "bias_correction": True,
+        }
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (
+            self._momentums,
+            self._velocities,
+            self._velocity_hats if self.amsgrad else None,
+        )
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class AdamW(Adam, keras.optimizers.AdamW):
+    """Keras's AdamW."""
+
+    _parent = keras.optimizers.AdamW
