@@ -41,7 +41,7 @@ class _Optimizer(keras.optimizers.Optimizer):
     _rule: ClassVar[_core.Rule]
     _parent: ClassVar[Any]  # Keras's own class
     _has_warned = False
-    _latest: Any = None  # the update of the latest step, kept for the next
+    _updates: Any = None
 
     def _hypers(self) -> dict[str, Any]:
         """Return the rule's hyperparameters but for the learning rate and the decay."""
@@ -64,18 +64,19 @@ class _Optimizer(keras.optimizers.Optimizer):
             taken = [_backend.takes(g, v) for g, v in pairs]
             ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
             left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
-        if ours:
-            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
         if left:
             grads, variables = _unzipped(left)
             super()._apply_weight_decay(variables)
             super()._backend_update_step(grads, variables, learning_rate)
+        if ours:
+            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
 
     def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
         """Tell whether the kernels can run in this step at all."""
         if type(self).update_step is not self._parent.update_step:
             return False  # a subclass has an update of its own
-        if not all(isinstance(value, Real) for value in (*hypers.values(), self.weight_decay or 0)):
+        decay = 0 if self.weight_decay is None else self.weight_decay
+        if not all(isinstance(value, Real) for value in (*hypers.values(), decay)):
             return False  # a tensor
         if len({self._get_variable_index(v) for v in variables}) < len(variables):
             return False  # a variable is updated twice
@@ -96,7 +97,8 @@ class _Optimizer(keras.optimizers.Optimizer):
     ) -> None:
         variables = [_backend.native(v) for v in variables]
         indices = [self._get_variable_index(v) for v in variables]
-        slots, decay = self._slots(), _float32(self.weight_decay or 0)
+        slots = self._slots()
+        decay = 0.0 if self.weight_decay is None else _float32(self.weight_decay)
         settings = Settings(
             self._rule,
             tuple((name, float(value)) for name, value in hypers.items()),
@@ -109,9 +111,9 @@ class _Optimizer(keras.optimizers.Optimizer):
         for variable, index in zip(variables, indices, strict=True):
             owned.append(variable)
             owned += [_backend.native(slot[index]) for slot in slots if slot is not None]
-        if self._latest is None or self._latest.settings != settings:
-            self._latest = _backend.Update(settings)
-        self._latest(owned, grads, learning_rate, self.iterations)
+        if self._updates is None:
+            self._updates = _backend.Updates()
+        self._updates(settings, owned, grads, learning_rate, self.iterations)
 
 
 def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -95,68 +95,113 @@ class _Memory:
         return views
 
 
-class Update:
+class _Update:
     """The step of some variables, each of which is given a new tensor.
 
     Two memories take turns, as long as nobody keeps old tensors.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._memories: list[_Memory] = []
+    def __init__(self, settings: Settings, variables: list[Any]) -> None:
+        self._settings = settings
+        self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+        self._memories = [_Memory(settings, self._specs)]
         self._lock = threading.Lock()
         self._calls = 0
         self._traced: Any = None
+        self._inputs: list[Array] = []  # of the traced function
+        self._inputs_lock = threading.Lock()
+        self.is_in_graphs = False  # of others
 
-    def __call__(
-        self, variables: list[Any], grads: list[Any], learning_rate: Any, iterations: Any
-    ) -> None:
-        params = variables[:: len(variables) // len(grads)]
-        grads = [
-            g if g.dtype == p.dtype else tf.cast(g, p.dtype)
-            for g, p in zip(grads, params, strict=True)
-        ]
-        inputs = [tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads]
-        if not self._memories:
-            self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-            self._memories.append(_Memory(self.settings, self._specs))
+    def __call__(self, variables: list[Any], inputs: list[Any]) -> None:
         if not tf.executing_eagerly():
+            self.is_in_graphs = True
             self._in_graph(variables, inputs)
         elif self._calls < _CALLS_BEFORE_TRACING:
             self._calls += 1
             self._eagerly(variables, inputs)
-        else:  # a graph reads and assigns ten variables in the time that this takes for one
-            if self._traced is None:
-                self._traced = tf.function(
-                    lambda *inputs: self._in_graph(variables, inputs), autograph=False
-                )
-            self._traced(*inputs)
+        else:
+            self._by_traced_function(variables, inputs)
 
-    def _eagerly(self, variables: list[Any], inputs: Sequence[Any]) -> None:
+    def _eagerly(self, variables: list[Any], inputs: list[Any]) -> None:
         arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(variables))]
-        views = self._updated(arrays, whole=False)
+        views = self.updated(arrays, whole=False)
         _assign(variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
 
-    def _in_graph(self, variables: list[Any], inputs: Sequence[Any]) -> None:
-        def updated(*arrays: Array) -> list[Array]:
-            tf.constant(0.0)  # TensorFlow lets go of old memory when it next makes a tensor
-            return self._updated(arrays, whole=True)
+    def _by_traced_function(self, variables: list[Any], inputs: list[Any]) -> None:
+        """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
 
+        The function has no arguments, which would cost as much as is gained.
+        """
+        with self._inputs_lock:
+            self._inputs = [np.asarray(tensor) for tensor in inputs]
+            if self._traced is None:
+                traced = tf.function(lambda: self._in_graph(variables, []), autograph=False)
+                self._traced = traced.get_concrete_function()
+            self._traced()
+            self._inputs = []
+
+    def _in_graph(self, variables: list[Any], inputs: list[Any]) -> None:
         first = self._memories[0]
-        wholes = tf.numpy_function(updated, [*inputs, *_values(variables)], first.dtypes)
+        wholes = tf.numpy_function(
+            _called_from_graphs(weakref.ref(self)), [*inputs, *_values(variables)], first.dtypes
+        )
         tensors = [
             tf.reshape(tf.slice(wholes[which], [start], [size]), variable.shape)
             for variable, (which, start, size) in zip(variables, first.places, strict=True)
         ]
         _assign(variables, tensors)
 
-    def _updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
+    def updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
+        """Return new values, from the arrays that a memory's update takes."""
+        if len(arrays) == len(self._specs):
+            arrays = [*self._inputs, *arrays]
         with self._lock:
             memory = next((m for m in self._memories if m.is_free()), None)
             if memory is None:
-                memory = _Memory(self.settings, self._specs)
+                memory = _Memory(self._settings, self._specs)
                 self._memories = [*self._memories[-1:], memory]
             return memory.update(arrays, whole=whole)
+
+
+def _called_from_graphs(update_ref: weakref.ref[_Update]) -> Callable[..., list[Array]]:
+    """Return a function that holds on to nothing: TensorFlow keeps it for ever."""
+
+    def updated(*arrays: Array) -> list[Array]:
+        update = update_ref()
+        if update is None:
+            raise RuntimeError("the optimizer of this function is no more")
+        tf.constant(0.0)  # TensorFlow lets go of old memory when it next makes a tensor
+        return update.updated(arrays, whole=True)
+
+    return updated
+
+
+class Updates:
+    """An optimizer's updates: those in graphs, which live as long as it does, and the latest."""
+
+    def __init__(self) -> None:
+        self._by_settings: dict[Settings, _Update] = {}
+
+    def __call__(
+        self,
+        settings: Settings,
+        variables: list[Any],
+        grads: list[Any],
+        learning_rate: Any,
+        iterations: Any,
+    ) -> None:
+        """Update variables: those of the model, each followed by its slots."""
+        update = self._by_settings.get(settings)
+        if update is None:
+            self._by_settings = {s: u for s, u in self._by_settings.items() if u.is_in_graphs}
+            update = self._by_settings[settings] = _Update(settings, variables)
+        params = variables[:: len(variables) // len(grads)]
+        grads = [
+            g if g.dtype == p.dtype else tf.cast(g, p.dtype)
+            for g, p in zip(grads, params, strict=True)
+        ]
+        inputs = [tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads]
+        update(variables, inputs)
 
 
 def _values(variables: list[Any]) -> list[Any]:

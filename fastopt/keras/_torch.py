@@ -35,18 +35,21 @@ def takes(grad: Any, variable: Any) -> bool:
     )
 
 
-class Update:
-    """The step of some variables, in place, as Keras's own on this backend."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+class Updates:
+    """Updates in place, as Keras's own on this backend."""
 
     def __call__(
-        self, variables: list[Any], grads: list[Any], learning_rate: Any, iterations: Any
+        self,
+        settings: Settings,
+        variables: list[Any],
+        grads: list[Any],
+        learning_rate: Any,
+        iterations: Any,
     ) -> None:
+        """Update variables: those of the model, each followed by its slots."""
         tensors = [v.value.detach() for v in variables]
         params = tensors[:: len(tensors) // len(grads)]
-        Step(self.settings, [t.numpy() for t in tensors])(
+        Step(settings, [t.numpy() for t in tensors])(
             [g.detach().to(p.dtype).numpy() for g, p in zip(grads, params, strict=True)],
             keras.ops.convert_to_numpy(learning_rate),
             keras.ops.convert_to_numpy(iterations),

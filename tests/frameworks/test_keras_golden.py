@@ -55,6 +55,9 @@ def test_trajectory(entry, traced):
 
     if traced:
         apply = tf.function(apply, autograph=False)
+    # In a graph TensorFlow rounds Keras's own schedules, which are float32, otherwise than eagerly.
+    rate_error = 2.0**-22 if traced and "sched" in entry else 0.0
+    relative_error = bias_error(entry) + rate_error
     largest, travelled = [np.abs(p) for p in start], [np.zeros(p.shape) for p in start]
     largest_state = [np.abs(s) for s in values(opt.variables)]
     before, error = start, 0.0
@@ -66,7 +69,7 @@ def test_trajectory(entry, traced):
             for i, got in enumerate(values(variables)):
                 travelled[i] += np.abs(after[i].astype(float) - before[i])
                 largest[i] = np.fmax(largest[i], np.abs(after[i]))
-                slack = bias_error(entry) * travelled[i]
+                slack = relative_error * travelled[i]
                 error = max(error, scaled(got, after[i], largest[i], slack))
             before = after
             largest_state = [
@@ -81,7 +84,7 @@ def test_trajectory(entry, traced):
         if key.startswith("s_"):
             _, i, name = key.split("_", 2)
             slot, most = by_name[f"p{i}_{name}"]
-            slack = bias_error(entry) * travelled[int(i)] if name == "average" else 0.0
+            slack = relative_error * travelled[int(i)] if name == "average" else rate_error * most
             limit = tolerance(entry) if name == "average" else 8
             assert scaled(values([slot])[0], file[key], most, slack) <= limit, key
             compared += 1
