@@ -51,7 +51,7 @@ class Updates:
         params = tensors[:: len(tensors) // len(grads)]
         Step(settings, [t.numpy() for t in tensors])(
             [g.detach().to(p.dtype).numpy() for g, p in zip(grads, params, strict=True)],
-            keras.ops.convert_to_numpy(learning_rate),
-            keras.ops.convert_to_numpy(iterations),
+            keras.ops.convert_to_tensor(learning_rate).item(),
+            keras.ops.convert_to_tensor(iterations).item(),
         )
         torch.autograd.graph.increment_version(tensors)

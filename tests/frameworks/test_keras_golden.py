@@ -84,7 +84,11 @@ def test_trajectory(entry, traced):
         if key.startswith("s_"):
             _, i, name = key.split("_", 2)
             slot, most = by_name[f"p{i}_{name}"]
-            slack = relative_error * travelled[int(i)] if name == "average" else rate_error * most
+            slack = 0.0
+            if name == "average":
+                slack = relative_error * travelled[int(i)]
+            elif rate_error:
+                slack = rate_error * most
             limit = tolerance(entry) if name == "average" else 8
             assert scaled(values([slot])[0], file[key], most, slack) <= limit, key
             compared += 1

@@ -30,24 +30,18 @@ EXCLUDED = {
     )
     for name in ("adamw", "adamw_amsgrad")
 }
-EXCLUDED |= {
-    test: "Keras itself skips it on its TensorFlow backend, which has no stateless_apply"
-    for test in [
-        ("MultiOptimizerTest", "test_stateless_apply"),
-        *(
-            ("LossScaleOptimizerTest", f"test_{name}_stateless")
-            for name in (
-                "downscaling",
-                "finite_step",
-                "finite_step_with_inner_loss_scale",
-                "finite_step_with_overwrite",
-                "infinite_step",
-                "iterations_update",
-                "upscaling",
-            )
-        ),
-    ]
-}
+STATELESS = "Keras itself skips it on its TensorFlow backend, which has no stateless_apply"
+EXCLUDED["MultiOptimizerTest", "test_stateless_apply"] = STATELESS
+for name in (
+    "downscaling",
+    "finite_step",
+    "finite_step_with_inner_loss_scale",
+    "finite_step_with_overwrite",
+    "infinite_step",
+    "iterations_update",
+    "upscaling",
+):
+    EXCLUDED["LossScaleOptimizerTest", f"test_{name}_stateless"] = STATELESS
 
 pytestmark = [
     pytest.mark.usefixtures("only_kernels"),
