@@ -1,4 +1,4 @@
-"""The command line: ``fastopt info`` and ``fastopt compare``, also as ``python -m fastopt``."""
+"""The command line: ``fastopt info``, ``compare`` and ``bench``, also as ``python -m fastopt``."""
 
 from __future__ import annotations
 
@@ -91,6 +91,38 @@ def _parser() -> argparse.ArgumentParser:
         help="upper bound on the threads of an optimizer step (as many as 'fastopt info' says)",
     )
     compare.set_defaults(command=_compare)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time a step beside other optimizers and the limit of memory",
+        description="Time optimizer steps, in about two minutes, beside those of the frameworks "
+        "that are installed and beside a loop that moves the same bytes and computes nothing. "
+        "Needs: pip install 'fastopt[bench]'",
+        allow_abbrev=False,
+    )
+    bench.add_argument(
+        "--rule",
+        choices=("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "tail"),
+        default="adam",
+        help="what to time (adam); tail: clip to a global norm, Adam, zero the gradients",
+    )
+    bench.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"
+    )
+    bench.add_argument(
+        "--threads",
+        type=_integer(1, 1024),
+        metavar="N",
+        help="the most that a step may use (as many as 'fastopt info' says)",
+    )
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastopt-bench"),
+        metavar="DIR",
+        help="folder for results.json and performance.png, made if missing (fastopt-bench)",
+    )
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -130,10 +162,8 @@ def _compare(args: argparse.Namespace) -> int:
         return _fail(needed, 2)
 
     out: Path = args.out
-    try:  # before the training, not after it
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+    try:
+        _make_writable(out)
     except OSError as error:
         return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 2)
 
@@ -159,6 +189,67 @@ def _compare(args: argparse.Namespace) -> int:
             return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
         print(f"Written: {results} and {figure}")
     return 130 if interrupted else 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    try:
+        from fastopt.bench import check, peers, report, run, workloads
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"rich", "matplotlib"}:
+            raise
+        needed = f"{missing} is missing; 'fastopt bench' needs: pip install 'fastopt[bench]'"
+        return _fail(needed, 2)
+
+    out: Path = args.out
+    try:
+        _make_writable(out)
+    except OSError as error:
+        return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 2)
+
+    threads = args.threads or fastopt.get_num_threads()
+    results: list[run.Result] = []
+    interrupted = False
+    try:
+        for name in run.SHORT:
+            case = run.Case(
+                workloads.WORKLOADS[name], workloads.RULES[args.rule], args.dtype, threads
+            )
+            result = run.time_case(case, peers.NAMES[1:], sorted({1, threads}), run.SHORT_S)
+            results.append(result)
+            own = result.rows[0]
+            print(
+                f"{case.workload.title}: {own.us:.3g} us a step, "
+                f"{own.to_limit:.3g} times the limit",
+                flush=True,
+            )
+    except (check.WrongResultError, MemoryError) as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        interrupted = True
+        total = len(run.SHORT)
+        print(
+            f"\nInterrupted: the results are of {len(results)} of {total} workloads.",
+            file=sys.stderr,
+        )
+
+    if results:
+        report.print_tables(results)
+        written, figure = out / "results.json", out / "performance.png"
+        try:
+            report.write_results(written, results)
+            report.write_figure(figure, results)
+        except OSError as error:
+            return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
+        print(f"Written: {written} and {figure}")
+    return 130 if interrupted else 0
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder, and find out before the work, not after it, that it cannot be written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

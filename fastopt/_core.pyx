@@ -490,16 +490,16 @@ cdef class Plan:
         return 0
 
     cdef bint _laid_out_as(self, Layout *layout, cnp.ndarray array) noexcept:
-        cdef int ndim = layout.ndim
-        return cnp.PyArray_NDIM(array) == ndim and (
-            ndim == 0
-            or (
-                memcmp(cnp.PyArray_DIMS(array), layout.shape, ndim * sizeof(Py_ssize_t)) == 0
-                and memcmp(
-                    cnp.PyArray_STRIDES(array), layout.shape + ndim, ndim * sizeof(Py_ssize_t)
-                ) == 0
-            )
-        )
+        cdef int ndim = layout.ndim, axis
+        if cnp.PyArray_NDIM(array) != ndim:
+            return False
+        for axis in range(ndim):
+            if (
+                cnp.PyArray_DIM(array, axis) != layout.shape[axis]
+                or cnp.PyArray_STRIDE(array, axis) != layout.shape[ndim + axis]
+            ):
+                return False
+        return True
 
     cdef int _read_owned(self) except -1:
         """Read every owned array's address anew; raise if anything else about it has changed."""
@@ -619,7 +619,8 @@ cdef class Plan:
                 )
             item = grads[i] = np.asarray(item)
         grad = item
-        refuse_masked(grad, f"gradient of {self.names[i]}")
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             raise TypeError(
                 f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fastopt
+from fastopt._files import replace
 from fastopt.compare.run import LAYERS, Run, Settings
 
 # Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
@@ -84,7 +84,7 @@ def write_results(path: Path, settings: Settings, runs: Sequence[Run]) -> None:
         "build_info": fastopt.build_info(),
         "runs": [asdict(run) for run in runs],
     }
-    _replace(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    replace(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_figure(path: Path, runs: Sequence[Run]) -> None:
@@ -128,14 +128,4 @@ def write_figure(path: Path, runs: Sequence[Run]) -> None:
 
     png = BytesIO()
     figure.savefig(png, format="png", dpi=150)
-    _replace(path, png.getvalue())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that its name never stands for half of it."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace(path, png.getvalue())

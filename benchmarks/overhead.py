@@ -1,0 +1,64 @@
+"""What a step costs besides its arithmetic: ``python benchmarks/overhead.py``
+
+Adam in float32 on arrays so small that calls and checks are most of it, beside one
+``numpy.add(a, b, out=c)`` of 1000 elements; and how much of that is below the Python of
+``Optimizer.step``. The exit status is 1 if a bound is broken.
+"""
+
+import argparse
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+import fastopt
+from fastopt.bench.measure import Race
+
+UNIT = "numpy.add, 1000"
+# Name, shapes, and how many times the unit it may take.
+STEPS = (
+    ("Adam, 1 array of 1000", [1000], 5.0),
+    ("Adam, 6 arrays of 16", [16] * 6, 10.0),
+    ("Adam, 300 arrays of 16", [16] * 300, None),
+)
+
+
+def subject(step):
+    return SimpleNamespace(begin=lambda: None, step=step)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=100, help="(100)")
+    parser.add_argument("--no-check", action="store_true", help="exit with 0 in any case")
+    args = parser.parse_args()
+
+    a, b, c = np.ones((3, 1000), np.float32)
+    subjects = {UNIT: subject(partial(np.add, a, b, out=c))}
+    for name, sizes, _ in STEPS:
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(size, np.float32) for size in sizes]
+        grads = [rng.standard_normal(size, np.float32) for size in sizes]
+        opt = fastopt.Adam(params)
+        subjects[name] = subject(partial(opt.step, grads))
+        subjects[f"{name}, below Python"] = subject(partial(opt._plan.step, grads, 1.0, False))
+    race = Race(subjects)
+    for _ in range(args.rounds):
+        race.round()
+
+    bounds = {name: bound for name, _, bound in STEPS}
+    broken = 0
+    unit = race.timing(UNIT).median
+    print(f"{'':<38} {'us':>7} {'times numpy.add':>16} {'bound':>6}")
+    for name in subjects:
+        seconds, bound = race.timing(name).median, bounds.get(name)
+        over = bound is not None and seconds > bound * unit
+        broken += over
+        ratio = f"{seconds / unit:.2f}" + "!" * over
+        print(f"{name:<38} {seconds * 1e6:>7.3f} {ratio:>16} {bound or '':>6}")
+    return int(broken > 0 and not args.no_check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

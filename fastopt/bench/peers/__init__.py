@@ -1,0 +1,51 @@
+"""The contenders, a module each, imported when asked for: most need a framework.
+
+Each module has one class ``Peer``, a :class:`~fastopt.bench.peers.base.Contender`. It brings its
+optimizer as its users run it, in its fastest form.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+from fastopt.bench.peers.base import Contender
+
+# In the order of tables. The first is fastopt itself.
+NAMES = ("fastopt", "numba", "torch", "deepspeed", "optax", "numpy", "thinc", "keras")
+
+TITLES = {
+    "fastopt": "fastopt",
+    "numba": "numba, a loop an array",
+    "torch": "PyTorch, fused",
+    "deepspeed": "DeepSpeed CPUAdam",
+    "optax": "optax, jit",
+    "numpy": "NumPy with out=",
+    "thinc": "thinc",
+    "keras": "Keras on TensorFlow",
+}
+
+
+def find(name: str) -> type[Contender] | str:
+    """Return the class of a contender, or why it cannot run here.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+
+    Returns
+    -------
+    type or str
+        The class, or the reason in a few words.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # frameworks' own, about one another
+            module = importlib.import_module(f"fastopt.bench.peers.{name}")
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # a framework that does not start here is a peer that is missing
+        return f"does not start: {type(error).__name__}: {error}".splitlines()[0]
+    peer: type[Contender] = module.Peer
+    return peer
