@@ -127,7 +127,33 @@ def _float32(value: Any) -> float:
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class SGD(_Optimizer, keras.optimizers.SGD):
-    """Keras's SGD."""
+    r"""Gradient descent, with momentum and Nesterov's look-ahead.
+
+    Parameters
+    ----------
+    learning_rate, momentum, nesterov
+        As for ``keras.optimizers.SGD``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g`, momentum :math:`\mu` and learning rate :math:`\gamma`,
+
+    .. math:: v \leftarrow \mu v - \gamma g, \quad \theta \leftarrow \theta + v
+
+    and with Nesterov :math:`\theta \leftarrow \theta + \mu v - \gamma g`.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.SGD(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> w.value.numpy().round(3).tolist()
+    [2.5, -4.0]
+    """
 
     _rule = _core.Rule("sgd")
     _parent = keras.optimizers.SGD
@@ -141,7 +167,32 @@ class SGD(_Optimizer, keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class Adagrad(_Optimizer, keras.optimizers.Adagrad):
-    """Keras's Adagrad."""
+    r"""Adagrad: the gradient divided by the root of the sum of all its squares.
+
+    Parameters
+    ----------
+    learning_rate, initial_accumulator_value, epsilon
+        As for ``keras.optimizers.Adagrad``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: s \leftarrow s + g^2, \quad
+        \theta \leftarrow \theta - \gamma g / \sqrt{s + \epsilon}
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adagrad(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> w.value.numpy().round(3).tolist()
+    [2.523, -2.498]
+    """
 
     _rule = _core.Rule("adagrad")
     _parent = keras.optimizers.Adagrad
@@ -155,7 +206,35 @@ class Adagrad(_Optimizer, keras.optimizers.Adagrad):
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class RMSprop(_Optimizer, keras.optimizers.RMSprop):
-    """Keras's RMSprop."""
+    r"""RMSprop: the gradient divided by a moving average of its magnitude.
+
+    Parameters
+    ----------
+    learning_rate, rho, momentum, epsilon, centered
+        As for ``keras.optimizers.RMSprop``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: v \leftarrow \rho v + (1 - \rho) g^2, \quad
+        \theta \leftarrow \theta - \gamma g / \sqrt{v + \epsilon}
+
+    Centered, :math:`v - a^2` is in the place of :math:`v`, where :math:`a` is the average of the
+    gradient; with momentum :math:`\mu`, the step is added to :math:`\mu` times the last one.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.RMSprop(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> w.value.numpy().round(3).tolist()
+    [1.419, -3.581]
+    """
 
     _rule = _core.Rule("rmsprop")
     _parent = keras.optimizers.RMSprop
@@ -178,7 +257,38 @@ class RMSprop(_Optimizer, keras.optimizers.RMSprop):
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class Adam(_Optimizer, keras.optimizers.Adam):
-    """Keras's Adam."""
+    r"""Adam: momentum over a moving average of the gradient's magnitude, both bias-corrected.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2, epsilon, amsgrad
+        As for ``keras.optimizers.Adam``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`, in step :math:`t`,
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+        \theta \leftarrow \theta - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+        \frac{m}{\sqrt v + \epsilon}
+
+    AMSGrad divides by the largest :math:`v` so far. The correction is formed as Keras does, in the
+    type of the variables: for float32 it is wrong by up to 2e-5 in the first steps, and training
+    goes as with Keras's own.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adam(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> w.value.numpy().round(3).tolist()
+    [2.5, -2.5]
+    """
 
     _rule = _core.Rule("adam")
     _parent: ClassVar[Any] = keras.optimizers.Adam
@@ -202,6 +312,29 @@ class Adam(_Optimizer, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class AdamW(Adam, keras.optimizers.AdamW):
-    """Keras's AdamW."""
+    r"""Adam with a weight decay by default.
+
+    Parameters
+    ----------
+    learning_rate, weight_decay, beta_1, beta_2, epsilon, amsgrad
+        As for ``keras.optimizers.AdamW``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    :class:`Adam`, after :math:`\theta \leftarrow (1 - \gamma \lambda) \theta`. (In Keras every
+    optimizer with a ``weight_decay`` does this.)
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.AdamW(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> w.value.numpy().round(3).tolist()
+    [2.494, -2.496]
+    """
 
     _parent = keras.optimizers.AdamW

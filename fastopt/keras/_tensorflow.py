@@ -42,9 +42,9 @@ def takes(grad: Any, variable: Any) -> bool:
     """Tell whether the kernels can update a variable."""
     variable = native(variable)
     return (
-        isinstance(grad, tf.Tensor)
+        isinstance(grad, (tf.Tensor, np.ndarray))
         and variable.dtype.name in DTYPES
-        and grad.shape.is_compatible_with(variable.shape)
+        and variable.shape.is_compatible_with(grad.shape)
         and not isinstance(variable, tf.distribute.DistributedValues)
         and "GPU" not in variable.device
     )

@@ -1,10 +1,15 @@
 """fastopt.keras on TensorFlow: everything that works on Keras's optimizers works on these."""
 
+import doctest
 import gc
 import inspect
 import pickle
+import re
+import subprocess
+import sys
 import warnings
 import weakref
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,6 +23,8 @@ from fastopt.keras import _tensorflow
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword"  # Keras's own, of NumPy
 )
+
+ROOT = Path(__file__).parent.parent.parent
 
 # Classes with options of their own, and options that all of them have.
 OWN = [
@@ -279,6 +286,18 @@ def test_gradients_of_another_dtype_are_cast():
         opt = classes["SGD"](0.1)
         for i in range(4):
             opt.apply([tf.cast(g, "float16") for g in make_grads(variables, i)], variables)
+        results.append(variables)
+    assert_close(*results)
+
+
+@pytest.mark.usefixtures("only_kernels")
+def test_gradients_may_be_numpy_arrays():
+    results = []
+    for classes in OURS, THEIRS:
+        variables = make_variables()
+        opt = classes["SGD"](0.1)
+        for i in range(4):
+            opt.apply([g.numpy() for g in make_grads(variables, i)], variables)
         results.append(variables)
     assert_close(*results)
 
@@ -721,6 +740,33 @@ def test_tensorflows_checkpoints(name, tmp_path):
         tf.train.Checkpoint(model=each, optimizer=each.optimizer).restore(path).assert_consumed()
         now = values(each.weights + each.optimizer.variables)
         assert all((a == b).all() for a, b in zip(saved, now, strict=True))
+
+
+# ---- documentation ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("only_kernels")
+def test_docstring_examples():
+    assert doctest.testmod(fastopt.keras) == (0, 5 * len(NAMES))
+
+
+def test_the_page_of_the_documentation():
+    text = (ROOT / "docs" / "keras.md").read_text()
+    namespace = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, namespace)
+    assert type(namespace["model"].optimizer) is fastopt.keras.Adam
+
+
+def test_the_example_agrees_with_keras():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "tensorflow_optimizers.py", "--check", "--epochs=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Epoch [3/3]") == 5
 
 
 # ---- odds and ends -------------------------------------------------------------------------------
