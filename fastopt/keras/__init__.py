@@ -151,8 +151,8 @@ class SGD(_Optimizer, keras.optimizers.SGD):
     >>> w = keras.Variable(np.float32([3, -2]))
     >>> opt = optimizers.SGD(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
-    >>> w.value.numpy().round(3).tolist()
-    [2.5, -4.0]
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -4. ]
     """
 
     _rule = _core.Rule("sgd")
@@ -190,8 +190,8 @@ class Adagrad(_Optimizer, keras.optimizers.Adagrad):
     >>> w = keras.Variable(np.float32([3, -2]))
     >>> opt = optimizers.Adagrad(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
-    >>> w.value.numpy().round(3).tolist()
-    [2.523, -2.498]
+    >>> print(w.value.numpy().round(3))
+    [ 2.523 -2.498]
     """
 
     _rule = _core.Rule("adagrad")
@@ -232,8 +232,8 @@ class RMSprop(_Optimizer, keras.optimizers.RMSprop):
     >>> w = keras.Variable(np.float32([3, -2]))
     >>> opt = optimizers.RMSprop(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
-    >>> w.value.numpy().round(3).tolist()
-    [1.419, -3.581]
+    >>> print(w.value.numpy().round(3))
+    [ 1.419 -3.581]
     """
 
     _rule = _core.Rule("rmsprop")
@@ -286,8 +286,8 @@ class Adam(_Optimizer, keras.optimizers.Adam):
     >>> w = keras.Variable(np.float32([3, -2]))
     >>> opt = optimizers.Adam(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
-    >>> w.value.numpy().round(3).tolist()
-    [2.5, -2.5]
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -2.5]
     """
 
     _rule = _core.Rule("adam")
@@ -333,8 +333,8 @@ class AdamW(Adam, keras.optimizers.AdamW):
     >>> w = keras.Variable(np.float32([3, -2]))
     >>> opt = optimizers.AdamW(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
-    >>> w.value.numpy().round(3).tolist()
-    [2.494, -2.496]
+    >>> print(w.value.numpy().round(3))
+    [ 2.494 -2.496]
     """
 
     _parent = keras.optimizers.AdamW

@@ -42,7 +42,7 @@ def takes(grad: Any, variable: Any) -> bool:
     """Tell whether the kernels can update a variable."""
     variable = native(variable)
     return (
-        isinstance(grad, (tf.Tensor, np.ndarray))
+        isinstance(grad, (tf.Tensor, np.ndarray, np.generic))
         and variable.dtype.name in DTYPES
         and variable.shape.is_compatible_with(grad.shape)
         and not isinstance(variable, tf.distribute.DistributedValues)

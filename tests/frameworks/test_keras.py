@@ -279,6 +279,18 @@ def test_gradients_of_none(loop):
     assert_close(*results)
 
 
+def test_steps_of_ever_other_variables_keep_only_the_latest_memory():
+    variables = make_variables()
+    opt = OURS["Adam"]()
+    for i in range(12):
+        grads = make_grads(variables, i)
+        grads[i % 4] = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Gradients do not exist")
+            opt.apply(grads, variables)
+    assert len(opt._updates._by_settings) == 1
+
+
 def test_gradients_of_another_dtype_are_cast():
     results = []
     for classes in OURS, THEIRS:
@@ -747,7 +759,7 @@ def test_tensorflows_checkpoints(name, tmp_path):
 
 @pytest.mark.usefixtures("only_kernels")
 def test_docstring_examples():
-    assert doctest.testmod(fastopt.keras) == (0, 5 * len(NAMES))
+    assert doctest.testmod(fastopt.keras) == (0, 6 * len(NAMES))
 
 
 def test_the_page_of_the_documentation():

@@ -58,7 +58,7 @@ def test_trajectory(entry, traced):
         apply = tf.function(apply, autograph=False)
     # In a graph TensorFlow rounds Keras's own schedules, which are float32, otherwise than eagerly.
     rate_error = 2.0**-22 if traced and "sched" in entry else 0.0
-        largest, travelled = [np.abs(p) for p in start], [np.zeros(p.shape) for p in start]
+    largest, travelled = [np.abs(p) for p in start], [np.zeros(p.shape) for p in start]
     largest_state = [np.abs(s) for s in values(opt.variables)]
     before, error = start, 0.0
     with np.errstate(all="ignore"):
