@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 MODULES = ["fastopt"] + [
     module.name
     for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
-    if module.name not in ("fastopt.__main__", "fastopt._core", "fastopt.torch")
-    and not module.name.startswith("fastopt.bench.peers.")  # each needs a framework
+    if module.name not in ("fastopt.__main__", "fastopt._core")
+    # These need a framework.
+    and not module.name.startswith(("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch"))
 ]
 
 
