@@ -107,8 +107,9 @@ FO_INLINE void fo_keep_apart(pthread_t thread)
     if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof cpus, &cpus) != 0)
         return;
     CPU_CLR((unsigned)here, &cpus);
-    if (CPU_COUNT(&cpus) > 0)
-        (void)pthread_setaffinity_np(thread, sizeof cpus, &cpus);
+    if (CPU_COUNT(&cpus) == 0) /* there is but one */
+        CPU_SET((unsigned)here, &cpus);
+    (void)pthread_setaffinity_np(thread, sizeof cpus, &cpus);
 }
 #else
 #define fo_keep_apart(thread) ((void)(thread))

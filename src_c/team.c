@@ -164,13 +164,17 @@ static void *worker(void *rank_)
     return NULL;
 }
 
-/* Starts workers that are still missing. They take no signals: those are for the program's threads. */
+/* Starts workers that are still missing. They take no signals, which are for the program's threads,
+ * but those of faults of their own. */
 static void start_workers(int wanted)
 {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
     sigset_t all, before;
     if (team.workers >= wanted)
         return;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&all, faults[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (team.workers < wanted) {
         const int rank = team.workers + 1;

@@ -53,6 +53,8 @@ static inline void fo_tuner_learn(fo_tuner *t, int threads, int came, double sec
 {
     const double cost = seconds / elements;
     int i = 0;
+    if (!(cost > 0)) /* the clock was set back, or is too coarse */
+        return;
     while (i < TUNER_CANDIDATES - 1 && 1 << i < threads)
         i++;
     t->alone_s = came < 2 && threads > 1 ? t->alone_s + seconds : 0;

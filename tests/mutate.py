@@ -209,8 +209,8 @@ MUTATIONS = [
     Mutation(
         "a block ends one element early",
         "driver.c",
-        "left < FO_BLOCK ? left : FO_BLOCK",
-        "left < FO_BLOCK ? left : FO_BLOCK - 1",
+        "left < most ? left : most",
+        "left < most ? left : most - 1",
     ),
     Mutation(
         "blocks that do not divide among the threads are skipped",
@@ -241,6 +241,24 @@ MUTATIONS = [
         "team.c",
         "sigfillset",
         "sigemptyset",
+    ),
+    Mutation(
+        "a fault in a worker is not reported",
+        "team.c",
+        "sigdelset(&all, faults[i]);",
+        "(void)faults[i];",
+    ),
+    Mutation(
+        "a forked child comes to a gate that its parent left open",
+        "team.c",
+        "    atomic_store(&team.gate, 0);\n",
+        "",
+    ),
+    Mutation(
+        "a forked child finds its parent's team in use",
+        "team.c",
+        "    pthread_mutex_init(&team.used, NULL);\n",
+        "",
     ),
     Mutation(
         "a strided gradient's outermost axis stands still",

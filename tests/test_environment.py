@@ -266,6 +266,7 @@ after = masks()
 new = [mask for name, mask in after.items() if name not in before]
 assert len(new) == (2 if _core.has_openmp() else 0), after
 assert all(mask >> (s - 1) & 1 for mask in new for s in (signal.SIGINT, signal.SIGTERM)), new
+assert not any(mask >> (s - 1) & 1 for mask in new for s in (signal.SIGSEGV, signal.SIGBUS)), new
 assert all(after[name] == mask for name, mask in before.items())
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -105,6 +105,36 @@ check()
 assert all([succeeded(pid) for pid in pids]), "children beside their parent"
 train(forked, 1)
 """
+FORK_AMID_STEPS = """
+_core.force_threads(3)
+busy = fastopt.SGD([np.zeros(1 << 20)])
+stop = threading.Event()
+
+def train():
+    while not stop.is_set():
+        busy.step([busy.params[0]])
+
+thread = threading.Thread(target=train)
+thread.start()
+
+def step():
+    opt = fastopt.SGD([np.ones(1 << 15)], lr=0.5)
+    for _ in range(3):
+        assert opt.step([np.ones(1 << 15)]).threads == (3 if _core.has_openmp() else 1)
+    assert (opt.params[0] == -0.5).all()
+
+def step_and_fork():
+    step()
+    assert succeeded(child(step)), "grandchild"
+    step()
+
+try:
+    for _ in range(20):
+        assert succeeded(child(step_and_fork)), "child"
+finally:
+    stop.set()
+    thread.join(20)
+"""
 LOCK_AFTER_FORK = """
 import copy, pickle
 inside, leave = threading.Event(), threading.Event()
@@ -143,8 +173,13 @@ for opt in optimizers:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(
     "script",
-    [f"OPENMP = False\n{STEP_AFTER_FORK}", f"OPENMP = True\n{STEP_AFTER_FORK}", LOCK_AFTER_FORK],
-    ids=["step", "openmp", "lock"],
+    [
+        f"OPENMP = False\n{STEP_AFTER_FORK}",
+        f"OPENMP = True\n{STEP_AFTER_FORK}",
+        FORK_AMID_STEPS,
+        LOCK_AFTER_FORK,
+    ],
+    ids=["step", "openmp", "amid", "lock"],
 )
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)
