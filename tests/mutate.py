@@ -369,7 +369,8 @@ def build(folder: Path) -> list[list[str]]:
     """Build the extension of a copy; return the commands that build the C core and link it."""
     output = checked_run(folder, sys.executable, "setup.py", "build_ext", "--inplace")
     commands = [shlex.split(line) for line in output.splitlines() if " -o build" in line]
-    return [command for command in commands if "fastopt/_core.c" not in command]
+    core = [command for command in commands if "fastopt/_core.c" not in command]
+    return [command for command in core if not any("_tensors" in part for part in command)]
 
 
 def rebuild(folder: Path, commands: list[list[str]]) -> None:
@@ -377,6 +378,8 @@ def rebuild(folder: Path, commands: list[list[str]]) -> None:
     for command in commands:
         checked_run(folder, *command)
     linked = commands[-1][commands[-1].index("-o") + 1]
+    if not Path(linked).name.startswith("_core."):
+        raise RuntimeError(f"the last command of the build makes {linked}, not the core")
     shutil.copy2(folder / linked, folder / "fastopt")
 
 
@@ -390,7 +393,7 @@ def test(folder: Path) -> tuple[int, str]:
 
 def copy_repository(to: Path) -> None:
     """Copy what a build and the tests need, without anything built."""
-    ignored = shutil.ignore_patterns("*.so", "_core.c", "__pycache__")
+    ignored = shutil.ignore_patterns("*.so", "_core.c", "_tensors.c", "__pycache__")
     for name in ("fastopt", "src_c", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, to / name, ignore=ignored)
