@@ -617,6 +617,10 @@ def test_groups_added_changed_and_replaced(name, kwargs):
         opt.param_groups[0]["params"].pop()  # in place
     pair.step(2)
     pair.check()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        opt.param_groups[0]["params"][1] = params[4]  # the one popped, for another
+    pair.step(2)
+    pair.check()
     for opt in (pair.peer, pair.opt):
         opt.param_groups[0]["params"] = opt.param_groups[0]["params"][:-1]  # a new list
     pair.step(2)
