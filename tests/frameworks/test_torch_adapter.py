@@ -389,6 +389,21 @@ def test_a_gradient_that_holds_negatives(name):
 
 
 @every_class
+def test_a_gradient_of_a_subclass(name):
+    class Subclass(torch.Tensor):
+        pass
+
+    params = [torch.zeros(3), torch.zeros(3)]
+    opts = [getattr(m, name)([p]) for m, p in zip(MODULES, params, strict=True)]
+    for kind in (torch.Tensor, Subclass, torch.Tensor):
+        for opt, param in zip(opts, params, strict=True):
+            param.grad = torch.ones(3).as_subclass(kind)
+            opt.step()
+        assert_close(params[1], params[0], atol=1e-6, rtol=0)
+        assert len(opts[1]._run.others) == (kind is Subclass)
+
+
+@every_class
 def test_frozen_parameters_and_gradients_set_by_hand(name):
     pair = Pair(name)
     for params in (pair.theirs, pair.ours):
