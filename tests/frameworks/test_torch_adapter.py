@@ -264,21 +264,31 @@ def test_swapped_memory_is_followed(name):
 @every_class
 def test_another_layout_of_the_same_memory_is_noticed(name):
     pair = Pair(name, {"momentum": 0.9} if name == "SGD" else {}, shapes=((4, 4), (3, 2)))
-    pair.step(2)
-    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
-        params[0].data = params[0].data.t()  # the state stays
-        for slot in opt.state[params[1]].values():
-            if slot.dim():
-                slot.data = slot.data.clone().t().contiguous().t()
-    pair.step(2)
-    pair.check()
-    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
-        params[1].data = params[1].data.view(2, 3)
-        for slot in opt.state[params[1]].values():
-            if slot.dim():
-                slot.data = slot.data.contiguous().view(2, 3)
-    pair.step(2)
-    pair.check()
+
+    def change(parameter, state):
+        pair.step(2)
+        for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+            for p in params:
+                p.data = parameter(p.data)
+                for slot in opt.state[p].values():
+                    if slot.dim():
+                        slot.data = state(slot.data)
+        pair.step(2)
+        pair.check()
+
+    def same(tensor):
+        return tensor
+
+    def turned(tensor):
+        return tensor.t() if tensor.shape == (4, 4) else tensor
+
+    def flat(tensor):
+        return tensor.view(-1) if tensor.is_contiguous() else tensor
+
+    change(turned, same)
+    change(same, turned)
+    change(turned, turned)
+    change(flat, flat)
 
 
 @every_class
@@ -376,6 +386,21 @@ def test_a_gradient_that_holds_negatives(name):
                 opt.step()
             close(params[1], params[0])
             assert opts[1].fastopt_info()[0]["runs"] == ("torch" if negative else "fastopt")
+
+
+@every_class
+def test_a_gradient_of_a_subclass(name):
+    class Subclass(torch.Tensor):
+        pass
+
+    params = [torch.zeros(3), torch.zeros(3)]
+    opts = [getattr(m, name)([p]) for m, p in zip(MODULES, params, strict=True)]
+    for kind in (torch.Tensor, Subclass, torch.Tensor):
+        for opt, param in zip(opts, params, strict=True):
+            param.grad = torch.ones(3).as_subclass(kind)
+            opt.step()
+        assert_close(params[1], params[0], atol=1e-6, rtol=0)
+        assert len(opts[1]._run.others) == (kind is Subclass)
 
 
 @every_class
@@ -571,6 +596,9 @@ def test_state_that_does_not_fit_is_torchs():
     assert pair.opt.fastopt_info()[0]["why"].endswith("another dtype, shape or memory order")
     for opt, (param,) in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
         opt.state[param]["exp_avg"] = opt.state[param]["exp_avg"].contiguous()
+    pair.step()
+    assert pair.runs() == ["fastopt"]
+    for opt, (param,) in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
         opt.state[param]["step"].fill_(2.5)
     assert "whole number" in pair.opt.fastopt_info()[0]["why"]
     pair.step(2)
@@ -602,6 +630,10 @@ def test_groups_added_changed_and_replaced(name, kwargs):
     pair.check()
     for opt in (pair.peer, pair.opt):
         opt.param_groups[0]["params"].pop()  # in place
+    pair.step(2)
+    pair.check()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        opt.param_groups[0]["params"][1] = params[4]  # the one popped, for another
     pair.step(2)
     pair.check()
     for opt in (pair.peer, pair.opt):
