@@ -291,11 +291,12 @@ def _compare(args: argparse.Namespace) -> int:
     comparison = run.Comparison(loaded, settings)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a column may be named in any script
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    terminal = sys.stdout.isatty()
+    console = Console() if terminal else Console(width=100)
     for line in summary.description(comparison):
         console.print(line, markup=False, highlight=False)
     shown: progress.Progress = progress.Lines(settings.epochs)
-    if console.is_terminal:
+    if terminal and not console.is_dumb_terminal:
         shown = progress.Bars(console, comparison.trainings, settings.epochs)
     interrupted = False
     try:

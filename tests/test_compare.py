@@ -676,6 +676,14 @@ def test_an_output_without_unicode_gets_what_it_can_show(tmp_path):
     assert "Best test accuracy" in done.stdout
 
 
+def test_forced_colours_are_no_terminal(tmp_path):
+    argv = ["-m", "fastopt", "compare", "--epochs", "2", "--seeds", "1", "--lr", "0.01"]
+    done = python(*argv, cwd=tmp_path, env={"FORCE_COLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Epoch [2/2], Loss: ") == 5
+    assert "\x1b[2K" not in done.stdout
+
+
 # ---- on a terminal -------------------------------------------------------------------------------
 
 

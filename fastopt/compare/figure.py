@@ -38,8 +38,8 @@ def curves(comparison: Comparison) -> bytes:
     """Draw the training loss over the epochs and over the seconds.
 
     A line is the mean of an algorithm's runs, in the shade of their range; it ends where one of
-    them diverged. An epoch takes the median of the runs' seconds, so that an interruption of one of
-    them does not show.
+    them diverged. Every epoch is drawn as long as the median one, for all do the same work, and
+    what differs is what else the machine did.
     """
     figure = Figure(figsize=(10, 4.6), layout=ConstrainedLayoutEngine(wspace=0.05))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -49,7 +49,7 @@ def curves(comparison: Comparison) -> bytes:
         epochs = [run.epochs[:length] for run in runs]
         loss = np.array([[e.training_loss for e in run] for run in epochs], dtype=float)
         spent = np.array([[e.seconds for e in run] for run in epochs])
-        seconds = np.median(np.diff(spent, prepend=0.0), axis=0).cumsum()
+        seconds = np.arange(length) * np.median(np.diff(spent)) if length > 1 else np.zeros(1)
         style = {
             **STYLES[algorithm],
             **_LOOK,

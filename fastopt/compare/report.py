@@ -147,7 +147,8 @@ $rows
 <figure>
 <img alt="Training loss over epochs, left, and over seconds, right, a line an algorithm"
  width="1500" src="data:image/png;base64,$curves">
-<figcaption>Over all of the training split, after each epoch$shade.</figcaption>
+<figcaption>Over all of the training split, after each epoch$shade. An epoch
+is drawn as long as the algorithm's median one.</figcaption>
 </figure>
 $search
 <h2>How it was done</h2>
