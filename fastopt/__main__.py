@@ -201,7 +201,11 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="for all, or NAME=RATE,... (chosen on the validation split)",
     )
     training.add_argument(
-        "--schedule", choices=SCHEDULES, default="constant", help="of the learning rate (constant)"
+        "--schedule",
+        choices=SCHEDULES,
+        default="constant",
+        metavar="NAME",
+        help=f"of the learning rate: {', '.join(SCHEDULES)} (constant)",
     )
     training.add_argument(
         "--seed",

@@ -729,7 +729,7 @@ def test_on_a_terminal_bars_are_drawn_and_leave_no_debris(tmp_path):
     assert "try lr 0.003, seed 1" in output
     assert re.search(r"Epoch \[\d/5\], Loss: \d\.\d{4}", output)
     # What is left: three lines on what is done, the table, and two lines on what came out.
-    assert lines[0].startswith("Handwritten digits: classification")
+    assert lines[0].startswith("Handwritten digits: 10 classes of 'digit'")
     assert lines[2].endswith("2 seeds")
     headings = next(i for i, line in enumerate(lines) if "algorithm" in line)
     assert headings <= 7

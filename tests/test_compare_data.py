@@ -112,7 +112,7 @@ def test_what_is_learned_of_the_columns_comes_from_the_training_rows_alone(tmp_p
     test_rows = data._split(whole_labels(whole, content), 0, stratify=True)[2]
     for row in test_rows:
         cells = content[row + 1].split(",")
-        content[row + 1] = ",".join(["1e6", "green", cells[2], "-1e6"])
+        content[row + 1] = ",".join(["1e3", "green", cells[2], "-1e3"])
     (tmp_path / "table.csv").write_text("\n".join(content))
     other = read(tmp_path / "table.csv")
     assert (other.train.x == whole.train.x).all()
@@ -311,7 +311,17 @@ BAD = {
     "too large to scale": (
         {"size": [*CELLS[:59], "1e308"]},
         [],
-        "'size' cannot be scaled to float32: too large a number ('1e308' in line 61)",
+        "column 'size' cannot be scaled: '1e308' in line 61 is more than 1e+06 standard deviations",
+    ),
+    "too far": (
+        {"size": ["1e30" if i == 17 else i % 2 for i in range(60)], "kind": TEXTS},  # in the test
+        [],
+        "column 'size' cannot be scaled: '1e30' in line 19",
+    ),
+    "target too far": (
+        {"kind": ["1e30" if i == 10 else i % 2 + 0.5 for i in range(60)]},  # in the test
+        ["--task", "regression"],
+        "column 'kind' cannot be scaled: '1e30' in line 12",
     ),
     "missing target": (
         {"kind": [*TEXTS[:59], "NaN"]},

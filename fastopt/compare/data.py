@@ -32,6 +32,7 @@ MISSING = {"", "na", "n/a", "#n/a", "<na>", "nan", "null", "?"}  # in any case
 MIN_ROWS = 10
 MOST_CLASSES = 20  # of whole numbers that are taken for classes without --task
 MOST_CATEGORIES = 50  # of a column; the rarer ones share one input
+FARTHEST = 1e6  # in standard deviations of the training rows
 
 
 class DataError(ValueError):
@@ -178,14 +179,16 @@ def read_csv(
             + "; --impute fills them"
         )
     parts = _split(y, seed, stratify=task == "classification")
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
         blocks = [(_scale, numeric), (_encode, texts)]
-        inputs = np.hstack([f(columns, parts[0]) for f, columns in blocks if columns]).astype(dtype)
+        inputs = np.hstack([f(columns, parts[0]) for f, columns in blocks if columns])
         if task == "regression":
-            y = StandardScaler().fit(y[parts[0]]).transform(y).astype(dtype)
-    _refuse_overflow(numeric, inputs)
+            y = StandardScaler().fit(y[parts[0]]).transform(y)
+    _refuse_outliers(numeric, inputs)
     if task == "regression":
-        _refuse_overflow([y_column], y)
+        _refuse_outliers([y_column], y)
+        y = y.astype(dtype)
+    inputs = inputs.astype(dtype)
     return _data(
         {
             "name": path.name,
@@ -414,15 +417,14 @@ def _encode(columns: Sequence[_Column], train: npt.NDArray[np.intp]) -> npt.NDAr
     return encoded
 
 
-def _refuse_overflow(columns: Sequence[_Column], scaled: Array) -> None:
-    """Say which of the columns that `scaled` begins with has left the range of its type."""
+def _refuse_outliers(columns: Sequence[_Column], scaled: Array) -> None:
+    """Say which of the columns that `scaled` begins with holds what no training could bear."""
     for column, values in zip(columns, scaled.T, strict=False):
-        rows = np.flatnonzero(~np.isfinite(values))
-        if rows.size:
+        if not bool((np.abs(values) < FARTHEST).all()):  # NaN and infinity too
             largest = int(np.nanargmax(np.abs(column.numbers)))
             raise DataError(
-                f"column {column.name!r} cannot be scaled to {scaled.dtype}: too large a number "
-                f"({column.quote(largest)})"
+                f"column {column.name!r} cannot be scaled: {column.quote(largest)} is more than "
+                f"{FARTHEST:g} standard deviations from the mean"
             )
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fastopt.compare.algorithms import GRID
 from fastopt.compare.run import Comparison, Run
-from fastopt.compare.summary import loss_name
+from fastopt.compare.summary import loss_name, losses
 
 # Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
 STYLES: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def curves(comparison: Comparison) -> bytes:
     figure.legend(
         *left.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=5,
+        ncols=5 if len(shown) <= 5 else 4,
         frameon=False,
         handlelength=3.2,
     )
@@ -108,7 +108,8 @@ def search(comparison: Comparison) -> bytes | None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
-    _scale_losses(axes, np.asarray(drawn, dtype=float))
+    drawn = np.minimum(drawn, 3 * losses(comparison.runs[0])[0])  # what is of use
+    _scale_losses(axes, drawn)
     _tidy(axes)
     figure.legend(loc="outside right center", frameon=False, handlelength=3.2)
     return _png(figure)
@@ -122,15 +123,17 @@ def _by_algorithm(comparison: Comparison) -> dict[str, list[Run]]:
 
 
 def _scale_losses(axes: Axes, values: np.ndarray) -> None:
-    """Take a logarithmic axis where the losses span more than a factor of five."""
-    positive = values[values > 0]
-    if positive.size and positive.max() > 5 * positive.min():
-        axes.set_yscale("log")
+    """Show these losses, on a logarithmic axis where they span more than a factor of five."""
+    low, high = values[values > 0].min(initial=np.inf), values.max()
+    if high > 5 * low:
+        margin = (high / low) ** 0.05
+        axes.set(yscale="log", ylim=(low / margin, high * margin))
+        few = high < 1e4 * low
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * high or 1)
 
 
 def _tidy(axes: Axes) -> None:

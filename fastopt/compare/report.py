@@ -165,7 +165,8 @@ _SEARCH = Template("""<h2>Choice of the learning rate</h2>
 <img alt="Validation loss over the learning rate, a line an algorithm" width="1500"
  src="data:image/png;base64,$image">
 <figcaption>Mean loss on the validation split over the last quarter of the epochs$seeds. The large
-marks are the rates chosen; a line that breaks off diverged.</figcaption>
+marks are the rates chosen; where a line leaves the picture or breaks off, a rate is of no
+use.</figcaption>
 </figure>""")
 
 

@@ -143,7 +143,7 @@ def loss_name(comparison: Comparison) -> str:
     """Return what the loss is."""
     if comparison.data.task == "classification":
         return "cross-entropy"
-    return "mean squared error, in variances of the target"
+    return "mean squared error / variance"
 
 
 def number(value: float) -> str:
@@ -184,7 +184,7 @@ def description(comparison: Comparison) -> list[str]:
     """Say in a few lines what the data, the model and the training are."""
     about, settings = comparison.data.description, comparison.settings
     rows = about["rows"]
-    what = f"{len(about['classes'])} classes of" if about["classes"] else "numbers of"
+    what = f"{len(about['classes'])} classes" if about["classes"] else "regression"
     columns = []
     for kind in ("numeric", "categorical"):
         count = len(about[f"{kind}_columns"])
@@ -194,7 +194,7 @@ def description(comparison: Comparison) -> list[str]:
     layers = " - ".join(map(str, comparison.layers))
     seeds = f"{settings.seeds} seeds" if settings.seeds > 1 else "1 seed"
     return [
-        f"{about['name']}: {about['task']}, {what} {about['target']!r} from "
+        f"{about['name']}: {what} of {about['target']!r} from "
         f"{' and '.join(columns)}{filled}; {rows['training']} rows to train on, "
         f"{rows['validation']} to validate, {rows['test']} to test",
         f"{'Network' if settings.hidden else 'Linear model'} {layers}, {settings.dtype}; "
