@@ -1,7 +1,7 @@
-"""The build of the one extension module; everything else is in pyproject.toml.
+"""The build of the extension modules; everything else is in pyproject.toml.
 
 The loops (src_c/kernels.c) are compiled once per instruction set, each time with its own flags, and
-linked into the same module. FASTOPT_OPENMP=0 in the environment asks for a serial build.
+linked into `fastopt._core`. FASTOPT_OPENMP=0 in the environment asks for a serial build.
 """
 
 import os
@@ -32,6 +32,7 @@ ISAS = {
 
 CORE = [f"src_c/{name}.c" for name in ("cpu", "driver", "limit", "rules", "team")]
 KERNELS = "src_c/kernels.c"
+CORE_MODULE = "fastopt._core"
 HEADERS = sorted(str(path) for path in Path("src_c").rglob("*.[hid]*"))
 
 
@@ -40,6 +41,12 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         self.force = True  # the compiler or the options may have changed since the last build
+        if ext.name == CORE_MODULE:
+            self.add_loops(ext)
+        super().build_extension(ext)
+
+    def add_loops(self, ext):
+        """Compile the loops for each instruction set that the compiler knows."""
         if os.environ.get("FASTOPT_OPENMP") != "0" and self.compiles("#include <omp.h>", OPENMP):
             ext.extra_compile_args += OPENMP
             ext.extra_link_args += OPENMP
@@ -56,7 +63,6 @@ class BuildExt(build_ext):
                 depends=ext.depends,
             )
         ext.define_macros += [(f"FO_HAVE_{isa.upper()}", "1") for isa in tables if isa != "base"]
-        super().build_extension(ext)
 
     def compiles(self, text, flags):
         """Whether a program with these lines compiles and links under these flags."""
@@ -73,15 +79,23 @@ class BuildExt(build_ext):
         return True
 
 
-extension = Extension(
-    "fastopt._core",
-    ["fastopt/_core.pyx", *CORE],
-    include_dirs=["src_c", numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-    extra_compile_args=COMPILE,
-    extra_link_args=[],
-    extra_objects=[],
-    depends=[KERNELS, *HEADERS],
-)
+def extension(name, sources, **options):
+    return Extension(
+        name,
+        sources,
+        include_dirs=["src_c", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=[*COMPILE],
+        **options,
+    )
 
-setup(ext_modules=cythonize([extension]), cmdclass={"build_ext": BuildExt})
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension(CORE_MODULE, ["fastopt/_core.pyx", *CORE], depends=[KERNELS, *HEADERS]),
+            extension("fastopt._tensors", ["fastopt/_tensors.pyx"]),
+        ]
+    ),
+    cmdclass={"build_ext": BuildExt},
+)

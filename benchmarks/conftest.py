@@ -31,7 +31,7 @@ def time_case(benchmark, request):
         seconds = FULL_SECONDS if request.config.option.full else SECONDS
         taking_part, absent = run.entries(case, peers.NAMES[1:], [count])
         rows = []
-        for heat in run.heats(case, taking_part):
+        for heat in fitting(case, taking_part):
             race, own = heat.race, heat.fastopt
 
             def others(race=race, own=own):
@@ -51,6 +51,14 @@ def time_case(benchmark, request):
         benchmark.extra_info.update(result.as_dict())
 
     return time_case
+
+
+def fitting(case, taking_part):
+    """Yield the heats of a case, or skip it."""
+    try:
+        yield from run.heats(case, taking_part)
+    except MemoryError as error:
+        pytest.skip(str(error))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -6,7 +6,11 @@ to the reference. ``--benchmark-json`` keeps it all: ``extra_info`` has the elem
 step, and of each contender its threads, microseconds, GB/s, and the ratios to limit and fastopt.
 """
 
+import pytest
+
 from fastopt.bench.workloads import DTYPES, RULES, WORKLOADS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used")  # when skipped
 
 STEPS = [name for name, rule in RULES.items() if rule.clip_norm is None]
 TAILS = ("mlp", "many", "gpt2")

@@ -65,6 +65,9 @@ class Plan:
     def restore(
         self, to: list[NDArray[Any]], values: list[NDArray[Any]], completed_steps: int
     ) -> None: ...
+    def step_unchanged(
+        self, groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]], grads: Any
+    ) -> StepResult | None: ...
     def step(
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...

@@ -203,7 +203,7 @@ def check_parameter(array, str name):
         )
 
 
-def unchanged(groups, list seen):
+cpdef bint unchanged(groups, list seen):
     """Tell whether the keys and values of these dicts are still the objects that were seen."""
     cdef Py_ssize_t i, n, position
     cdef PyObject *key
@@ -490,16 +490,16 @@ cdef class Plan:
         return 0
 
     cdef bint _laid_out_as(self, Layout *layout, cnp.ndarray array) noexcept:
-        cdef int ndim = layout.ndim
-        return cnp.PyArray_NDIM(array) == ndim and (
-            ndim == 0
-            or (
-                memcmp(cnp.PyArray_DIMS(array), layout.shape, ndim * sizeof(Py_ssize_t)) == 0
-                and memcmp(
-                    cnp.PyArray_STRIDES(array), layout.shape + ndim, ndim * sizeof(Py_ssize_t)
-                ) == 0
-            )
-        )
+        cdef int ndim = layout.ndim, axis
+        if cnp.PyArray_NDIM(array) != ndim:
+            return False
+        for axis in range(ndim):
+            if (
+                cnp.PyArray_DIM(array, axis) != layout.shape[axis]
+                or cnp.PyArray_STRIDE(array, axis) != layout.shape[ndim + axis]
+            ):
+                return False
+        return True
 
     cdef int _read_owned(self) except -1:
         """Read every owned array's address anew; raise if anything else about it has changed."""
@@ -619,7 +619,8 @@ cdef class Plan:
                 )
             item = grads[i] = np.asarray(item)
         grad = item
-        refuse_masked(grad, f"gradient of {self.names[i]}")
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             raise TypeError(
                 f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
@@ -804,7 +805,7 @@ cdef class Plan:
             PyArray_CopyInto(to[k], values[k])
         self.completed_steps = completed_steps
 
-    def step(self, grads, double loss_scale, bint zero_grad):
+    cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
 
         Parameters
@@ -828,6 +829,12 @@ cdef class Plan:
             return self._step(bound, loss_scale, zero_grad)
         finally:
             self.stepping = False
+
+    def step_unchanged(self, groups, list seen, grads):
+        """Step if the groups are as seen and the gradients a list, else return None."""
+        if type(grads) is not list or not unchanged(groups, seen):
+            return None
+        return self.step(grads, 1.0, False)
 
     cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)

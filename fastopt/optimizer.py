@@ -52,7 +52,7 @@ class Optimizer:
     param_groups: list[dict[str, Any]]
     _seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
     _called: list[int]
-    _has_lists: bool
+    _settled: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
     _plan: _core.Plan
 
     def __init__(
@@ -352,7 +352,12 @@ class Optimizer:
         array([ 0.5,  0. , -1. ])
         """
         with self._lock:
-            if self._has_lists or not _core.unchanged(self.param_groups, self._seen):
+            usual = zero_grad is False and type(loss_scale) is float and loss_scale == 1.0
+            if usual and not self._named:
+                result = self._plan.step_unchanged(self.param_groups, self._settled, grads)
+                if result is not None:
+                    return result
+            if not _core.unchanged(self.param_groups, self._seen):
                 self._refresh()
             elif self._called:
                 self._call_learning_rates()
@@ -510,7 +515,7 @@ class Optimizer:
                 "_group_params",
                 "_seen",
                 "_called",
-                "_has_lists",
+                "_settled",
             }
             kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
@@ -540,12 +545,12 @@ class Optimizer:
 
 def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what tells at the next step whether the groups have to be checked again."""
-    return {
-        "_seen": [(tuple(group), tuple(group.values())) for group in groups],
-        # Groups whose learning rate is to be called, and whether a list may change in place.
-        "_called": [number for number, group in enumerate(groups) if callable(group.get("lr"))],
-        "_has_lists": any(isinstance(v, list) for group in groups for v in group.values()),
-    }
+    called = [number for number, group in enumerate(groups) if callable(group.get("lr"))]
+    seen = [(tuple(group), tuple(group.values())) for group in groups]
+    if any(isinstance(value, list) for group in groups for value in group.values()):
+        seen = []  # a list may change in place: no groups are as these
+    # `_called`: groups whose learning rate is to be called. Without any, `_settled` is `_seen`.
+    return {"_seen": seen, "_called": called, "_settled": [] if called else seen}
 
 
 # ---- after a fork, no thread is left that could release a lock -----------------------------------

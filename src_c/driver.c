@@ -14,8 +14,8 @@
 
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
-#define BLOCKS_AT_A_TIME 4       /* that a thread takes */
-#define MIN_PER_THREAD (1 << 12) /* elements; no thread can pay for fewer */
+#define BLOCKS_AT_A_TIME 2       /* that a thread takes */
+#define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
 
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
@@ -224,6 +224,7 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
 typedef struct {
     const step *step;
     block_pass *pass;
+    bool once; /* it goes over a block only once: what need not stay in cache need not be cut up */
 } job;
 
 /* Runs a job's pass over blocks begin to end, in whichever thread. */
@@ -243,12 +244,16 @@ static void for_blocks(void *job_, int64_t begin, int64_t end)
         else
             above = middle;
     }
-    for (int64_t block = begin; block < end; block++) {
+    for (int64_t block = begin, blocks; block < end; block += blocks) {
         while (block >= first[tensor + 1])
             tensor++;
-        const int64_t offset = (block - first[tensor]) * FO_BLOCK;
-        const int64_t left = plan->tensors[tensor].size - offset;
-        j->pass(j->step, tensor, block, offset, left < FO_BLOCK ? left : FO_BLOCK, buffer);
+        const fo_tensor *t = &plan->tensors[tensor];
+        blocks = j->once && t->grad_ndim == 0 && !t->ema ? first[tensor + 1] - block : 1;
+        if (blocks > end - block)
+            blocks = end - block;
+        const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
+        const int64_t left = t->size - offset;
+        j->pass(j->step, tensor, block, offset, left < most ? left : most, buffer);
     }
     fo_fpenv_leave(saved);
 }
@@ -341,7 +346,7 @@ static bool update_follows(const step *s)
 /* Runs a pass over all blocks, and notes how many threads took part. */
 static void run(const step *s, block_pass *pass, int threads)
 {
-    job j = {s, pass};
+    job j = {s, pass, pass == update_block && !s->args->zero_grad};
     const int came =
         fo_team_run(s->args->engine, threads, s->plan->n_blocks, BLOCKS_AT_A_TIME, for_blocks, &j);
     if (came > s->result->threads)
@@ -370,7 +375,8 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     if (update_follows(&s))
         run(&s, update_block, threads);
     if (tuned)
-        fo_tuner_learn(&plan->tuner, threads, (fo_seconds() - begin) / (double)touched);
+        fo_tuner_learn(&plan->tuner, threads, result->threads, fo_seconds() - begin,
+                       (double)touched);
     if (!result->skipped)
         for (int64_t i = 0; i < plan->n_tensors; i++)
             if (plan->tensors[i].grad)

@@ -107,6 +107,7 @@ static void wake_others(int rank)
     for (int other = 2 * rank + 1; other <= 2 * rank + 2 && other < team.members; other++) {
         pthread_mutex_lock(&team.mutex);
         const bool asleep = team.member[other].asleep;
+        team.member[other].asleep = false; /* it is on its way: the next job need not wake it */
         pthread_mutex_unlock(&team.mutex);
         if (asleep) {
             fo_keep_apart(team.member[other].thread);

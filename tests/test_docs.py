@@ -16,7 +16,8 @@ MODULES = ["fastopt"] + [
     module.name
     for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
     if module.name not in ("fastopt.__main__", "fastopt._core")
-    and not module.name.startswith("fastopt.bench.peers.")  # each needs a framework
+    # These need a framework.
+    and not module.name.startswith(("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch"))
 ]
 
 

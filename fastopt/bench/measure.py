@@ -93,6 +93,10 @@ class Race(Generic[Key]):
                     self.ready(key)
                     self.row(key)
 
+    def drop(self) -> None:
+        """Let go of the subjects; what was measured stays."""
+        self._subjects.clear()
+
     def rounds(self, seconds: float, least: int, most: int) -> int:
         """Return how many rounds fit into a time, within bounds."""
         return max(least, min(most, int(seconds / self.round_s)))

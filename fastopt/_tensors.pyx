@@ -1,0 +1,409 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Tensors of another library, shown to a plan as ndarrays.
+
+They are read through DLPack's C exchange API: a table of functions that a tensor type carries, of
+which one fills in address, shape, strides and dtype without allocating anything. So no library is
+needed here, neither to build nor to import. What a tensor is for is its adapter's business.
+"""
+
+cimport numpy as cnp
+from cpython.dict cimport PyDict_Check, PyDict_Next
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject_fields:
+        char *data
+    object PyArray_New(
+        type subtype, int ndim, const cnp.npy_intp *shape, int type_num,
+        const cnp.npy_intp *strides, void *data, int itemsize, int flags, PyObject *like,
+    )
+
+
+# As DLPack 1.x defines them (dlpack.h).
+cdef enum:
+    DL_MAJOR_VERSION = 1
+    DL_CPU = 1
+    DL_FLOAT = 2
+
+cdef struct DLTensor:
+    void *data
+    int32_t device_type
+    int32_t device_id
+    int32_t ndim
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+    int64_t *shape
+    int64_t *strides  # in elements
+    uint64_t byte_offset
+
+ctypedef int (*Reader)(PyObject *tensor, DLTensor *out) except -1
+
+cdef struct DLPackExchangeAPI:
+    uint32_t major
+    uint32_t minor
+    DLPackExchangeAPI *previous
+    void *managed_tensor_allocator
+    void *managed_tensor_from_py_object_no_sync
+    void *managed_tensor_to_py_object_no_sync
+    Reader dltensor_from_py_object_no_sync
+    void *current_work_stream
+
+
+cdef Reader reader(kind) except NULL:
+    """Return the function that reads tensors of this type."""
+    cdef DLPackExchangeAPI *api = <DLPackExchangeAPI *>PyCapsule_GetPointer(
+        kind.__dlpack_c_exchange_api__, "dlpack_exchange_api"
+    )
+    while api != NULL and api.major != DL_MAJOR_VERSION:
+        api = api.previous
+    if api == NULL or api.dltensor_from_py_object_no_sync == NULL:
+        raise TypeError(f"{kind.__name__} cannot be read through version 1 of DLPack's C API")
+    return api.dltensor_from_py_object_no_sync
+
+
+cdef inline char *address(DLTensor *tensor) noexcept:
+    return <char *>tensor.data + tensor.byte_offset if tensor.data != NULL else NULL
+
+
+cdef cnp.ndarray view(DLTensor *tensor):
+    """Return an ndarray over the tensor's memory, which it does not keep alive."""
+    cdef cnp.npy_intp strides[64]
+    cdef cnp.npy_intp size = 1
+    cdef int axis
+    if tensor.device_type != DL_CPU:
+        raise TypeError("not in the CPU's memory")
+    if tensor.code != DL_FLOAT or tensor.bits not in (32, 64) or tensor.lanes != 1:
+        raise TypeError("neither float32 nor float64")
+    if tensor.ndim > 64:
+        raise TypeError("more than 64 axes")
+    for axis in range(tensor.ndim):
+        size *= tensor.shape[axis]
+        strides[axis] = tensor.strides[axis] * (tensor.bits // 8)
+    if tensor.data == NULL and size > 0:
+        raise TypeError("has no memory")
+    return PyArray_New(
+        cnp.ndarray, tensor.ndim, <cnp.npy_intp *>tensor.shape,
+        cnp.NPY_FLOAT32 if tensor.bits == 32 else cnp.NPY_FLOAT64,
+        strides, address(tensor), 0, cnp.NPY_ARRAY_WRITEABLE, NULL,
+    )
+
+
+def as_array(kind, tensor):
+    """Return an ndarray over a tensor's memory, which it does not keep alive.
+
+    Raises TypeError, or what the tensor's library raises, if the tensor is not float32 or float64
+    in the CPU's memory. `kind` is the type whose table is used: the tensor's own, or a base.
+    """
+    cdef DLTensor read
+    if not isinstance(tensor, kind):
+        raise TypeError(f"expected a {kind.__name__}, got {type(tensor).__name__}")
+    reader(kind)(<PyObject *>tensor, &read)
+    return view(&read)
+
+
+cdef class Tensors:
+    """Tensors whose memory a plan borrows: are they still where and what they were?
+
+    Parameters
+    ----------
+    kind : type
+        The type whose table is used.
+    tensors : list
+        Instances of it; kept alive.
+
+    Attributes
+    ----------
+    arrays : list of numpy.ndarray
+        Views of the tensors, valid for as long as `in_place` returns True.
+    """
+
+    cdef Reader read
+    cdef tuple tensors
+    cdef readonly list arrays
+    cdef DLTensor *seen
+
+    def __cinit__(self, kind not None, list tensors not None):
+        cdef DLTensor *seen
+        cdef Py_ssize_t k
+        cdef size_t nbytes
+        self.read = reader(kind)
+        self.tensors = tuple(tensors)
+        self.arrays = [as_array(kind, tensor) for tensor in self.tensors]
+        self.seen = <DLTensor *>PyMem_Calloc(len(self.tensors) + 1, sizeof(DLTensor))
+        if self.seen == NULL:
+            raise MemoryError
+        for k in range(len(self.tensors)):
+            seen = &self.seen[k]
+            self.read(<PyObject *>self.tensors[k], seen)
+            nbytes = seen.ndim * sizeof(int64_t)
+            shape, seen.shape = seen.shape, NULL
+            strides, seen.strides = seen.strides, NULL
+            seen.shape = <int64_t *>PyMem_Calloc(2 * seen.ndim + 1, sizeof(int64_t))
+            if seen.shape == NULL:
+                raise MemoryError
+            seen.strides = seen.shape + seen.ndim
+            if seen.ndim > 0:
+                memcpy(seen.shape, shape, nbytes)
+                memcpy(seen.strides, strides, nbytes)
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        if self.seen != NULL:
+            for k in range(len(self.tensors)):
+                PyMem_Free(self.seen[k].shape)
+        PyMem_Free(self.seen)
+
+    def in_place(self):
+        """Tell whether no tensor has moved in memory, or changed its shape, strides or dtype."""
+        cdef DLTensor now
+        cdef DLTensor *seen
+        cdef Py_ssize_t k
+        cdef size_t nbytes
+        for k in range(len(self.tensors)):
+            seen = &self.seen[k]
+            try:
+                self.read(<PyObject *>self.tensors[k], &now)
+            except Exception:  # the library's own: there is nothing to read any more
+                return False
+            if (
+                now.data != seen.data
+                or now.byte_offset != seen.byte_offset
+                or now.device_type != seen.device_type
+                or now.code != seen.code
+                or now.bits != seen.bits
+                or now.lanes != seen.lanes
+                or now.ndim != seen.ndim
+            ):
+                return False
+            nbytes = now.ndim * sizeof(int64_t)
+            if now.ndim > 0 and (
+                memcmp(now.shape, seen.shape, nbytes) or memcmp(now.strides, seen.strides, nbytes)
+            ):
+                return False
+        return True
+
+
+cdef class Gradients:
+    """The gradients of parameters, as ndarrays whose addresses follow them from step to step.
+
+    Parameters
+    ----------
+    kind : type
+        The type whose table is used.
+    kinds : tuple of type
+        The types that a gradient may have, exactly.
+    params : list
+        Parameters; their gradients are their attribute ``grad``.
+    arrays : list of numpy.ndarray
+        Views of the parameters: what a gradient has to match in shape and dtype.
+    without : list
+        Parameters that are expected to have no gradient.
+
+    Attributes
+    ----------
+    missing : int
+        How many of `params` had no gradient when they were last read.
+    """
+
+    cdef Reader reader
+    cdef tuple kinds
+    cdef tuple params
+    cdef tuple arrays
+    cdef tuple without
+    cdef list own   # an ndarray for each gradient so far, or None
+    cdef list held  # the gradients between read() and release()
+    cdef readonly Py_ssize_t missing
+
+    def __cinit__(
+        self, kind not None, tuple kinds not None, list params not None,
+        list arrays not None, list without not None,
+    ):
+        self.reader = reader(kind)
+        self.kinds = kinds
+        self.params, self.arrays, self.without = tuple(params), tuple(arrays), tuple(without)
+        self.own = [None] * len(params)
+        self.held = [None] * len(params)
+
+    def read(self):
+        """Return an ndarray or None for each gradient; or None, if one is not fit for a plan.
+
+        The gradients are kept alive until `release`.
+        """
+        cdef Py_ssize_t i
+        cdef list result = [None] * len(self.params)
+        self.missing = 0
+        for param in self.without:
+            if param.grad is not None:
+                return None
+        for i in range(len(self.params)):
+            grad = (<object>self.params[i]).grad
+            if grad is None:
+                self.missing += 1
+                continue
+            if not self._bind(i, grad):
+                self.release()
+                return None
+            result[i] = self.own[i]
+        return result
+
+    def release(self):
+        """Let go of the gradients."""
+        cdef Py_ssize_t i
+        for i in range(len(self.held)):
+            self.held[i] = None
+
+    cdef bint _bind(self, Py_ssize_t i, grad):
+        """Make own[i] a view of this gradient; tell whether it is fit."""
+        cdef DLTensor now
+        cdef cnp.ndarray param = self.arrays[i], array
+        cdef int ndim = cnp.PyArray_NDIM(param), axis
+        cdef bint alike
+        if type(grad) not in self.kinds:
+            return False
+        try:
+            self.reader(<PyObject *>grad, &now)
+        except Exception:  # the library's own: a tensor without memory, of an odd layout or dtype
+            return False
+        if (
+            now.device_type != DL_CPU
+            or now.code != DL_FLOAT
+            or now.bits != 8 * cnp.PyArray_ITEMSIZE(param)
+            or now.lanes != 1
+            or now.ndim != ndim
+            or (ndim > 0 and memcmp(now.shape, cnp.PyArray_DIMS(param), ndim * sizeof(int64_t)))
+            or (now.data == NULL and cnp.PyArray_SIZE(param) > 0)
+        ):
+            return False
+        array = self.own[i]
+        alike = array is not None
+        if alike:
+            for axis in range(ndim):
+                if cnp.PyArray_STRIDE(array, axis) != now.strides[axis] * (now.bits // 8):
+                    alike = False
+        # A view may hold the negatives of its elements (the imaginary part of a conjugate). Such
+        # views have gaps, so that one with more than one element does not look like a new gradient.
+        if (not alike or cnp.PyArray_SIZE(param) <= 1) and grad.is_neg():
+            return False
+        if not alike:
+            self.own[i] = view(&now)
+        elif cnp.PyArray_SIZE(param) > 0:
+            (<PyArrayObject_fields *>array).data = address(&now)
+        self.held[i] = grad
+        return True
+
+
+cdef class Counters:
+    """Step counters that are floats in a tensor, and integers to a plan.
+
+    Parameters
+    ----------
+    arrays : list of numpy.ndarray or None
+        0-d arrays of float32 or float64. None: the plan's integer is all there is; it starts at
+        what `starts` says.
+    starts : list of int
+        Used where there is None.
+    """
+
+    cdef tuple floats
+    cdef cnp.ndarray integers
+    cdef int64_t *count
+
+    def __cinit__(self, list arrays not None, list starts not None):
+        self.floats = tuple(arrays)
+        self.integers = np.array(starts, np.int64)
+        self.count = <int64_t *>cnp.PyArray_DATA(self.integers)
+
+    @property
+    def arrays(self):
+        """The integers, each a 0-d int64 array."""
+        return [self.integers[i, ...] for i in range(len(self.floats))]
+
+    def read(self):
+        """Take over the floats; tell whether all of them are whole numbers."""
+        cdef Py_ssize_t i
+        cdef double value
+        for i in range(len(self.floats)):
+            array = self.floats[i]
+            if array is None:
+                continue
+            if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+                value = (<float *>cnp.PyArray_DATA(array))[0]
+            else:
+                value = (<double *>cnp.PyArray_DATA(array))[0]
+            if not 0 <= value < 2.0**62 or <double><int64_t>value != value:
+                return False
+            self.count[i] = <int64_t>value
+        return True
+
+    def write(self):
+        """Set the floats to the integers."""
+        cdef Py_ssize_t i
+        for i in range(len(self.floats)):
+            array = self.floats[i]
+            if array is None:
+                continue
+            if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+                (<float *>cnp.PyArray_DATA(array))[0] = <float>self.count[i]
+            else:
+                (<double *>cnp.PyArray_DATA(array))[0] = <double>self.count[i]
+
+
+cdef class Snapshot:
+    """What dicts and lists hold: are these still the same objects?
+
+    Parameters
+    ----------
+    containers : list of dict or list
+        They are watched, and kept alive with what they hold.
+    """
+
+    cdef tuple containers
+    cdef tuple held    # what they held, one after the other; of a dict, keys and values by turns
+    cdef list lengths  # of their parts of `held`
+
+    def __cinit__(self, list containers not None):
+        cdef list held = [], lengths = []
+        for container in containers:
+            parts = container
+            if isinstance(container, dict):
+                parts = [part for item in container.items() for part in item]
+            held.extend(parts)
+            lengths.append(len(parts))
+        self.containers, self.held, self.lengths = tuple(containers), tuple(held), lengths
+
+    def unchanged(self):
+        """Tell whether every container holds the objects that it held."""
+        cdef Py_ssize_t i, k = 0, j, position
+        cdef PyObject *key
+        cdef PyObject *value
+        cdef tuple containers = self.containers, parts = self.held
+        cdef list items
+        for i in range(len(containers)):
+            container = containers[i]
+            if PyDict_Check(container):
+                if 2 * len(<dict>container) != <Py_ssize_t>self.lengths[i]:
+                    return False
+                position = 0
+                while PyDict_Next(container, &position, &key, &value):
+                    if <PyObject *>parts[k] != key or <PyObject *>parts[k + 1] != value:
+                        return False
+                    k += 2
+            else:
+                items = container
+                if len(items) != <Py_ssize_t>self.lengths[i]:
+                    return False
+                for j in range(len(items)):
+                    if items[j] is not parts[k + j]:
+                        return False
+                k += len(items)
+        return True

@@ -1,0 +1,340 @@
+"""Keras 3's optimizers, with fastopt's kernels in place of their updates.
+
+``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and
+``AdamW``: subclasses of Keras's own, which keep its arguments, defaults, variables and checkpoints.
+Of a training step only the update of the variables, with its weight decay, is done here: all of
+them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+
+``docs/keras.md`` says what runs where, and how the memory of variables is reached.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from fastopt import _core
+from fastopt.keras._step import Settings
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
+_name = keras.backend.backend()
+if _name not in ("tensorflow", "torch"):
+    raise ImportError(
+        f"fastopt.keras cannot work on Keras's {_name} backend: its arrays are immutable, and its "
+        "training step is compiled as a whole, where no outside kernel can run. Use "
+        "keras.optimizers there; or set KERAS_BACKEND to tensorflow or torch; or train NumPy "
+        "arrays with fastopt.Adam and the others."
+    )
+_backend = importlib.import_module(f"fastopt.keras._{_name}")
+
+
+class _Optimizer(keras.optimizers.Optimizer):
+    """What the optimizers share: which variables the kernels take, and what Keras's do."""
+
+    _rule: ClassVar[_core.Rule]
+    _parent: ClassVar[Any]  # Keras's own class
+    _has_warned = False
+    _updates: Any = None
+
+    def _hypers(self) -> dict[str, Any]:
+        """Return the rule's hyperparameters but for the learning rate and the decay."""
+        raise NotImplementedError
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
+        raise NotImplementedError
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Leave it to the update, which is always next: the kernels decay in the same pass."""
+
+    def _backend_update_step(
+        self, grads: Any, trainable_variables: Any, learning_rate: Any
+    ) -> None:
+        pairs = list(zip(grads, trainable_variables, strict=True))
+        hypers = self._hypers()
+        ours, left = [], pairs
+        if self._may_run([v for _, v in pairs], hypers):
+            taken = [_backend.takes(g, v) for g, v in pairs]
+            ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
+            left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
+        if left:
+            grads, variables = _unzipped(left)
+            super()._apply_weight_decay(variables)
+            super()._backend_update_step(grads, variables, learning_rate)
+        if ours:
+            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+
+    def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
+        """Tell whether the kernels can run in this step at all."""
+        if type(self).update_step is not self._parent.update_step:
+            return False  # a subclass has an update of its own
+        decay = 0 if self.weight_decay is None else self.weight_decay
+        if not all(isinstance(value, Real) for value in (*hypers.values(), decay)):
+            return False  # a tensor
+        if len({self._get_variable_index(v) for v in variables}) < len(variables):
+            return False  # a variable is updated twice
+        if not _backend.compiling():
+            return bool(_backend.by_itself())
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"fastopt.keras.{type(self).__name__}: this training step is compiled "
+                "(jit_compile=True), and no outside kernel can run in it: Keras's own update does. "
+                "jit_compile=False, in compile() or tf.function(), lets fastopt's kernels run.",
+                stacklevel=2,
+            )
+        return False
+
+    def _run_kernels(
+        self, grads: list[Any], variables: list[Any], hypers: dict[str, Any], learning_rate: Any
+    ) -> None:
+        variables = [_backend.native(v) for v in variables]
+        indices = [self._get_variable_index(v) for v in variables]
+        slots = self._slots()
+        decay = 0.0 if self.weight_decay is None else _float32(self.weight_decay)
+        settings = Settings(
+            self._rule,
+            tuple((name, float(value)) for name, value in hypers.items()),
+            tuple(slot is not None for slot in slots),
+            tuple(indices),
+            tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
+            tuple(v.name for v in variables),
+        )
+        owned = []
+        for variable, index in zip(variables, indices, strict=True):
+            owned.append(variable)
+            owned += [_backend.native(slot[index]) for slot in slots if slot is not None]
+        if self._updates is None:
+            self._updates = _backend.Updates()
+        self._updates(settings, owned, grads, learning_rate, self.iterations)
+
+
+def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _float32(value: Any) -> float:
+    """Round a hyperparameter as Keras does where it makes a tensor of it."""
+    return float(np.float32(value))
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class SGD(_Optimizer, keras.optimizers.SGD):
+    r"""Gradient descent, with momentum and Nesterov's look-ahead.
+
+    Parameters
+    ----------
+    learning_rate, momentum, nesterov
+        As for ``keras.optimizers.SGD``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g`, momentum :math:`\mu` and learning rate :math:`\gamma`,
+
+    .. math:: v \leftarrow \mu v - \gamma g, \quad \theta \leftarrow \theta + v
+
+    and with Nesterov :math:`\theta \leftarrow \theta + \mu v - \gamma g`.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.SGD(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -4. ]
+    """
+
+    _rule = _core.Rule("sgd")
+    _parent = keras.optimizers.SGD
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"momentum": _float32(self.momentum), "nesterov": self.nesterov}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (self.momentums if self.momentum != 0 else None,)
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adagrad(_Optimizer, keras.optimizers.Adagrad):
+    r"""Adagrad: the gradient divided by the root of the sum of all its squares.
+
+    Parameters
+    ----------
+    learning_rate, initial_accumulator_value, epsilon
+        As for ``keras.optimizers.Adagrad``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: s \leftarrow s + g^2, \quad
+        \theta \leftarrow \theta - \gamma g / \sqrt{s + \epsilon}
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adagrad(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.523 -2.498]
+    """
+
+    _rule = _core.Rule("adagrad")
+    _parent = keras.optimizers.Adagrad
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"eps": self.epsilon}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (self._accumulators,)
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class RMSprop(_Optimizer, keras.optimizers.RMSprop):
+    r"""RMSprop: the gradient divided by a moving average of its magnitude.
+
+    Parameters
+    ----------
+    learning_rate, rho, momentum, epsilon, centered
+        As for ``keras.optimizers.RMSprop``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: v \leftarrow \rho v + (1 - \rho) g^2, \quad
+        \theta \leftarrow \theta - \gamma g / \sqrt{v + \epsilon}
+
+    Centered, :math:`v - a^2` is in the place of :math:`v`, where :math:`a` is the average of the
+    gradient; with momentum :math:`\mu`, the step is added to :math:`\mu` times the last one.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.RMSprop(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 1.419 -3.581]
+    """
+
+    _rule = _core.Rule("rmsprop")
+    _parent = keras.optimizers.RMSprop
+
+    def _hypers(self) -> dict[str, Any]:
+        return {
+            "alpha": self.rho,
+            "eps": self.epsilon,
+            "momentum": max(self.momentum, 0.0),  # as Keras treats a negative one
+            "centered": self.centered,
+        }
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (
+            self._velocities,
+            self._momentums if self.momentum > 0 else None,
+            self._average_gradients if self.centered else None,
+        )
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adam(_Optimizer, keras.optimizers.Adam):
+    r"""Adam: momentum over a moving average of the gradient's magnitude, both bias-corrected.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2, epsilon, amsgrad
+        As for ``keras.optimizers.Adam``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`, in step :math:`t`,
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+        \theta \leftarrow \theta - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+        \frac{m}{\sqrt v + \epsilon}
+
+    AMSGrad divides by the largest :math:`v` so far. The correction is formed as Keras does, in the
+    type of the variables: for float32 it is wrong by up to 2e-5 in the first steps, and training
+    goes as with Keras's own.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adam(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -2.5]
+    """
+
+    _rule = _core.Rule("adam")
+    _parent: ClassVar[Any] = keras.optimizers.Adam
+
+    def _hypers(self) -> dict[str, Any]:
+        return {
+            "beta1": self.beta_1,
+            "beta2": self.beta_2,
+            "eps": self.epsilon,
+            "amsgrad": self.amsgrad,
+            "bias_correction": True,
+        }
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (
+            self._momentums,
+            self._velocities,
+            self._velocity_hats if self.amsgrad else None,
+        )
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
+class AdamW(Adam, keras.optimizers.AdamW):
+    r"""Adam with a weight decay by default.
+
+    Parameters
+    ----------
+    learning_rate, weight_decay, beta_1, beta_2, epsilon, amsgrad
+        As for ``keras.optimizers.AdamW``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    :class:`Adam`, after :math:`\theta \leftarrow (1 - \gamma \lambda) \theta`. (In Keras every
+    optimizer with a ``weight_decay`` does this.)
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.AdamW(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.494 -2.496]
+    """
+
+    _parent = keras.optimizers.AdamW

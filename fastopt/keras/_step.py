@@ -1,0 +1,83 @@
+"""A step over arrays: fastopt's kernels, as Keras's update asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt import _core
+
+Array = NDArray[Any]
+
+DTYPES = ("float32", "float64")
+_KERAS = 1  # the number of Keras's semantics in the C core
+
+
+class Settings(NamedTuple):
+    """What a step does, but for its arrays and what changes from step to step."""
+
+    rule: _core.Rule
+    hypers: tuple[tuple[str, float], ...]
+    kept: tuple[bool, ...]  # which of the rule's slots there are
+    indices: tuple[int, ...]  # of the variables, by which Keras knows them
+    decays: tuple[float, ...]  # their weight decay
+    names: tuple[str, ...]
+
+
+class Step:
+    """A step over arrays, which it updates in place: each variable's, followed by its slots."""
+
+    def __init__(self, settings: Settings, arrays: Sequence[Array]) -> None:
+        self._rule = settings.rule
+        n, each = len(settings.names), 1 + sum(settings.kept)
+        slots = [iter(arrays[i * each + 1 : (i + 1) * each]) for i in range(n)]
+        kinds = list(zip(settings.decays, (a.dtype.type for a in arrays[::each]), strict=True))
+        groups = list(dict.fromkeys(kinds))
+        same = {**dict(settings.hypers), "decoupled_weight_decay": 1.0}
+        self._groups = [({**same, "weight_decay": decay}, dtype) for decay, dtype in groups]
+        self._counters = np.zeros(n, np.int64)
+        self._plan = _core.Plan(
+            self._rule,
+            list(arrays[::each]),
+            [tuple(next(own) if kept else None for kept in settings.kept) for own in slots],
+            None,
+            [self._counters[i : i + 1].reshape(()) for i in range(n)],
+            [groups.index(kind) for kind in kinds],
+            [[0.0] * len(self._rule.hypers)] * len(groups),
+            list(settings.names),
+            semantics=_KERAS,
+            clip=0,
+            clip_limit=0.0,
+            nonfinite=0,
+            ema_decay=0.0,
+            num_threads=0,
+            completed_steps=0,
+        )
+
+    def __call__(self, grads: Sequence[Array], learning_rate: Any, iterations: Any) -> None:
+        """Update everything, or raise and change nothing."""
+        for number, (group, dtype) in enumerate(self._groups):
+            row = {**group, "lr": float(learning_rate)}
+            if "bias_correction" in row:
+                _correct(row, dtype, int(iterations) + 1)
+            self._plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
+        self._counters.fill(iterations)
+        self._plan.step(grads, 1.0, False)
+
+
+def _correct(row: dict[str, float], dtype: type[np.floating[Any]], step: int) -> None:
+    """Put Adam's bias correction into the learning rate, as Keras forms it.
+
+    Keras computes it in the type of the variables, from betas in float32. What cancels in
+    ``1 - beta**step`` then makes the first steps wrong by up to 2e-5: more than enough for a
+    training to part from one with Keras's own optimizer. So here it is no better.
+    """
+    with np.errstate(all="ignore"):
+        beta1, beta2 = (dtype(np.float32(row[name])) ** dtype(step) for name in ("beta1", "beta2"))
+        rate = float(dtype(row["lr"]) * np.sqrt(1 - beta2) / (1 - beta1))
+    if np.isfinite(rate) and rate != 0:
+        row["weight_decay"] *= row["lr"] / rate  # which the learning rate multiplies again
+        row["lr"], row["bias_correction"] = rate, 0.0

@@ -1,0 +1,213 @@
+"""Keras's variables on its TensorFlow backend.
+
+TensorFlow's tensors are immutable, and a variable's value is one: whoever has read the variable has
+the same memory, and relies on it. So a step makes new values, in memory of its own, and TensorFlow
+takes that memory over as the variables' new tensors, without a copy.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from fastopt.keras._step import DTYPES, Array, Settings, Step
+
+_ALIGNMENT = 64  # bytes; TensorFlow copies what is aligned to less
+_CALLS_BEFORE_TRACING = 2
+
+
+def native(variable: Any) -> Any:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def compiling() -> bool:
+    """Tell whether XLA will compile what runs now."""
+    graph = tf.compat.v1.get_default_graph
+    return not tf.executing_eagerly() and bool(GraphOrParentsInXlaContext(graph()))
+
+
+def by_itself() -> bool:
+    """Tell whether no distribution strategy spreads the variables over devices."""
+    return not tf.distribute.has_strategy()
+
+
+def takes(grad: Any, variable: Any) -> bool:
+    """Tell whether the kernels can update a variable."""
+    variable = native(variable)
+    return (
+        isinstance(grad, (tf.Tensor, np.ndarray, np.generic))
+        and variable.dtype.name in DTYPES
+        and variable.shape.is_compatible_with(grad.shape)
+        and not isinstance(variable, tf.distribute.DistributedValues)
+        and "GPU" not in variable.device
+    )
+
+
+class _Memory:
+    """Memory for new values of variables, and the step that makes them there.
+
+    TensorFlow is given views, which live for as long as any tensor has their memory.
+    """
+
+    def __init__(self, settings: Settings, variables: Sequence[tf.TensorSpec]) -> None:
+        dtypes = [v.dtype.as_numpy_dtype for v in variables]
+        self.dtypes = sorted(set(dtypes), key=np.dtype)
+        self.places: list[tuple[int, int, int]] = []  # which dtype, first element, size
+        ends = [0] * len(self.dtypes)
+        for variable, dtype in zip(variables, dtypes, strict=True):
+            which, size = self.dtypes.index(dtype), variable.shape.num_elements()
+            self.places.append((which, ends[which], size))
+            ends[which] += size + -size % _ALIGNMENT
+        self._wholes = []
+        for dtype, end in zip(self.dtypes, ends, strict=True):
+            memory = np.zeros(end + _ALIGNMENT, dtype)
+            start = -memory.ctypes.data % _ALIGNMENT // memory.itemsize
+            self._wholes.append(memory[start : start + end])
+        self._arrays = [
+            self._wholes[which][start : start + size].reshape(variable.shape)
+            for variable, (which, start, size) in zip(variables, self.places, strict=True)
+        ]
+        self._step = Step(settings, self._arrays)
+        self._lent: list[weakref.ref[Array]] = []
+
+    def is_free(self) -> bool:
+        """Tell whether no tensor has the memory any more."""
+        return all(view() is None for view in self._lent)
+
+    def update(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
+        """Return views of new values: of all together, or of each variable.
+
+        The arrays are the learning rate, the number of iterations, gradients, and values.
+        """
+        n = len(arrays) - len(self._arrays)
+        for to, array in zip(self._arrays, arrays[n:], strict=True):
+            to[...] = array
+        self._step(arrays[2:n], arrays[0], arrays[1])
+        views = [array[...] for array in (self._wholes if whole else self._arrays)]
+        self._lent = [weakref.ref(view) for view in views]
+        return views
+
+
+class _Update:
+    """The step of some variables, each of which is given a new tensor.
+
+    Two memories take turns, as long as nobody keeps old tensors.
+    """
+
+    def __init__(self, settings: Settings, variables: list[Any]) -> None:
+        self._settings = settings
+        self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+        self._memories = [_Memory(settings, self._specs)]
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._traced: Any = None
+        self._inputs: list[Array] = []  # of the traced function
+        self._inputs_lock = threading.Lock()
+        self.is_in_graphs = False  # of others
+
+    def __call__(self, variables: list[Any], inputs: list[Any]) -> None:
+        if not tf.executing_eagerly():
+            self.is_in_graphs = True
+            self._in_graph(variables, inputs)
+        elif self._calls < _CALLS_BEFORE_TRACING:
+            self._calls += 1
+            self._eagerly(variables, inputs)
+        else:
+            self._by_traced_function(variables, inputs)
+
+    def _eagerly(self, variables: list[Any], inputs: list[Any]) -> None:
+        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(variables))]
+        views = self.updated(arrays, whole=False)
+        _assign(variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
+
+    def _by_traced_function(self, variables: list[Any], inputs: list[Any]) -> None:
+        """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
+
+        The function has no arguments, which would cost as much as is gained.
+        """
+        with self._inputs_lock:
+            self._inputs = [np.asarray(tensor) for tensor in inputs]
+            if self._traced is None:
+                traced = tf.function(lambda: self._in_graph(variables, []), autograph=False)
+                self._traced = traced.get_concrete_function()
+            self._traced()
+            self._inputs = []
+
+    def _in_graph(self, variables: list[Any], inputs: list[Any]) -> None:
+        first = self._memories[0]
+        wholes = tf.numpy_function(
+            _called_from_graphs(weakref.ref(self)), [*inputs, *_values(variables)], first.dtypes
+        )
+        tensors = [
+            tf.reshape(tf.slice(wholes[which], [start], [size]), variable.shape)
+            for variable, (which, start, size) in zip(variables, first.places, strict=True)
+        ]
+        _assign(variables, tensors)
+
+    def updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
+        """Return new values, from the arrays that a memory's update takes."""
+        if len(arrays) == len(self._specs):
+            arrays = [*self._inputs, *arrays]
+        with self._lock:
+            memory = next((m for m in self._memories if m.is_free()), None)
+            if memory is None:
+                memory = _Memory(self._settings, self._specs)
+                self._memories = [*self._memories[-1:], memory]
+            return memory.update(arrays, whole=whole)
+
+
+def _called_from_graphs(update_ref: weakref.ref[_Update]) -> Callable[..., list[Array]]:
+    """Return a function that holds on to nothing: TensorFlow keeps it for ever."""
+
+    def updated(*arrays: Array) -> list[Array]:
+        update = update_ref()
+        if update is None:
+            raise RuntimeError("the optimizer of this function is no more")
+        tf.constant(0.0)  # TensorFlow lets go of old memory when it next makes a tensor
+        return update.updated(arrays, whole=True)
+
+    return updated
+
+
+class Updates:
+    """An optimizer's updates: those in graphs, which live as long as it does, and the latest."""
+
+    def __init__(self) -> None:
+        self._by_settings: dict[Settings, _Update] = {}
+
+    def __call__(
+        self,
+        settings: Settings,
+        variables: list[Any],
+        grads: list[Any],
+        learning_rate: Any,
+        iterations: Any,
+    ) -> None:
+        """Update variables: those of the model, each followed by its slots."""
+        update = self._by_settings.get(settings)
+        if update is None:
+            self._by_settings = {s: u for s, u in self._by_settings.items() if u.is_in_graphs}
+            update = self._by_settings[settings] = _Update(settings, variables)
+        params = variables[:: len(variables) // len(grads)]
+        grads = [
+            g if g.dtype == p.dtype else tf.cast(g, p.dtype)
+            for g, p in zip(grads, params, strict=True)
+        ]
+        inputs = [tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads]
+        update(variables, inputs)
+
+
+def _values(variables: list[Any]) -> list[Any]:
+    return [tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in variables]
+
+
+def _assign(variables: list[Any], tensors: list[Any]) -> None:
+    for variable, tensor in zip(variables, tensors, strict=True):
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)

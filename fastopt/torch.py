@@ -1,0 +1,556 @@
+"""PyTorch's optimizers on fastopt's kernels: ``import fastopt.torch as optim``.
+
+Each class is a subclass of its namesake in ``torch.optim``, with the same signature, defaults,
+errors and state; only the update differs. Dense float32 and float64 tensors in the CPU's memory are
+updated in place by fastopt's kernels, all of them in one call; for every other parameter the
+namesake's own update runs.
+
+State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names. A run (`_Run`)
+borrows that memory and is made anew as soon as a parameter, a state tensor, a group or an option
+that matters is no longer what it was.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.autograd import profiler
+from torch.autograd.graph import increment_version
+from torch.optim import optimizer as torch_optimizer
+
+from fastopt import _core, _tensors
+from fastopt.threads import get_num_threads
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(f"fastopt.torch needs PyTorch 2.13 or newer, this is {torch.__version__}")
+
+_KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
+_DTYPES = (torch.float32, torch.float64)
+
+
+class _Kernels(torch.optim.Optimizer):
+    """What the classes share: a step whose update is fastopt's."""
+
+    _rule: ClassVar[_core.Rule]
+    _namesake: ClassVar[type[torch.optim.Optimizer]]
+    _state_lists: ClassVar[int]  # that the namesake's _init_group takes
+
+    param_groups: list[dict[str, Any]]
+    _run: _Run | None = None
+    _refusal: str | None = None  # why the kernels refused, in the latest step, what seemed fit
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again and returns the loss.
+
+        Returns
+        -------
+        object
+            What `closure` returned; None without one.
+        """
+        if torch.compiler.is_compiling():
+            return _own_step(self._namesake)(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # GradScaler leaves both to optimizers with fused=True.
+        grad_scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        if found_inf is not None and found_inf.item():
+            return loss
+        run = self._run
+        if run is None or not (run.is_current(self) and run.read_gradients()):
+            self._run = self._refusal = None
+            run = _Run(self)
+            run.read_gradients()
+        try:
+            if run.others:
+                self._step_of_namesake(run.others)
+            if run.params:
+                run.step(self, grad_scale)
+            self._run = run
+        except _RefusedError as refused:
+            self._run, self._refusal = None, str(refused)
+            self._step_of_namesake(run.params)
+        finally:
+            run.gradients.release()
+        return loss
+
+    @functools.wraps(_step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or profiler._is_profiler_enabled
+        ):
+            # PyTorch puts its hooks around a step that a subclass or somebody else has put in the
+            # place of this one, which is called from there.
+            outermost = getattr(type(self).step, "__code__", None)
+            if outermost is not self._observed_step.__code__:
+                return self._observed_step(*args, **kwargs)
+        return self._step(*args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]  # so PyTorch does not put its hooks around it
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _step_of_namesake(self, params: list[torch.Tensor]) -> None:
+        """Run the update of the class in torch.optim, for some parameters alone."""
+        groups, chosen = self.param_groups, set(params)
+        subset = [{**g, "params": [p for p in g["params"] if p in chosen]} for g in groups]
+        self.param_groups = [group for group in subset if group["params"]]
+        try:
+            _own_step(self._namesake)(self)
+        finally:
+            self.param_groups = groups
+
+    def fastopt_info(self) -> list[dict[str, Any]]:
+        """Tell for each parameter what updates it.
+
+        Returns
+        -------
+        list of dict
+            In the order of the parameters: ``"group"`` and ``"index"``, its place in
+            ``param_groups``; ``"name"``, if it was given one, else None; ``"runs"``, which is
+            ``"fastopt"`` or ``"torch"``; and ``"why"``, the reason for the latter, else None. It
+            is about a step that would follow now, with the gradients that are there now.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> w, h = torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)
+        >>> for info in fastopt.torch.SGD([w, h]).fastopt_info():
+        ...     print(info["runs"], info["why"])
+        fastopt None
+        torch its dtype is torch.bfloat16
+        """
+        reasons = iter(_reasons(self))
+        result = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for index, name in enumerate(names):
+                why = next(reasons) or self._refusal
+                runs = "fastopt" if why is None else "torch"
+                result.append(
+                    {"group": number, "index": index, "name": name, "runs": runs, "why": why}
+                )
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = self._refusal = None
+
+    # ---- what a rule needs to know --------------------------------------------------------------
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        """Return a group's hyperparameters in the order of the rule."""
+        values = {"decoupled_weight_decay": False, "bias_correction": True, **group}
+        return [float(values[name]) for name in self._rule.hypers]
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        """Make the state of a parameter that has a gradient, as the namesake does."""
+        lists: list[list[Any]] = [[] for _ in range(self._state_lists)]
+        self._init_group({**group, "params": [param]}, *lists)
+
+
+def _own_step(namesake: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return a class's step without PyTorch's hooks around it."""
+    step: Any = namesake.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
+
+
+# ---- which parameters are fit for the kernels ----------------------------------------------------
+
+
+def _reasons(optimizer: _Kernels) -> list[str | None]:
+    """Return for each parameter why the kernels cannot update it now; None: they can."""
+    params, reasons = [], []
+    for group in optimizer.param_groups:
+        reason = _unfit_group(group)
+        used = () if reason else optimizer._rule.used_slots(optimizer._row(group))
+        for param in group["params"]:
+            params.append(param)
+            reasons.append(reason or _unfit(param, optimizer.state.get(param) or {}, used))
+    extents = []
+    for i, (param, reason) in enumerate(zip(params, reasons, strict=True)):
+        if reason is None and param.numel() > 0:
+            low = param.data_ptr()
+            extents.append((low, low + param.numel() * param.element_size(), i))
+    highest, owner = 0, -1
+    for low, high, i in sorted(extents):
+        if low < highest:
+            reasons[i] = reasons[owner] = "it shares memory with another parameter"
+        if high > highest:
+            highest, owner = high, i
+    return reasons
+
+
+def _unfit_group(group: Mapping[str, Any]) -> str | None:
+    for option in ("differentiable", "capturable"):
+        if group.get(option):
+            return f"{option}=True"
+    for name, tensor in _tensor_options(group):
+        if tensor.requires_grad:
+            return f"{name} requires a gradient"
+    return None
+
+
+def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the hyperparameters that are tensors."""
+    for name, value in group.items():
+        if name not in ("params", "param_names"):
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, torch.Tensor):
+                    yield name, number
+
+
+def _unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) -> str | None:
+    """Return why this parameter, its gradient or its state is not for the kernels, if so."""
+    if (why := _unfit_tensor(param)) is not None:
+        return f"its {why}"
+    try:
+        _core.check_parameter(_tensors.as_array(torch.Tensor, param), "it")
+    except ValueError as error:
+        return str(error)
+    if param.is_inference():
+        return "it is an inference tensor"
+    if param.grad is not None:
+        if (why := _unfit_tensor(param.grad)) is not None:
+            return f"its gradient's {why}"
+        if param.grad.dtype != param.dtype or param.grad.shape != param.shape:
+            return "its gradient has another dtype or shape"
+    if not state:
+        return None
+    for name in used:
+        slot = state.get(name)
+        if slot is None and name == "momentum_buffer" and "step" not in state:  # SGD makes it late
+            continue
+        if not isinstance(slot, torch.Tensor):
+            return f"its state has no tensor {name!r}"
+        if (why := _unfit_tensor(slot)) is not None:
+            return f"its state: {name}'s {why}"
+        if slot.dtype != param.dtype or _layout(slot) != _layout(param):
+            return f"its state: {name} has another dtype, shape or memory order"
+    step = state.get("step")
+    if step is not None and not (
+        isinstance(step, torch.Tensor)
+        and _unfit_tensor(step) is None
+        and step.dim() == 0
+        and step.item() >= 0
+        and step.item() == int(step.item())
+    ):
+        return "its state: step is not a whole number in a 0-d tensor of float32 or float64"
+    return None
+
+
+def _unfit_tensor(tensor: torch.Tensor) -> str | None:
+    if type(tensor) not in _KINDS:
+        return f"type is {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return f"layout is {tensor.layout}"
+    if tensor.device.type != "cpu":
+        return f"device is {tensor.device}"
+    if tensor.dtype not in _DTYPES:
+        return f"dtype is {tensor.dtype}"
+    if tensor.is_neg():
+        return "elements are stored as their negatives"
+    try:
+        _tensors.as_array(torch.Tensor, tensor)
+    except (TypeError, RuntimeError, BufferError) as error:  # a tensor inside of torch.func, say
+        return f"memory cannot be read: {str(error).splitlines()[0]}"
+    return None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return the shape, and the strides where they mean something."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.shape, [s for n, s in strides if n != 1 and tensor.numel() > 0]
+
+
+# ---- steps on the kernels ------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """The kernels cannot do this step, and have changed nothing."""
+
+
+class _Run:
+    """An optimizer's parameters, sorted by who updates them, and a plan for those that are fit.
+
+    Making one changes nothing; the plan, and the state that it needs, are made by the first step.
+    It does not refer to the optimizer, so that this goes, with its state, as soon as it is dropped.
+    """
+
+    plan: _core.Plan | None = None
+
+    def __init__(self, optimizer: _Kernels) -> None:
+        self.state, self.groups = optimizer.state, optimizer.param_groups
+        self.params: list[torch.Tensor] = []
+        self.group_of: list[int] = []
+        self.others: list[torch.Tensor] = []
+        self.group_of_others: list[int] = []
+        waiting = []  # for their first gradient
+        reasons = iter(_reasons(optimizer))
+        for number, group in enumerate(self.groups):
+            for param in group["params"]:
+                if next(reasons) is not None:
+                    self.others.append(param)
+                    self.group_of_others.append(number)
+                elif param.grad is None and not self.state.get(param):
+                    waiting.append(param)
+                else:
+                    self.params.append(param)
+                    self.group_of.append(number)
+        self.lists = [group["params"] for group in self.groups]
+        self.unfit_groups = [_unfit_group(group) for group in self.groups]
+        self.read_groups(optimizer)
+        arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
+        self.gradients = _tensors.Gradients(torch.Tensor, _KINDS, self.params, arrays, waiting)
+        self.grads: list[Any] | None = None
+
+    def read_groups(self, optimizer: _Kernels) -> None:
+        """Take over the groups' hyperparameters."""
+        self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
+        # A tensor may change where it is.
+        self.look_again = any(True for group in self.groups for _ in _tensor_options(group))
+        self.rows = [
+            [0.0] * len(optimizer._rule.hypers) if unfit else optimizer._row(group)
+            for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
+        ]
+        self.used = [optimizer._rule.used_slots(row) for row in self.rows]
+
+    def read_gradients(self) -> bool:
+        """Find the gradients, and hold them; tell whether all are fit, and where expected."""
+        self.grads = self.gradients.read()
+        return self.grads is not None
+
+    def is_current(self, optimizer: _Kernels) -> bool:
+        """Tell whether this is still what the optimizer needs; take over hyperparameters."""
+        if (
+            self.plan is None
+            or optimizer.state is not self.state
+            or optimizer.param_groups is not self.groups
+            or not self.seen.unchanged()
+            or not self.tensors.in_place()
+        ):
+            return False
+        if self.look_again or not self.seen_groups.unchanged():
+            if (
+                len(self.groups) != len(self.lists)
+                or any(g["params"] is not p for g, p in zip(self.groups, self.lists, strict=True))
+                or self.unfit_groups != [_unfit_group(group) for group in self.groups]
+            ):
+                return False
+            used = self.used
+            self.read_groups(optimizer)
+            if self.used != used:
+                return False
+            for number, row in enumerate(self.rows):
+                self.plan.set_hypers(number, row)
+        return all(
+            self.unfit_groups[number]
+            or _unfit(param, self.state.get(param) or {}, self.used[number])
+            for param, number in zip(self.others, self.group_of_others, strict=True)
+        )
+
+    def make_plan(self, optimizer: _Kernels) -> _core.Plan:
+        """Make the state that is lacking, and a plan that borrows the tensors."""
+        rule, state = optimizer._rule, self.state
+        starts, slots, steps = [], [], []
+        for param, number in zip(self.params, self.group_of, strict=True):
+            used = self.used[number]
+            had = state.get(param) or {}
+            lacks = any(had.get(name) is None for name in used)
+            if lacks:
+                self.lacking.append((param, dict(had)))
+                optimizer._make_state(param, self.groups[number])
+            has = state.get(param) or {}
+            slots.append([has[name] if name in used else None for name in rule.slots])
+            steps.append(has.get("step"))
+            starts.append(0 if lacks else 1)  # which is all that a rule without `step` looks at
+        held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
+        self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
+        # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
+        # are each the gradient of a tensor, all of whose elements are one. (Not the parameters,
+        # whose hooks may lead back here where Python could not see it, and never free them.)
+        self.referrers = [tensor.new_empty(()).expand(tensor.shape) for tensor in held]
+        for referrer, tensor in zip(self.referrers, held, strict=True):
+            referrer.grad = tensor
+        arrays = self.tensors.arrays
+        array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
+        self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
+        states = [state[param] for param in self.params if param in state]
+        self.seen = _tensors.Snapshot([state, *states, *self.lists])
+        return _core.Plan(
+            rule,
+            arrays[: len(self.params)],
+            [tuple(array_of.get(id(slot)) for slot in row) for row in slots],
+            None,
+            self.counters.arrays,
+            self.group_of,
+            self.rows,
+            [f"parameter {i}" for i in range(len(self.params))],
+            semantics=0,
+            clip=0,
+            clip_limit=0.0,
+            nonfinite=0,
+            ema_decay=0.0,
+            num_threads=0,
+            completed_steps=0,
+        )
+
+    def step(self, optimizer: _Kernels, grad_scale: torch.Tensor | None) -> None:
+        """Update the parameters that are fit, or raise _RefusedError and leave all as it was."""
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        self.lacking: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        try:
+            if self.grads is None:
+                raise ValueError("the gradients are not what they were a moment ago")
+            if self.plan is None:
+                with torch.no_grad():
+                    self.plan = self.make_plan(optimizer)
+            if not self.counters.read():
+                raise ValueError("a step counter is not a whole number")
+            self.plan.num_threads = min(torch.get_num_threads(), get_num_threads())
+            self.plan.step(self.grads, scale, False)
+        except (TypeError, ValueError) as error:
+            for param, had in self.lacking:
+                self.state[param].clear()
+                self.state[param].update(had)
+            raise _RefusedError(f"the kernels refuse: {error}") from error
+        self.counters.write()
+        updated = self.params
+        if self.gradients.missing:
+            updated = [p for p, grad in zip(updated, self.grads, strict=True) if grad is not None]
+        increment_version(updated)
+        if grad_scale is not None:  # as fused=True leaves them
+            with torch.no_grad():
+                torch._foreach_div_([param.grad for param in updated], scale)
+
+
+# ---- the classes ---------------------------------------------------------------------------------
+
+
+class SGD(_Kernels, torch.optim.SGD):
+    """:class:`torch.optim.SGD`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.SGD` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.SGD([w], lr=0.1, momentum=0.9)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.4000, -1.6000])
+    """
+
+    _rule = _core.Rule("sgd")
+    _namesake = torch.optim.SGD
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        # The namesake's first step makes the buffer, of the gradient: so does the rule's.
+        buffer = torch.zeros_like(param, memory_format=torch.preserve_format)
+        self.state[param]["momentum_buffer"] = buffer
+
+
+class Adagrad(_Kernels, torch.optim.Adagrad):
+    """:class:`torch.optim.Adagrad`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adagrad` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adagrad([w], lr=1.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adagrad")
+    _namesake = torch.optim.Adagrad
+    _state_lists = 4
+
+
+class RMSprop(_Kernels, torch.optim.RMSprop):
+    """:class:`torch.optim.RMSprop`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.RMSprop` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.RMSprop([w], lr=0.1)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.0000, -1.0000])
+    """
+
+    _rule = _core.Rule("rmsprop")
+    _namesake = torch.optim.RMSprop
+    _state_lists = 6
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        # The namesake takes a momentum below 0, which only a group can have, for none.
+        return super()._row({**group, "momentum": max(float(group["momentum"]), 0.0)})
+
+
+class Adam(_Kernels, torch.optim.Adam):
+    """:class:`torch.optim.Adam`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adam` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adam([w], lr=1.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adam")
+    _namesake: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    _state_lists = 6
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        return super()._row({**group, "beta1": beta1, "beta2": beta2})
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """:class:`torch.optim.AdamW`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.AdamW` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.AdamW([w], lr=1.0, weight_decay=0.5)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([0.5000, 0.0000])
+    """
+
+    _namesake = torch.optim.AdamW

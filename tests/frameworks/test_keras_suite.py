@@ -1,0 +1,106 @@
+"""Keras's own tests of its optimizers, which are in its wheel, with fastopt's classes in place.
+
+Meanwhile Keras's own update raises for dense float variables, so what passes here is fastopt's.
+"""
+
+import contextlib
+import importlib
+import unittest
+from collections import Counter
+from unittest import mock
+
+import pytest
+from frameworks.keras_support import OURS, only_kernels  # noqa: F401
+
+MODULES = (
+    "sgd_test",
+    "adagrad_test",
+    "rmsprop_test",
+    "adam_test",
+    "adamw_test",
+    "optimizer_test",
+    "optimizer_sparse_test",
+    "loss_scale_optimizer_test",
+    "multi_optimizer_test",
+)
+EXCLUDED = {
+    ("OptimizerSparseTest", f"test_sparse_gradients_{name}"): (
+        "it mocks _apply_weight_decay, but the decay is a part of fastopt's update; "
+        "test_sparse_correctness runs on the same configuration"
+    )
+    for name in ("adamw", "adamw_amsgrad")
+}
+STATELESS = "Keras itself skips it on its TensorFlow backend, which has no stateless_apply"
+EXCLUDED["MultiOptimizerTest", "test_stateless_apply"] = STATELESS
+for name in (
+    "downscaling",
+    "finite_step",
+    "finite_step_with_inner_loss_scale",
+    "finite_step_with_overwrite",
+    "infinite_step",
+    "iterations_update",
+    "upscaling",
+):
+    EXCLUDED["LossScaleOptimizerTest", f"test_{name}_stateless"] = STATELESS
+
+pytestmark = [
+    pytest.mark.usefixtures("only_kernels"),
+    pytest.mark.filterwarnings("default"),  # Keras's own tests warn, of NumPy for one
+]
+
+ran = []
+
+
+@contextlib.contextmanager
+def substituted():
+    """Put fastopt's classes where Keras's tests look for them."""
+    package = importlib.import_module("keras.src.optimizers")
+    with contextlib.ExitStack() as stack:
+        for name, cls in OURS.items():
+            module = importlib.import_module(f"keras.src.optimizers.{name.lower()}")
+            for place in (package, module):
+                stack.enter_context(mock.patch.object(place, name, cls))
+        by_name = {name.lower(): cls for name, cls in OURS.items()}
+        stack.enter_context(mock.patch.dict(package.ALL_OBJECTS_DICT, by_name))
+        yield
+
+
+def cases():
+    with substituted():
+        for name in MODULES:
+            module = importlib.import_module(f"keras.src.optimizers.{name}")
+            for found in vars(module).values():
+                if getattr(found, "__module__", None) == module.__name__ and issubclass(
+                    found, unittest.TestCase
+                ):
+                    yield found
+
+
+CASES = {case.__name__: case for case in cases()}
+for name, test in EXCLUDED:
+    delattr(CASES[name], test)
+globals().update(CASES)
+
+
+@pytest.fixture(autouse=True)
+def in_place(request):
+    if request.cls is not None:
+        ran.append((request.cls.__name__, request.node.name))
+    with substituted():
+        yield
+
+
+def test_how_many_tests_ran():
+    """To be run with all the others."""
+    assert len(EXCLUDED) == 10
+    assert dict(Counter(name for name, _ in ran)) == {
+        "SGDTest": 7,
+        "AdagradTest": 6,
+        "RMSpropTest": 6,
+        "AdamTest": 9,
+        "AdamWTest": 7,
+        "OptimizerTest": 42,
+        "OptimizerSparseTest": 36,
+        "LossScaleOptimizerTest": 22,
+        "MultiOptimizerTest": 15,
+    }

@@ -1,0 +1,1051 @@
+"""fastopt.torch does what users of PyTorch's optimizers do with those: the same, to a few ulp."""
+
+import copy
+import doctest
+import gc
+import io
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import Parameter
+from torch.testing import assert_close
+
+import fastopt
+import fastopt.torch
+
+CONFIGS = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
+    ("Adagrad", {"lr": 0.1}),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.5}),
+    ("RMSprop", {"lr": 0.01}),
+    ("RMSprop", {"lr": 0.01, "centered": True, "momentum": 0.9, "weight_decay": 0.01}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
+    ("Adam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "amsgrad": True, "maximize": True}),
+]
+every_config = pytest.mark.parametrize(
+    ("name", "kwargs"), CONFIGS, ids=[f"{n}-{'-'.join(k)}" for n, k in CONFIGS]
+)
+CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
+MODULES = (torch.optim, fastopt.torch)
+every_class = pytest.mark.parametrize("name", CLASSES)
+
+
+class Pair:
+    """Two equal sets of parameters: one for PyTorch's class, one for fastopt's."""
+
+    def __init__(self, name, kwargs=None, shapes=((4, 3), (5,), (), (0, 2), (1, 7)), dtypes=None):
+        torch.manual_seed(0)
+        self.name, self.kwargs = name, {"lr": 0.01, **(kwargs or {})}
+        dtypes = dtypes or [torch.float32, torch.float64] * len(shapes)
+        start = [torch.randn(s, dtype=d) for s, d in zip(shapes, dtypes, strict=False)]
+        self.theirs = [Parameter(p.clone()) for p in start]
+        self.ours = [Parameter(p.clone()) for p in start]
+        self.peer = self.make(torch.optim, self.theirs)
+        self.opt = self.make(fastopt.torch, self.ours)
+
+    def make(self, module, params):
+        return getattr(module, self.name)(params, **copy.deepcopy(self.kwargs))
+
+    def set_gradients(self, without=()):
+        for i, (p, q) in enumerate(zip(self.theirs, self.ours, strict=True)):
+            p.grad = None if i in without else torch.randn_like(p)
+            q.grad = None if i in without else p.grad.clone()
+
+    def step(self, n=1, without=()):
+        for _ in range(n):
+            self.set_gradients(without)
+            self.peer.step()
+            self.opt.step()
+
+    def check(self):
+        for p, q in zip(self.theirs, self.ours, strict=True):
+            close(q, p)
+            a, b = self.opt.state.get(q, {}), self.peer.state.get(p, {})
+            assert a.keys() == b.keys()
+            for name in a:
+                assert type(a[name]) is type(b[name])
+                assert a[name].dtype == b[name].dtype
+                close(a[name], b[name])
+
+    def runs(self):
+        return [info["runs"] for info in self.opt.fastopt_info()]
+
+
+def close(ours, theirs, ulps=64):
+    """Equal to a few ulp of the largest element."""
+    assert ours.dtype == theirs.dtype
+    ours, theirs = ours.detach(), theirs.detach()
+    largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+    atol = ulps * torch.finfo(theirs.dtype).eps * max(largest, 1e-3)
+    assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+@every_config
+def test_steps_equal_torchs_to_a_few_ulp(name, kwargs):
+    pair = Pair(name, kwargs)
+    pair.step(30)
+    pair.check()
+    assert pair.runs() == ["fastopt"] * 5
+
+
+@every_class
+def test_the_interface_is_torchs(name):
+    import inspect
+
+    ours, theirs = getattr(fastopt.torch, name), getattr(torch.optim, name)
+    assert issubclass(ours, theirs)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert str(inspect.signature(ours.step)).startswith("(self, closure:")
+    a, b = Pair(name).opt, Pair(name).peer
+    assert a.defaults == b.defaults
+    assert a.state_dict().keys() == b.state_dict().keys()
+    assert [g.keys() for g in a.param_groups] == [g.keys() for g in b.param_groups]
+    assert repr(a) == repr(b)
+    assert issubclass(fastopt.torch.AdamW, fastopt.torch.Adam)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+@every_config
+def test_checkpoints_cross_in_both_directions(name, kwargs):
+    pair = Pair(name, kwargs)
+    pair.step(5)
+    for _ in range(2):
+        files = []
+        for opt in (pair.peer, pair.opt):
+            file = io.BytesIO()
+            torch.save(opt.state_dict(), file)
+            file.seek(0)
+            files.append(torch.load(file, weights_only=True))
+        pair.opt = pair.make(fastopt.torch, pair.ours)
+        pair.peer = pair.make(torch.optim, pair.theirs)
+        pair.opt.load_state_dict(files[0])  # each other's
+        pair.peer.load_state_dict(files[1])
+        pair.step(5)
+        pair.check()
+        assert pair.runs() == ["fastopt"] * 5
+
+
+@every_config
+def test_copies_go_on_alike_and_apart(name, kwargs):
+    pair = Pair(name, kwargs)
+    pair.step(3)
+    for copied in (copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
+        opt, params = copied((pair.opt, pair.ours))
+        pair.set_gradients()
+        for p, q in zip(pair.ours, params, strict=True):
+            q.grad = p.grad.clone()
+        before = [p.detach().clone() for p in pair.ours]
+        opt.step()
+        assert_close([p.detach() for p in pair.ours], before, atol=0, rtol=0)
+        pair.peer.step()
+        pair.opt.step()
+        assert_close(params, pair.ours, atol=0, rtol=0)
+    pair.check()
+
+
+@every_config
+def test_a_loaded_replaced_or_deleted_state_is_used(name, kwargs):
+    pair = Pair(name, kwargs)
+    pair.step(3)
+    if pair.opt.state:
+        for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+            for key, value in opt.state[params[0]].items():
+                opt.state[params[0]][key] = value.clone() * 2  # another tensor
+            for value in opt.state[params[1]].values():
+                value.mul_(2)  # the same
+            for key, value in opt.state[params[2]].items():
+                opt.state[params[2]][key].data = value * 2  # the same, with other memory
+        pair.step()
+        pair.check()
+        for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+            del opt.state[params[0]]
+            opt.state[params[1]] = {k: v.clone() for k, v in opt.state[params[1]].items()}
+        pair.step()
+        pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.state.clear()
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.state = defaultdict(dict)
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.load_state_dict(copy.deepcopy(pair.peer.state_dict()))
+    pair.step(2)
+    pair.check()
+
+
+def test_momentum_of_a_parameter_begins_with_its_first_gradient():
+    pair = Pair("SGD", {"momentum": 0.9, "dampening": 0.5})
+    pair.step(2, without=(1, 2))
+    assert set(pair.opt.state) == {pair.ours[i] for i in (0, 3, 4)}
+    pair.step(2, without=(0,))
+    pair.step(2)
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["momentum"] = 0
+    pair.step(2)
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        opt.param_groups[0]["momentum"] = 0.8
+        opt.state[params[0]]["momentum_buffer"] = None
+    pair.step(2)
+    pair.check()
+
+
+def test_momentum_switched_on_and_off():
+    pair = Pair("SGD", {"dampening": 0.5})
+    for momentum in (0, 0.9, 0, 0.5):
+        for opt in (pair.peer, pair.opt):
+            opt.param_groups[0]["momentum"] = momentum
+        pair.step(2)
+        pair.check()
+
+
+@pytest.mark.parametrize("value", [2.0**24 - 1, 2.0**24, 1e9])
+def test_a_large_counter_counts_as_torchs(value):
+    pair = Pair("Adam")
+    pair.step()
+    for opt in (pair.peer, pair.opt):
+        for state in opt.state.values():
+            state["step"].fill_(value)
+    pair.step(3)
+    pair.check()
+
+
+# ---- parameters and gradients that change --------------------------------------------------------
+
+
+@every_config
+def test_gradients_that_are_missing_replaced_or_kept(name, kwargs):
+    pair = Pair(name, kwargs)
+    for without in ((), (0, 1), (2,), (0, 1, 2, 3, 4), (), (4,)):
+        pair.step(2, without)
+        pair.check()
+        for set_to_none in (True, False):
+            pair.peer.zero_grad(set_to_none=set_to_none)
+            pair.opt.zero_grad(set_to_none=set_to_none)
+        pair.peer.step()
+        pair.opt.step()
+        pair.check()
+
+
+@every_class
+def test_swapped_memory_is_followed(name):
+    pair = Pair(name)
+    pair.step(2)
+    kept = [p.data for p in pair.ours]
+    before = [p.clone() for p in kept]
+    for params in (pair.theirs, pair.ours):
+        for p in params:
+            p.data = p.data.clone()
+    pair.step(2)
+    pair.check()
+    assert_close(kept, before, atol=0, rtol=0)
+    assert pair.runs() == ["fastopt"] * 5
+
+
+@every_class
+def test_another_layout_of_the_same_memory_is_noticed(name):
+    pair = Pair(name, {"momentum": 0.9} if name == "SGD" else {}, shapes=((4, 4), (3, 2)))
+    pair.step(2)
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[0].data = params[0].data.t()  # the state stays
+        for slot in opt.state[params[1]].values():
+            if slot.dim():
+                slot.data = slot.data.clone().t().contiguous().t()
+    pair.step(2)
+    pair.check()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[1].data = params[1].data.view(2, 3)
+        for slot in opt.state[params[1]].values():
+            if slot.dim():
+                slot.data = slot.data.contiguous().view(2, 3)
+    pair.step(2)
+    pair.check()
+
+
+@every_class
+def test_modules_change_dtype_and_memory_format(name):
+    torch.manual_seed(0)
+    nets = [torch.nn.Conv2d(3, 4, 2)]
+    nets.append(copy.deepcopy(nets[0]))
+    opts = [getattr(m, name)(n.parameters()) for m, n in zip(MODULES, nets, strict=True)]
+    x = torch.randn(2, 3, 5, 5)
+
+    def train():
+        for net, opt in zip(nets, opts, strict=True):
+            opt.zero_grad()
+            net(x.to(net.weight.dtype)).square().sum().backward()
+            opt.step()
+        for p, q in zip(*(net.parameters() for net in nets), strict=True):
+            close(q, p)
+
+    train()
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+    train()
+    for net in nets:
+        net.double()  # the state stays in float32, which some of PyTorch's updates take
+    errors = []
+    for net, opt in zip(nets, opts, strict=True):
+        opt.zero_grad()
+        net(x.double()).square().sum().backward()
+        try:
+            opt.step()
+            errors.append(None)
+        except RuntimeError as error:
+            errors.append(str(error))
+    assert errors[0] == errors[1]
+    for opt in opts:
+        opt.state.clear()
+    nets[1].load_state_dict(nets[0].state_dict())
+    train()
+    train()
+
+
+def strided(kind):
+    base = torch.arange(1.0, 49).reshape(6, 8)
+    return {
+        "transposed": base.clone().t(),
+        "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(1, 2, 0),
+        "channels_last": torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "expanded gradient": base.clone(),
+        "size-1 axes": torch.ones(6, 8)[:, :1],
+        "gaps": base[:, ::2],
+        "negative": torch.complex(base, base).conj().imag,
+    }[kind]
+
+
+STRIDED = {
+    "transposed": "fastopt",
+    "permuted": "fastopt",
+    "channels_last": "fastopt",
+    "expanded gradient": "fastopt",
+    "size-1 axes": "torch",
+    "gaps": "torch",
+    "negative": "torch",
+}
+
+
+@pytest.mark.parametrize("kind", STRIDED)
+@every_config
+def test_any_layout_of_parameter_and_gradient(name, kwargs, kind):
+    params = [strided(kind), strided(kind)]
+    opts = [getattr(m, name)([p], **kwargs) for m, p in zip(MODULES, params, strict=True)]
+    torch.manual_seed(0)
+    for step in range(6):
+        grad = torch.randn(params[0].shape)
+        if kind.startswith("expanded"):
+            grad = torch.randn(1, 8).expand(6, 8)
+        elif step % 2:
+            grad = torch.randn(params[0].shape[::-1]).permute(*reversed(range(grad.dim())))
+        for opt, param in zip(opts, params, strict=True):
+            param.grad = grad if step < 4 else torch.randn_like(param).copy_(grad)
+            opt.step()
+        close(params[1], params[0])
+    assert [info["runs"] for info in opts[1].fastopt_info()] == [STRIDED[kind]]
+
+
+@every_class
+def test_a_gradient_that_holds_negatives(name):
+    for shape in ((), (1,), (3,)):
+        params = [torch.zeros(shape), torch.zeros(shape)]
+        opts = [getattr(m, name)([p]) for m, p in zip(MODULES, params, strict=True)]
+        for negative in (False, True, False, True):
+            for opt, param in zip(opts, params, strict=True):
+                parts = torch.full(shape, 2.0), torch.full(shape, -3.0)
+                param.grad = torch.complex(*parts).conj().imag if negative else parts[1]
+                assert param.grad.is_neg() == negative
+                opt.step()
+            close(params[1], params[0])
+            assert opts[1].fastopt_info()[0]["runs"] == ("torch" if negative else "fastopt")
+
+
+@every_class
+def test_frozen_parameters_and_gradients_set_by_hand(name):
+    pair = Pair(name)
+    for params in (pair.theirs, pair.ours):
+        params[0].requires_grad_(False)
+    pair.step(2, without=(0,))
+    pair.step(2)
+    pair.check()
+
+
+# ---- what falls back -----------------------------------------------------------------------------
+
+
+def odd_parameters():
+    class Subclass(torch.Tensor):
+        pass
+
+    shared = torch.ones(8)
+    with torch.inference_mode():
+        inference = torch.ones(3)
+    return {
+        "its dtype is torch.bfloat16": [torch.ones(3, dtype=torch.bfloat16)],
+        "its dtype is torch.float16": [torch.ones(3, dtype=torch.float16)],
+        "its dtype is torch.complex64": [torch.ones(3, dtype=torch.complex64)],
+        "its device is meta": [torch.ones(3, device="meta")],
+        "its type is Subclass": [torch.ones(3).as_subclass(Subclass)],
+        "its elements are stored as their negatives": [torch._neg_view(torch.ones(3))],
+        "it: the array is not dense": [torch.ones(6)[::2]],
+        "it shares memory with another parameter": [shared[:5], shared[4:]],
+        "it is an inference tensor": [inference],
+    }
+
+
+@pytest.mark.parametrize("why", odd_parameters())
+@every_class
+def test_what_falls_back_says_why_and_is_torchs(name, why):
+    odds = odd_parameters()[why], odd_parameters()[why]
+    plain = torch.ones(3), torch.ones(3)
+    opts = [
+        getattr(module, name)([*odd, p])
+        for module, odd, p in zip(MODULES, odds, plain, strict=True)
+    ]
+    for _ in range(3):
+        for odd, p in zip(odds, plain, strict=True):
+            for tensor in (*odd, p):
+                tensor.grad = torch.full_like(tensor, 0.5)
+        if "inference" in why:
+            for opt in opts:
+                with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+                    opt.step()
+            return
+        for opt in opts:
+            opt.step()
+    close(plain[1], plain[0])
+    for p, q in zip(*odds, strict=True):
+        if p.device.type != "meta":
+            plain_types = [t.as_subclass(torch.Tensor) for t in (q, p)]
+            assert_close(*plain_types, atol=0, rtol=0)
+    info = opts[1].fastopt_info()
+    assert [i["runs"] for i in info] == ["torch"] * len(odds[0]) + ["fastopt"]
+    assert all(i["why"].startswith(why) for i in info[:-1])
+    assert info[-1] == {
+        "group": 0, "index": len(odds[0]), "name": None, "runs": "fastopt", "why": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["differentiable", "capturable"])
+@every_class
+def test_options_that_fall_back(name, option):
+    if option == "capturable" and name in ("SGD", "Adagrad"):
+        with pytest.raises(TypeError):
+            getattr(fastopt.torch, name)([torch.ones(3)], **{option: True})
+        return
+    params = [torch.ones(3), torch.ones(3)]
+    opts = [getattr(m, name)([p], **{option: True}) for m, p in zip(MODULES, params, strict=True)]
+    for opt, param in zip(opts, params, strict=True):
+        param.grad = torch.ones(3)
+        if option == "capturable":
+            with pytest.raises(AssertionError, match="If capturable=True"):
+                opt.step()
+        else:
+            opt.step()
+    assert_close(params[1], params[0], atol=0, rtol=0)
+    assert opts[1].fastopt_info()[0]["why"] == f"{option}=True"
+    opts[1].param_groups[0][option] = opts[0].param_groups[0][option] = False
+    opts[1].defaults[option] = opts[0].defaults[option] = False
+    for opt in opts:
+        opt.state.clear()
+        opt.step()
+    close(params[1], params[0])
+    assert opts[1].fastopt_info()[0]["runs"] == "fastopt"
+
+
+def test_a_learning_rate_that_is_being_learned_falls_back():
+    lr = torch.tensor(0.1, requires_grad=True)
+    param = torch.ones(3)
+    param.grad = torch.ones(3)
+    opt = fastopt.torch.SGD([param], lr=lr, differentiable=True)
+    opt.step()
+    param.sum().backward()
+    assert lr.grad == -3
+    opt.param_groups[0]["differentiable"] = False
+    assert opt.fastopt_info()[0]["why"] == "lr requires a gradient"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+def test_sparse_gradients_come_and_go():
+    for name in ("SGD", "Adagrad"):
+        nets = [torch.nn.Embedding(6, 2, sparse=True), torch.nn.Embedding(6, 2, sparse=True)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        extra = [Parameter(torch.ones(2)), Parameter(torch.ones(2))]
+        opts = [
+            getattr(m, name)([net.weight, e], lr=0.1)
+            for m, net, e in zip(MODULES, nets, extra, strict=True)
+        ]
+        for step in range(8):
+            for net, e, opt in zip(nets, extra, opts, strict=True):
+                net.sparse = step % 4 < 2
+                opt.zero_grad()
+                (net(torch.tensor([1, 3, 3])) * e).square().sum().backward()
+                opt.step()
+            close(nets[1].weight, nets[0].weight)
+            close(extra[1], extra[0])
+            expected = ["torch" if net.sparse else "fastopt", "fastopt"]
+            assert [info["runs"] for info in opts[1].fastopt_info()] == expected
+            assert len(opts[1]._run.others) == expected.count("torch")  # what did run
+
+
+@every_class
+def test_an_error_of_torchs_own_changes_nothing(name):
+    """The plain parameter is updated by fastopt, the other by PyTorch, which refuses."""
+    plain, odd = torch.ones(3), torch.ones(3)
+    opt = getattr(fastopt.torch, name)([plain, odd], weight_decay=0.1)
+    plain.grad, odd.grad = torch.ones(3), torch.ones(3).to_sparse()
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(RuntimeError, match=r"sparse"):
+        opt.step()
+    assert torch.equal(plain, torch.ones(3))
+    assert torch.equal(odd, torch.ones(3))
+    assert plain not in opt.state or name == "Adagrad"
+    if name == "Adagrad":
+        assert opt.state[plain]["step"] == 0
+        assert before["state"][0]["sum"].equal(opt.state[plain]["sum"])
+    odd.grad = torch.ones(3)
+    opt.step()
+    close(plain, odd)
+
+
+@every_config
+def test_what_the_kernels_refuse_is_done_by_torch(name, kwargs):
+    """A gradient that overlaps another parameter: PyTorch goes through the list in order."""
+    params = [[torch.ones(4), torch.full((4,), 0.25)] for _ in range(2)]
+    opts = [getattr(m, name)(p, **kwargs) for m, p in zip(MODULES, params, strict=True)]
+    for step in range(5):
+        for p, q in params:
+            p.grad = q if step in (0, 3) else torch.full((4,), 0.5)
+            q.grad = torch.full((4,), -0.5)
+        for opt in opts:
+            opt.step()
+        close(params[1][0], params[0][0])
+        close(params[1][1], params[0][1])
+        info = opts[1].fastopt_info()[0]
+        if step in (0, 3):
+            assert info["runs"] == "torch"
+            assert "overlaps parameter 1 in memory" in info["why"]
+        else:
+            assert info["runs"] == "fastopt"
+    for p, q in zip(*params, strict=True):
+        assert opts[0].state.get(p, {}).keys() == opts[1].state.get(q, {}).keys()
+
+
+def test_a_parameter_given_twice_is_torchs():
+    for name in CLASSES:
+        param = torch.ones(3)
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            opt = getattr(fastopt.torch, name)([param, param])
+        param.grad = torch.ones(3)
+        opt.step()
+        assert [info["runs"] for info in opt.fastopt_info()] == ["torch", "torch"]
+        assert all(state.get("step", 2) == 2 for state in opt.state.values())
+
+
+def test_state_that_does_not_fit_is_torchs():
+    pair = Pair("Adam", shapes=((3, 4),))
+    pair.step()
+    for opt, (param,) in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        state = opt.state[param]
+        state["exp_avg"] = state["exp_avg"].t().contiguous().t()
+    pair.step()
+    pair.check()
+    assert pair.opt.fastopt_info()[0]["why"].endswith("another dtype, shape or memory order")
+    for opt, (param,) in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        opt.state[param]["exp_avg"] = opt.state[param]["exp_avg"].contiguous()
+        opt.state[param]["step"].fill_(2.5)
+    assert "whole number" in pair.opt.fastopt_info()[0]["why"]
+    pair.step(2)
+    pair.check()
+    pair.opt.param_groups[0]["amsgrad"] = True
+    assert pair.opt.fastopt_info()[0]["why"] == "its state has no tensor 'max_exp_avg_sq'"
+    with pytest.raises(KeyError, match="max_exp_avg_sq"):
+        pair.opt.step()
+
+
+# ---- hyperparameters and groups ------------------------------------------------------------------
+
+
+@every_config
+def test_groups_added_changed_and_replaced(name, kwargs):
+    pair = Pair(name, kwargs)
+    pair.step(2)
+    more = [Parameter(torch.ones(3)), Parameter(torch.ones(3))]
+    for opt, param in ((pair.peer, more[0]), (pair.opt, more[1])):
+        opt.add_param_group({"params": [param], "lr": 0.5})
+    pair.theirs.append(more[0])
+    pair.ours.append(more[1])
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["lr"] = 0.002
+        opt.param_groups[1]["weight_decay"] = 0.3
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["params"].pop()  # in place
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["params"] = opt.param_groups[0]["params"][:-1]  # a new list
+    pair.step(2)
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups = [dict(group) for group in opt.param_groups]
+        del opt.param_groups[1]
+    pair.step(2)
+    pair.check()
+    assert len(pair.opt.fastopt_info()) == 3
+
+
+def test_a_group_that_lacks_an_option_raises_as_torchs():
+    pair = Pair("SGD")
+    for opt, param in ((pair.peer, pair.theirs[0]), (pair.opt, pair.ours[0])):
+        param.grad = torch.ones_like(param)
+        opt.step()
+        del opt.param_groups[0]["weight_decay"]
+        with pytest.raises(KeyError, match="weight_decay"):
+            opt.step()
+    pair.check()
+
+
+def test_a_tensor_that_leaves_the_memory_is_noticed():
+    pair = Pair("Adam", shapes=((3,), (4,)), dtypes=[torch.float32] * 2)
+    pair.step()
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        params[0].grad = None
+        torch.utils.swap_tensors(params[0], Parameter(torch.ones(3, device="meta")))
+        params[1].grad = torch.ones(4)
+        opt.step()
+    close(pair.ours[1], pair.theirs[1])
+    assert [i["why"] for i in pair.opt.fastopt_info()] == ["its device is meta", None]
+
+
+def test_hyperparameters_that_only_a_group_can_have():
+    for name, changes in (
+        ("SGD", {"lr": -0.1, "momentum": -0.5}),
+        ("SGD", {"nesterov": True, "momentum": 0}),
+        ("RMSprop", {"momentum": -0.5}),
+        ("Adam", {"weight_decay": -0.1}),
+        ("Adagrad", {"lr": 1, "lr_decay": True}),
+    ):
+        pair = Pair(name)
+        for opt in (pair.peer, pair.opt):
+            opt.param_groups[0].update(changes)
+        pair.step(3)
+        pair.check()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+@every_class
+def test_hyperparameters_that_are_tensors(name, shape):
+    pair = Pair(name, {"lr": torch.full(shape, 0.01)}, dtypes=[torch.float32] * 5)
+    if name.startswith("Adam"):
+        betas = torch.full(shape, 0.75), torch.full(shape, 0.875)
+        pair = Pair(name, {"lr": torch.full(shape, 0.01), "betas": betas}, shapes=((3,),))
+    for _ in range(3):
+        pair.step()
+        for opt in (pair.peer, pair.opt):
+            opt.param_groups[0]["lr"].mul_(2)
+    pair.check()
+    assert set(pair.runs()) == {"fastopt"}
+
+
+SCHEDULERS = torch.optim.lr_scheduler
+SCHEDULES = {
+    "LambdaLR": lambda opt: SCHEDULERS.LambdaLR(opt, lambda t: 0.95**t),
+    "MultiplicativeLR": lambda opt: SCHEDULERS.MultiplicativeLR(opt, lambda t: 0.95),
+    "StepLR": lambda opt: SCHEDULERS.StepLR(opt, 3),
+    "MultiStepLR": lambda opt: SCHEDULERS.MultiStepLR(opt, [2, 5]),
+    "ConstantLR": lambda opt: SCHEDULERS.ConstantLR(opt),
+    "LinearLR": lambda opt: SCHEDULERS.LinearLR(opt),
+    "ExponentialLR": lambda opt: SCHEDULERS.ExponentialLR(opt, 0.9),
+    "SequentialLR": lambda opt: SCHEDULERS.SequentialLR(
+        opt, [SCHEDULERS.ConstantLR(opt), SCHEDULERS.ExponentialLR(opt, 0.9)], [4]
+    ),
+    "CosineAnnealingLR": lambda opt: SCHEDULERS.CosineAnnealingLR(opt, 6),
+    "ChainedScheduler": lambda opt: SCHEDULERS.ChainedScheduler(
+        [SCHEDULERS.ConstantLR(opt), SCHEDULERS.ExponentialLR(opt, 0.9)]
+    ),
+    "ReduceLROnPlateau": lambda opt: SCHEDULERS.ReduceLROnPlateau(opt, patience=1),
+    "CyclicLR": lambda opt: SCHEDULERS.CyclicLR(opt, 0.001, 0.1, 4, cycle_momentum=False),
+    "CosineAnnealingWarmRestarts": lambda opt: SCHEDULERS.CosineAnnealingWarmRestarts(opt, 4),
+    "OneCycleLR": lambda opt: SCHEDULERS.OneCycleLR(opt, 0.1, 20),  # momentum, or betas, too
+    "PolynomialLR": lambda opt: SCHEDULERS.PolynomialLR(opt, 8),
+    "SWALR": lambda opt: torch.optim.swa_utils.SWALR(opt, 0.05, 4),
+}
+WITH_MOMENTUM = {"OneCycleLR": {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}}}
+
+
+def test_every_scheduler_of_torch_is_tested():
+    classes = {
+        name
+        for name in SCHEDULERS.__all__
+        if isinstance(getattr(SCHEDULERS, name), type) and name != "LRScheduler"
+    }
+    assert classes == SCHEDULES.keys() - {"SWALR"}
+    assert len(SCHEDULES) == 16
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+@every_class
+def test_schedules(name, scheduler):
+    if scheduler == "OneCycleLR" and name == "Adagrad":  # has nothing else to cycle
+        with pytest.raises(ValueError, match="momentum"):
+            SCHEDULES[scheduler](Pair(name).opt)
+        return
+    pair = Pair(name, WITH_MOMENTUM.get(scheduler, {}).get(name))
+    opts = (pair.peer, pair.opt)
+    schedulers = [SCHEDULES[scheduler](opt) for opt in opts]
+    lrs = set()
+    for _ in range(12):
+        pair.step()
+        for one in schedulers:
+            one.step(*[1.0] * (scheduler == "ReduceLROnPlateau"))
+        assert opts[0].param_groups[0]["lr"] == opts[1].param_groups[0]["lr"]
+        lrs.add(opts[0].param_groups[0]["lr"])
+    assert len(lrs) > 1
+    pair.check()
+    assert pair.runs() == ["fastopt"] * 5
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+@every_class
+def test_backward_through_a_tensor_that_was_updated_raises(name):
+    for module in MODULES:
+        param, other = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+        opt = getattr(module, name)([param, other])
+        saved, also_saved = param.square().sum(), other.square().sum()
+        param.grad = torch.ones(3)
+        version = param._version, other._version
+        opt.step()
+        assert param._version > version[0]
+        assert other._version == version[1]  # it has no gradient
+        also_saved.backward()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saved.backward()
+
+
+@every_class
+def test_closures(name):
+    pair = Pair(name)
+    losses = []
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+
+        def closure(opt=opt, params=params):
+            assert torch.is_grad_enabled()
+            opt.zero_grad()
+            loss = sum((p**2).sum() for p in params)
+            loss.backward()
+            return loss
+
+        with torch.no_grad():
+            losses.append([opt.step(closure).item() for _ in range(5)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    pair.check()
+
+
+@every_class
+def test_optimizers_in_backward(name):
+    """One optimizer for each parameter, stepped as soon as its gradient is there."""
+    nets = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for module, net in zip(MODULES, nets, strict=True):
+        opts = {p: getattr(module, name)([p]) for p in net.parameters()}
+
+        def hook(p, opts=opts):
+            opts[p].step()
+            opts[p].zero_grad()
+
+        for p in net.parameters():
+            p.register_post_accumulate_grad_hook(hook)
+    for _ in range(4):
+        for net in nets:
+            net(torch.ones(4)).square().sum().backward()
+            assert all(p.grad is None for p in net.parameters())
+    for p, q in zip(*(net.parameters() for net in nets), strict=True):
+        close(q, p)
+
+
+@every_class
+def test_parameters_that_refer_to_their_optimizer_are_freed(name):
+    params = [torch.ones(3), torch.ones(2)]
+    for param in params:
+        param.optimizer = getattr(fastopt.torch, name)([param])
+        param.grad = torch.ones_like(param)
+        param.optimizer.step()
+    gone = [weakref.ref(param) for param in params]
+    del params, param
+    gc.collect()
+    assert [param() for param in gone] == [None, None]
+
+
+@every_class
+def test_an_optimizer_goes_as_soon_as_it_is_dropped(name):
+    pair = Pair(name)
+    pair.step(2)
+    state = [weakref.ref(v) for s in pair.opt.state.values() for v in s.values()]
+    grads = [weakref.ref(p.grad) for p in pair.ours]
+    pair.opt.zero_grad()
+    assert all(grad() is None for grad in grads)  # nor does it keep gradients
+    gc.disable()
+    try:
+        gone = weakref.ref(pair.opt)
+        pair.opt = None
+        assert gone() is None
+        assert all(tensor() is None for tensor in state)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Adam", "AdamW"])
+def test_grad_scaler(name, fused):
+    pair = Pair(name, {"fused": fused, "lr": 0.1}, shapes=((4,), (2, 3)))
+    scales, results = [], []
+    for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+        for step in range(6):
+            opt.zero_grad()
+            loss = sum((p**2).sum() for p in params)
+            if step == 3:
+                loss = loss * float("inf")
+            scaler.scale(loss).backward()
+            scaler.step(opt)
+            if step != 3:
+                results.append([p.grad.clone() for p in params])
+            scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales[0] == scales[1] != 256.0
+    for a, b in zip(results[: len(results) // 2], results[len(results) // 2 :], strict=True):
+        for p, q in zip(a, b, strict=True):
+            close(q, p)
+    pair.check()
+
+
+@every_class
+def test_clipped_gradients(name):
+    pair = Pair(name)
+    for _ in range(3):
+        pair.set_gradients()
+        for opt, params in ((pair.peer, pair.theirs), (pair.opt, pair.ours)):
+            torch.nn.utils.clip_grad_norm_(params, 0.1)
+            torch.nn.utils.clip_grad_value_(params, 0.05)
+            opt.step()
+    pair.check()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, while it compiles
+def test_compiled_steps_run_torchs_update():
+    param = torch.ones(3)
+    opt = fastopt.torch.SGD([param], lr=0.5)
+    param.grad = torch.ones(3)
+    torch.compile(opt.step, backend="eager")()
+    assert torch.equal(param, torch.full((3,), 0.5))
+    assert opt._run is None  # the kernels did not
+
+
+# ---- hooks ---------------------------------------------------------------------------------------
+
+
+def test_hooks_around_overridden_and_wrapped_steps_run_once():
+    class Overridden(fastopt.torch.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    class Inherited(fastopt.torch.Adam):
+        pass
+
+    seen = []
+    for cls in (fastopt.torch.Adam, Overridden, Inherited):
+        opt = cls([torch.ones(1)])
+        opt.register_step_pre_hook(lambda *_: seen.append("pre"))
+        opt.register_step_post_hook(lambda *_: seen.append("post"))
+        SCHEDULERS.StepLR(opt, 1)  # wraps the instance's step
+        opt.step()
+        assert seen == ["pre", "post"]
+        seen.clear()
+
+
+def test_a_hook_may_change_the_arguments():
+    opt = fastopt.torch.Adam([torch.ones(1)])
+    opt.register_step_pre_hook(lambda opt, args, kwargs: ((args[0], lambda: 7), {}))
+    assert opt.step() == 7
+    opt.register_step_pre_hook(lambda *_: 3)
+    with pytest.raises(RuntimeError, match="must return None or a tuple"):
+        opt.step()
+
+
+def test_the_profiler_sees_steps():
+    pair = Pair("Adam")
+    pair.set_gradients()
+    with torch.profiler.profile() as profile:
+        pair.opt.step()
+    assert "Optimizer.step#Adam.step" in {event.name for event in profile.events()}
+
+
+# ---- threads and processes -----------------------------------------------------------------------
+
+
+def test_threads_are_torchs_and_fastopts_bound():
+    param = torch.zeros(1 << 20)
+    param.grad = torch.ones(1 << 20)
+    opt = fastopt.torch.SGD([param])
+    before = torch.get_num_threads(), fastopt.get_num_threads()
+    try:
+        for theirs, ours, bound in ((1, 4, 1), (4, 1, 1), (3, 2, 2)):
+            torch.set_num_threads(theirs)
+            fastopt.set_num_threads(ours)
+            opt.step()
+            assert opt._run.plan.num_threads == bound
+    finally:
+        torch.set_num_threads(before[0])
+        fastopt.set_num_threads(before[1])
+
+
+def in_process(*arguments, seconds=120):
+    """Run Python; it must end well, and in time."""
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, timeout=seconds, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_docstring_examples():
+    result = doctest.testmod(fastopt.torch)
+    assert (result.failed, result.attempted) == (0, 33)
+
+
+def test_the_example_agrees_with_torch():
+    script = Path(__file__).parents[2] / "examples" / "pytorch_optimizers.py"
+    lines = in_process(script, "--check", "--epochs", "2").splitlines()
+    assert [line for line in lines if " " not in line] == ["SGD", "Adam", "Adagrad", "RMSprop"]
+    assert sum(line.startswith("Epoch [2/2], Loss: ") for line in lines) == 4
+
+
+FORK = """
+    import os, torch, fastopt.torch
+    param = torch.zeros(1 << 20)
+    param.grad = torch.ones(1 << 20)
+    opt = fastopt.torch.Adam([param])
+    for _ in range(5):
+        opt.step()
+        child = os.fork()
+        if child == 0:
+            opt.step()
+            array = param.numpy()  # PyTorch's own threads would not survive the fork
+            os._exit(0 if array.min() == array.max() < 0 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    before = param.clone()
+    opt.step()
+    assert (param < before).all()
+"""
+
+
+def test_a_forked_child_steps_alike():
+    in_process("-c", textwrap.dedent(FORK))
+
+
+ZERO = """
+    import os, torch, torch.distributed as dist, fastopt.torch
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from datetime import timedelta
+    rank, folder = int(os.environ["RANK"]), os.environ["FOLDER"]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
+    results = []
+    for module in (torch.optim, fastopt.torch):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(5, 3)) for _ in range(4)]
+        opt = ZeroRedundancyOptimizer(params, getattr(module, "NAME"), lr=0.1, BUCKETS)
+        for step in range(6):
+            for param in params:
+                param.grad = torch.sin(param.detach() * (step + 1))
+            opt.step()
+            if step == 3:
+                opt.consolidate_state_dict(to=0)
+                if rank == 0:
+                    state = opt.state_dict()["state"]
+        results.append((params, state if rank == 0 else {}))
+        if module is fastopt.torch:
+            assert {i["runs"] for i in opt.optim.fastopt_info()} == {"fastopt"}
+    for p, q in zip(results[0][0], results[1][0]):
+        torch.testing.assert_close(p, q)
+    torch.testing.assert_close(results[0][1], results[1][1])
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "buckets"), [*((name, False) for name in CLASSES), ("AdamW", True)]
+)
+def test_zero_redundancy_optimizer(name, buckets, tmp_path):
+    code = textwrap.dedent(ZERO).replace("NAME", name)
+    code = code.replace("BUCKETS", f"parameters_as_bucket_view={buckets}")
+    env = {**os.environ, "FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**env, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            _, stderr = process.communicate(timeout=120)
+            assert process.returncode == 0, stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def step_in_shared_memory(opt, param):
+    param.grad = torch.ones_like(param)
+    opt.step()
+
+
+def test_state_in_shared_memory():
+    """As in Hogwild: Adagrad's own share_memory() moves its state under the optimizer's feet."""
+    params = [torch.ones(4).share_memory_(), torch.ones(4)]
+    opts = [fastopt.torch.Adagrad([params[0]]), torch.optim.Adagrad([params[1]])]
+    for opt, param in zip(opts, params, strict=True):
+        step_in_shared_memory(opt, param)
+    opts[0].share_memory()
+    for opt, param in zip(opts, params, strict=True):
+        step_in_shared_memory(opt, param)
+    close(*params)
+    process = multiprocessing.get_context("fork").Process(
+        target=step_in_shared_memory, args=(opts[0], params[0])
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    step_in_shared_memory(opts[1], params[1])
+    close(*params)
+    close(opts[0].state[params[0]]["sum"], opts[1].state[params[1]]["sum"])
