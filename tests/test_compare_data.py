@@ -254,6 +254,16 @@ def test_names_may_hold_commas_and_any_script(tmp_path):
     assert "größe.csv" in stdout
 
 
+def test_the_page_shows_names_as_they_are(tmp_path):
+    path = write_csv(tmp_path / "a&b.csv", ["x", "<i>y"], [[i, i + 0.5] for i in range(40)])
+    _, stdout = compare(tmp_path, "--data", str(path), "--target", "<i>y", *QUICK)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>fastopt compare: a&amp;b.csv</title>" in page
+    assert "&lt;i&gt;y" in page
+    assert "<i>" not in page
+    assert "a&b.csv: regression of '<i>y' from 1 numeric column;" in stdout
+
+
 def test_ten_rows_are_enough(tmp_path):
     results, _ = compare(
         tmp_path, "--data", str(table(tmp_path, rows=10)), "--target", "price", *QUICK
