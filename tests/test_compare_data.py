@@ -312,6 +312,12 @@ BAD = {
         "'colour' has 1 missing value (the first in line 61)",
     ),
     "NaN": ({"size": [*CELLS[:59], "nan"]}, [], "'size' has 1 missing value "),
+    "NaN with a sign": ({"size": [*CELLS[:59], "-NaN"]}, [], "'size' has 1 missing value "),
+    "a number of Python's": (
+        {"size": [*CELLS[:59], "1_000"]},
+        [],
+        "'size' holds numbers and text ('1_000' in line 61)",
+    ),
     "infinity": ({"size": [*CELLS[:59], "-inf"]}, [], "'size' has no finite number in line 61"),
     "beyond double": (
         {"size": [*CELLS[:59], "1e999"]},
