@@ -16,6 +16,7 @@ import json
 import os
 import pty
 import re
+import select
 import statistics
 import struct
 import subprocess
@@ -697,7 +698,12 @@ os.execv(sys.executable, [sys.executable, "-m", "fastopt", "compare", *sys.argv[
 
 
 def on_a_terminal(cwd, *argv, ctrl_c_at=None, columns=90):
-    """Run the command on a pseudo-terminal; return its status, its output, and the screen left."""
+    """Run the command on a pseudo-terminal.
+
+    Returns
+    -------
+    The status, the output, the screen that was left, and the last one before with bars on it.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     env = environment() | {"TERM": "xterm-256color"}
@@ -706,26 +712,32 @@ def on_a_terminal(cwd, *argv, ctrl_c_at=None, columns=90):
     process = subprocess.Popen(command, cwd=cwd, env=env, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     screen = pyte.Screen(columns, 40)
-    stream, output = pyte.ByteStream(screen), b""
+    stream, output, bars = pyte.ByteStream(screen), b"", []
     with process, open(master, "r+b", buffering=0) as terminal:
         while True:
+            assert select.select([terminal], [], [], 120)[0], "it hangs"
             try:
                 chunk = terminal.read(65536)
             except OSError:  # the other end is closed
                 break
             output += chunk
             stream.feed(chunk)
-            if ctrl_c_at is not None and re.search(ctrl_c_at, "\n".join(screen.display)):
+            lines = [line.rstrip() for line in screen.display]
+            if any("\u2501" in line for line in lines):
+                bars = lines
+            if ctrl_c_at is not None and re.search(ctrl_c_at, "\n".join(lines)):
                 terminal.write(b"\x03")
                 ctrl_c_at = None
     assert not screen.cursor.hidden
-    return process.returncode, output.decode(), [line.rstrip() for line in screen.display]
+    return process.returncode, output.decode(), lines, bars
 
 
 def test_on_a_terminal_bars_are_drawn_and_leave_no_debris(tmp_path):
-    status, output, lines = on_a_terminal(tmp_path, "--epochs", "5", "--seeds", "2", columns=110)
+    status, output, lines, bars = on_a_terminal(
+        tmp_path, "--epochs", "5", "--seeds", "2", columns=110
+    )
     assert status == 0
-    assert "\u2501" in output
+    assert [line.split()[0] for line in bars if "\u2501" in line] == list(DEFAULT)
     assert "try lr 0.003, seed 1" in output
     assert re.search(r"Epoch \[\d/5\], Loss: \d\.\d{4}", output)
     # What is left: three lines on what is done, the table, and two lines on what came out.
@@ -743,21 +755,23 @@ def test_on_a_terminal_bars_are_drawn_and_leave_no_debris(tmp_path):
     assert "".join(lines[end + 4 :]) == ""
 
 
-def test_on_a_narrow_terminal_the_bars_leave_no_debris_either(tmp_path):
+def test_on_a_narrow_terminal_a_bar_is_a_line_and_there_is_no_debris_either(tmp_path):
     argv = ["--epochs", "3", "--seeds", "1", "--lr", "0.01"]
-    status, output, lines = on_a_terminal(tmp_path, *argv, columns=44)
+    status, _, lines, bars = on_a_terminal(tmp_path, *argv, columns=44)
     assert status == 0
-    assert "\u2501" in output
-    assert "\u2501" not in "".join(lines)
-    assert "seed 0" not in "".join(lines)
+    first = next(i for i, line in enumerate(bars) if line.startswith("sgd"))
+    drawn = bars[first : first + 5]
+    assert [line.split()[0] for line in drawn] == list(DEFAULT)
+    assert all("\u2501" in line for line in drawn)
+    assert not any("\u2501" in line or "seed 0" in line for line in lines)
 
 
 def test_ctrl_c_on_a_terminal_keeps_the_finished_runs(tmp_path):
     argv = ["--optimizers", "sgd,adam", "--lr", "0.01", "--seeds", "1", "--epochs", "150"]
-    status, output, lines = on_a_terminal(tmp_path, *argv, ctrl_c_at=r"(?m)^adam .*Epoch")
+    status, output, lines, bars = on_a_terminal(tmp_path, *argv, ctrl_c_at=r"(?m)^adam .*Epoch")
     assert status == 130
     assert "Interrupted: the results are of 1 of 2 runs." in lines
-    assert "\u2501" in output
+    assert bars
     assert "\u2501" not in "".join(lines)
     assert "Traceback" not in output
     assert list(table("\n".join(lines))) == ["sgd"]
