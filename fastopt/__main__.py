@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import fastopt
+from fastopt.compare.algorithms import ALGORITHMS, DEFAULT, SCHEDULES
+
+if TYPE_CHECKING:
+    from fastopt.compare.data import Data
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,41 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(command=_info)
 
-    compare = commands.add_parser(
-        "compare",
-        help="train one network with each of the algorithms",
-        description="Train the same network on handwritten digits with SGD, momentum, Adagrad, "
-        "RMSprop and Adam, and compare them. Needs: pip install 'fastopt[compare]'",
-        allow_abbrev=False,
-    )
-    count = _integer(1, 10**6)
-    compare.add_argument(
-        "--epochs", type=count, default=20, metavar="N", help="passes over the data (20)"
-    )
-    compare.add_argument(
-        "--batch-size", type=count, default=64, metavar="N", help="samples a step (64)"
-    )
-    compare.add_argument(
-        "--seed",
-        type=_integer(0, 2**32 - 1),
-        default=0,
-        metavar="N",
-        help="of the split, the initial weights and the batches (0)",
-    )
-    compare.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fastopt-comparison"),
-        metavar="DIR",
-        help="folder for results.json and comparison.png, made if missing (fastopt-comparison)",
-    )
-    compare.add_argument(
-        "--threads",
-        type=_integer(1, 1024),
-        metavar="N",
-        help="upper bound on the threads of an optimizer step (as many as 'fastopt info' says)",
-    )
-    compare.set_defaults(command=_compare)
+    _add_compare(commands)
 
     bench = commands.add_parser(
         "bench",
@@ -126,6 +98,149 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    size = _integer(1, 10**6)
+    return tuple(size(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Parse names of algorithms."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise argparse.ArgumentTypeError(f"no algorithm {name!r}; there are {known}")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
+    return names
+
+
+def _rates(text: str) -> dict[str | None, float]:
+    """Parse ``RATE``, which is for all algorithms (None), or ``NAME=RATE,NAME=RATE``."""
+    rates: dict[str | None, float] = {}
+    for part in text.split(","):
+        name, equals, rate = part.rpartition("=")
+        if not equals and "," in text:
+            raise argparse.ArgumentTypeError(f"must be RATE, or NAME=RATE,..., not {text!r}")
+        rates[_names(name)[0] if equals else None] = _positive(rate)
+    return rates
+
+
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="find out which algorithm serves your data best",
+        description="Train the same network with each algorithm, on handwritten digits or on your "
+        "own table, with a learning rate chosen for each; show a table, a plot and a page. "
+        "Needs: pip install 'fastopt[compare]'",
+        allow_abbrev=False,
+    )
+    count = _integer(1, 10**6)
+    data = compare.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.csv",
+        help="a table with a line of column names (handwritten digits)",
+    )
+    data.add_argument("--target", metavar="COLUMN", help="what to predict")
+    data.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="(texts and a few whole numbers are classes, other numbers are not)",
+    )
+    data.add_argument(
+        "--impute", action="store_true", help="fill missing values, which are refused otherwise"
+    )
+    data.add_argument(
+        "--categorical",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="its numbers are names; may be repeated",
+    )
+    data.add_argument(
+        "--ignore", action="append", default=[], metavar="COLUMN", help="may be repeated"
+    )
+    training = compare.add_argument_group("training")
+    training.add_argument(
+        "--optimizers",
+        type=_names,
+        default=DEFAULT,
+        metavar="NAME,...",
+        help=f"of {', '.join(ALGORITHMS)} ({','.join(DEFAULT)})",
+    )
+    training.add_argument(
+        "--hidden",
+        type=_sizes,
+        default=(64, 32),
+        metavar="N,...",
+        help="units of the hidden layers; '' is a linear model (64,32)",
+    )
+    training.add_argument(
+        "--epochs", type=count, default=20, metavar="N", help="passes over the data (20)"
+    )
+    training.add_argument(
+        "--batch-size", type=count, default=64, metavar="N", help="samples a step (64)"
+    )
+    training.add_argument(
+        "--lr",
+        type=_rates,
+        default={},
+        metavar="RATE",
+        help="for all, or NAME=RATE,... (chosen on the validation split)",
+    )
+    training.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="constant",
+        metavar="NAME",
+        help=f"of the learning rate: {', '.join(SCHEDULES)} (constant)",
+    )
+    training.add_argument(
+        "--seed",
+        type=_integer(0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="of the split, the initial weights and the batches (0)",
+    )
+    training.add_argument(
+        "--seeds",
+        type=_integer(1, 1000),
+        default=3,
+        metavar="N",
+        help="how often to train with each, with one seed after the other (3)",
+    )
+    training.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"
+    )
+    training.add_argument(
+        "--threads",
+        type=_integer(1, 1024),
+        metavar="N",
+        help="upper bound on the threads of an optimizer step (as many as 'fastopt info' says)",
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastopt-comparison"),
+        metavar="DIR",
+        help="folder for report.html, comparison.png and results.json, made if missing "
+        "(fastopt-comparison)",
+    )
+    compare.set_defaults(command=_compare)
+
+
 def _fail(message: str, status: int) -> int:
     print(f"fastopt: error: {message}", file=sys.stderr)
     return status
@@ -153,42 +268,86 @@ def _info(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     try:
-        from fastopt.compare import data, report, run
+        from rich.console import Console
+
+        from fastopt.compare import data, progress, report, run, summary
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in {"sklearn", "rich", "matplotlib"}:
+        if missing not in {"sklearn", "threadpoolctl", "rich", "matplotlib"}:
             raise
         needed = f"{missing} is missing; 'fastopt compare' needs: pip install 'fastopt[compare]'"
         return _fail(needed, 2)
 
+    rates = dict.fromkeys(args.optimizers, args.lr[None]) if None in args.lr else args.lr
+    chosen = ("optimizers", "hidden", "epochs", "batch_size", "schedule", "seed", "seeds", "dtype")
+    settings = run.Settings(
+        lr=rates, threads=args.threads, **{name: getattr(args, name) for name in chosen}
+    )
     out: Path = args.out
     try:
+        loaded = _load(args)
         _make_writable(out)
+    except (data.DataError, _WrongOptionsError) as error:
+        return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 2)
 
-    settings = run.Settings(args.epochs, args.batch_size, args.seed, args.threads)
-    digits = data.load(settings.seed)
-    runs: list[run.Run] = []
+    comparison = run.Comparison(loaded, settings)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a column may be named in any script
+    terminal = sys.stdout.isatty()
+    console = Console() if terminal else Console(width=100)
+    for line in summary.description(comparison):
+        console.print(line, markup=False, highlight=False)
+    shown: progress.Progress = progress.Lines(settings.epochs)
+    if terminal and not console.is_dumb_terminal:
+        shown = progress.Bars(console, comparison.trainings, settings.epochs)
     interrupted = False
     try:
-        for algorithm in run.ALGORITHMS:
-            runs.append(run.train(algorithm, digits, settings))
+        comparison.go(shown)
     except KeyboardInterrupt:
         interrupted = True
-        total = len(run.ALGORITHMS)
-        print(f"\nInterrupted: the results are of {len(runs)} of {total} runs.", file=sys.stderr)
+        done, planned = len(comparison.runs), comparison.planned
+        print(f"\nInterrupted: the results are of {done} of {planned} runs.", file=sys.stderr)
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}", 1)
 
-    if runs:
-        report.print_table(runs)
-        results, figure = out / "results.json", out / "comparison.png"
+    if comparison.runs:
+        report.print_table(comparison, console)
         try:
-            report.write_results(results, settings, runs)
-            report.write_figure(figure, runs)
+            written = report.write(out, comparison)
         except OSError as error:
             return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
-        print(f"Written: {results} and {figure}")
+        print(f"Written: {', '.join(map(str, written))}")
     return 130 if interrupted else 0
+
+
+class _WrongOptionsError(ValueError):
+    """Options that do not go together."""
+
+
+def _load(args: argparse.Namespace) -> Data:
+    from fastopt.compare import data
+
+    for name in args.lr.keys() - {None, *args.optimizers}:
+        raise _WrongOptionsError(f"--lr has {name!r}, which is not among --optimizers")
+    if args.data is None:
+        for name in ("target", "task", "impute", "categorical", "ignore"):
+            if getattr(args, name):
+                raise _WrongOptionsError(f"--{name} goes with --data FILE.csv")
+        return data.digits(args.seed, args.dtype)
+    if args.target is None:
+        raise _WrongOptionsError("--data needs --target COLUMN: what to predict")
+    return data.read_csv(
+        args.data,
+        args.target,
+        args.seed,
+        args.dtype,
+        task=args.task,
+        impute=args.impute,
+        categorical=args.categorical,
+        ignore=args.ignore,
+    )
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -1,131 +1,239 @@
-"""What remains of a comparison: the table, results.json and comparison.png."""
+"""What remains of a comparison: the table, results.json, comparison.png and report.html."""
 
 from __future__ import annotations
 
+import base64
 import json
 import platform
-from collections.abc import Sequence
+import textwrap
 from dataclasses import asdict
+from html import escape
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import fastopt
 from fastopt._files import replace
-from fastopt.compare.run import LAYERS, Run, Settings
+from fastopt.compare import figure
+from fastopt.compare.run import Comparison
+from fastopt.compare.summary import (
+    Summary,
+    cells,
+    description,
+    headings,
+    loss_name,
+    score_name,
+    summarize,
+    verdict,
+)
 
-# Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
-STYLES: dict[str, dict[str, Any]] = {
-    "sgd": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (1, 1))},
-    "momentum": {"color": "#0072B2", "marker": "s", "linestyle": (0, (4, 1.5))},
-    "adagrad": {"color": "#E69F00", "marker": "^", "linestyle": (0, (4, 1.5, 1, 1.5))},
-    "rmsprop": {"color": "#009E73", "marker": "D", "linestyle": (0, (7, 2))},
-    "adam": {"color": "#D55E00", "marker": "v", "linestyle": "-"},
-}
-
-
-def print_table(runs: Sequence[Run]) -> None:
-    """Print one row a run to standard output."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("algorithm")
-    for heading in (
-        "learning\nrate",
-        "final training\nloss",
-        "test\naccuracy",
-        "optimizer\nus a step",
-        "share of\ntraining time",
-    ):
-        table.add_column(heading, justify="right")
-    for run in runs:
-        last = run.epochs[-1]
-        table.add_row(
-            run.algorithm,
-            f"{run.hyperparameters['lr']:g}",
-            "diverged" if last.loss is None else f"{last.loss:.4f}",
-            "-" if last.loss is None else f"{last.test_accuracy:.2%}",
-            f"{run.optimizer_us_median:.1f}",
-            f"{run.optimizer_share:.1%}",
-        )
-    Console().print(table)
+FORMAT = 1  # of results.json; goes up when a reader of the old one would be wrong
 
 
-def write_results(path: Path, settings: Settings, runs: Sequence[Run]) -> None:
-    """Write everything that was set and measured as JSON.
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print a row an algorithm, and what to read from them."""
+    summary = summarize(comparison)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(headings(comparison, summary)):
+        lines = "\n".join(textwrap.wrap(heading, 9))
+        table.add_column(lines, justify="right" if i else "left", no_wrap=True)
+    for row in summary.rows:
+        table.add_row(*cells(comparison, row))
+    console.print(table)
+    console.print(verdict(comparison, summary), markup=False, highlight=False)
 
-    Equal settings and versions give an equal file, but for the three times of each run.
+
+def write(folder: Path, comparison: Comparison) -> list[Path]:
+    """Write all files into a folder; each replaces an older one only once it is complete.
 
     Parameters
     ----------
-    path : Path
-        Replaced only once the new text is complete.
-    settings : Settings
-        What the user chose.
-    runs : sequence of Run
-        The finished runs.
+    folder : Path
+        It exists.
+    comparison : Comparison
+        With one finished run at least.
+
+    Returns
+    -------
+    list of Path
+        What was written.
     """
-    results = {
-        "settings": {**asdict(settings), "layers": LAYERS, "dtype": "float32"},
-        "versions": {
-            "fastopt": fastopt.__version__,
-            "numpy": np.__version__,
-            "scikit-learn": version("scikit-learn"),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
-        "build_info": fastopt.build_info(),
-        "runs": [asdict(run) for run in runs],
+    summary, curves = summarize(comparison), figure.curves(comparison)
+    contents = {
+        "results.json": _json(comparison, summary),
+        "comparison.png": curves,
+        "report.html": _page(comparison, summary, curves, figure.search(comparison)),
     }
-    replace(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    for name, content in contents.items():
+        replace(folder / name, content)
+    return [folder / name for name in contents]
 
 
-def write_figure(path: Path, runs: Sequence[Run]) -> None:
-    """Draw training loss and test accuracy over the epochs as a PNG.
+def _json(comparison: Comparison, summary: Summary) -> bytes:
+    """Return all that was set and found; docs/compare.md says what is where."""
+    results = {
+        "format": FORMAT,
+        "complete": len(comparison.runs) == comparison.planned,
+        "settings": asdict(comparison.settings),
+        "data": comparison.data.description,
+        "layers": comparison.layers,
+        "versions": _versions(),
+        "build_info": fastopt.build_info(),
+        "search": [asdict(trial) for trial in comparison.trials],
+        "runs": [run.as_dict() for run in comparison.runs],
+        "summary": summary.as_dict(),
+    }
+    return (json.dumps(results, indent=2, allow_nan=False) + "\n").encode()
 
-    Parameters
-    ----------
-    path : Path
-        Replaced only once the new picture is complete.
-    runs : sequence of Run
-        One line each in both panels; it ends where a run diverged.
-    """
-    figure = Figure(figsize=(10, 4.2), layout=ConstrainedLayoutEngine(wspace=0.06))
-    left, right = figure.subplots(1, 2)
-    for run in runs:
-        finite = [epoch for epoch in run.epochs if epoch.loss is not None]
-        epochs = [epoch.epoch for epoch in finite]
-        style = {
-            **STYLES[run.algorithm],
-            "label": run.algorithm + " (diverged)" * run.diverged,
-            "linewidth": 1.6,
-            "markersize": 4.5,
-            "markevery": 1 + len(epochs) // 30,
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.6,
-        }
-        left.plot(epochs, [epoch.loss for epoch in finite], **style)
-        right.plot(epochs, [epoch.test_accuracy for epoch in finite], **style)
 
-    left.set(yscale="log", ylabel="training loss (cross-entropy)")
-    right.set(ylabel="test accuracy")
-    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        axes.grid(color="0.9", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
+def _versions() -> dict[str, str]:
+    return {
+        "fastopt": fastopt.__version__,
+        **{name: version(name) for name in ("numpy", "scikit-learn")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; color: #1b1b1b;
+       background: #fff; font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .4rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem; }
+.verdict { font-size: 1.1rem; padding: .7rem 1rem; border-left: .3rem solid #0072b2;
+           background: #f2f7fa; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
+thead th { vertical-align: bottom; border-bottom: 2px solid #555; line-height: 1.25; }
+th:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 600; }
+caption, figcaption { color: #555; font-size: .9rem; text-align: left; caption-side: bottom;
+                      padding-top: .5rem; }
+figure { margin: 0; }
+img { max-width: 100%; height: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0; }
+dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$paragraphs
+<p class="verdict">$verdict</p>
+<div class="wide">
+<table>
+<caption>$caption</caption>
+<thead><tr>$headings</tr></thead>
+<tbody>
+$rows
+</tbody>
+</table>
+</div>
+<h2>Training loss</h2>
+<figure>
+<img alt="Training loss over epochs, left, and over seconds, right, a line an algorithm"
+ width="1500" src="data:image/png;base64,$curves">
+<figcaption>Over all of the training split, after each epoch$shade. An epoch
+is drawn as long as the algorithm's median one.</figcaption>
+</figure>
+$search
+<h2>How it was done</h2>
+<p>$method</p>
+<dl>
+$settings
+</dl>
+</body>
+</html>
+""")
+
+_SEARCH = Template("""<h2>Choice of the learning rate</h2>
+<figure>
+<img alt="Validation loss over the learning rate, a line an algorithm" width="1500"
+ src="data:image/png;base64,$image">
+<figcaption>Mean loss on the validation split over the last quarter of the epochs$seeds. The large
+marks are the rates chosen; where a line leaves the picture or breaks off, a rate is of no
+use.</figcaption>
+</figure>""")
+
+
+def _page(comparison: Comparison, summary: Summary, curves: bytes, search: bytes | None) -> bytes:
+    """Return a page that needs nothing besides itself."""
+    settings = comparison.settings
+    several = settings.seeds > 1
+    rows = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{escape(cell)}</th>' if i == 0 else f"<td>{escape(cell)}</td>"
+            for i, cell in enumerate(cells(comparison, row))
+        )
+        + "</tr>"
+        for row in summary.rows
     )
+    caption = (
+        f"Loss: {loss_name(comparison)}, after the last epoch. "
+        + f"Means over {settings.seeds} seeds, ± the standard deviation. " * several
+        + "The loss to reach is the best one that all of them reach. Times are of the machine that "
+        "this ran on; a step is one update of all parameters."
+    )
+    chosen = (
+        "For each algorithm the learning rate with the lowest loss on the validation split was "
+        "taken from a list, the same for all. "
+        if comparison.trials
+        else ""
+    )
+    method = (
+        f"{chosen}The test split was used for the table's {score_name(comparison)} alone. With the "
+        "same seed, every algorithm began with the same weights and saw the same batches in the "
+        "same order."
+    )
+    facts = {
+        **{k: v for k, v in asdict(settings).items() if k not in ("lr", "threads")},
+        "learning rates given": settings.lr or "none",
+        "threads of a step": settings.threads or fastopt.get_num_threads(),
+        **_versions(),
+    }
+    page = _PAGE.substitute(
+        title=escape(f"fastopt compare: {comparison.data.description['name']}"),
+        paragraphs="\n".join(f"<p>{escape(line)}.</p>" for line in description(comparison)),
+        verdict=escape(verdict(comparison, summary)),
+        caption=escape(caption),
+        headings="".join(
+            f'<th scope="col">{escape(text)}</th>' for text in headings(comparison, summary)
+        ),
+        rows=rows,
+        curves=base64.b64encode(curves).decode(),
+        shade="; the shade spans all seeds" * several,
+        search=_SEARCH.substitute(
+            image=base64.b64encode(search).decode(), seeds=" and all seeds" * several
+        )
+        if search
+        else "",
+        method=escape(method),
+        settings="\n".join(
+            f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_said(value))}</dd>"
+            for name, value in facts.items()
+        ),
+    )
+    return page.encode()
 
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    replace(path, png.getvalue())
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number:g}" for name, number in value.items())
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,124 +1,214 @@
-"""Train the same network once per algorithm, from the same weights on the same batches."""
+"""Choose a learning rate for each algorithm, then train with it, from the same weights for all."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-import fastopt
-from fastopt.compare.data import Digits
-from fastopt.compare.model import MLP
-
-LAYERS = (64, 128, 64, 10)
-
-# The class, and the hyperparameters that are not its defaults. The learning rates are chosen alike
-# for all: of 1, 2 and 5 times a power of ten, the largest with which the loss seldom rises from one
-# epoch to the next (over ten seeds, on average at most once in 20 epochs).
-ALGORITHMS: dict[str, tuple[Any, dict[str, float]]] = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.02, "momentum": 0.9}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
-    "rmsprop": (fastopt.RMSprop, {"lr": 0.001}),
-    "adam": (fastopt.Adam, {"lr": 0.002}),
-}
+from fastopt.compare.algorithms import ALGORITHMS, DEFAULT, GRID, SCHEDULES
+from fastopt.compare.data import Data
+from fastopt.compare.model import MLP, Array, cross_entropy, squared_error
+from fastopt.compare.progress import Progress
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the user chose; the same for every run."""
 
+    optimizers: tuple[str, ...] = DEFAULT
+    hidden: tuple[int, ...] = (64, 32)
     epochs: int = 20
     batch_size: int = 64
+    lr: dict[str, float] = field(default_factory=dict)  # for these, nothing is searched
+    schedule: str = "constant"
     seed: int = 0
+    seeds: int = 3
+    dtype: str = "float32"
     threads: int | None = None
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One pass over the training set.
+class Trial:
+    """A learning rate that was tried, and the mean validation loss; None if any run diverged."""
 
-    The loss is the mean over the samples as they were trained on, None if it was not finite; the
-    test accuracy is that of the model after the pass.
+    algorithm: str
+    lr: float
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The model after so many passes over the training split; all None once it has diverged.
+
+    A score is the accuracy, or R2.
     """
 
     epoch: int
-    loss: float | None
-    test_accuracy: float
+    training_loss: float | None
+    validation_loss: float | None
+    validation_score: float | None
+    test_score: float | None
+    seconds: float  # spent on training so far: forward, backward and optimizer
 
 
 @dataclass
 class Run:
-    """One training run; the last epoch of a diverged one has no loss."""
+    """One training run; it ends with the epoch in which it diverged."""
 
     algorithm: str
-    hyperparameters: dict[str, float]
+    hyperparameters: dict[str, Any]
+    seed: int
     diverged: bool = False
     epochs: list[Epoch] = field(default_factory=list)
-    steps: int = 0
-    training_s: float = 0.0  # forward, backward and optimizer; not the evaluation of each epoch
-    optimizer_us_median: float = 0.0  # a step
-    optimizer_share: float = 0.0  # of training_s
+    step_us: list[float] = field(default_factory=list)  # what each took: all of it,
+    optimizer_us: list[float] = field(default_factory=list)  # and the optimizer alone
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as it stands in results.json."""
+        return {
+            "algorithm": self.algorithm,
+            "hyperparameters": self.hyperparameters,
+            "seed": self.seed,
+            "diverged": self.diverged,
+            "steps": len(self.step_us),
+            "step_us_median": statistics.median(self.step_us),
+            "optimizer_us_median": statistics.median(self.optimizer_us),
+            "epochs": [vars(epoch) for epoch in self.epochs],
+        }
 
 
-def train(algorithm: str, data: Digits, settings: Settings) -> Run:
-    """Train one model with one algorithm, printing each epoch's loss.
+@dataclass
+class Comparison:
+    """What has been done so far."""
 
-    Stops early when the loss is no longer finite.
+    data: Data
+    settings: Settings
+    trials: list[Trial] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
-    Parameters
-    ----------
-    algorithm : str
-        A key of `ALGORITHMS`.
-    data : Digits
-        The training and test sets.
-    settings : Settings
-        Equal settings give equal losses, to the bit.
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The units of each layer, the inputs first."""
+        inputs: int = self.data.train.x.shape[1]
+        return (inputs, *self.settings.hidden, self.data.outputs)
 
-    Returns
-    -------
-    Run
-        Every epoch, and where the time went.
-    """
-    optimizer, hyperparameters = ALGORITHMS[algorithm]
-    run = Run(algorithm, dict(hyperparameters))
-    model = MLP(LAYERS, np.random.default_rng([settings.seed, 0]))
-    opt = optimizer(model.params, **hyperparameters, num_threads=settings.threads)
-    order = np.random.default_rng([settings.seed, 1])
-    step_s: list[float] = []
+    @property
+    def trainings(self) -> dict[str, int]:
+        """How many trainings each algorithm has, those that only try a learning rate included."""
+        return {
+            name: self.settings.seeds * (1 if name in self.settings.lr else 1 + len(GRID))
+            for name in self.settings.optimizers
+        }
 
-    print(f"\n{algorithm} ({', '.join(f'{k}={v:g}' for k, v in hyperparameters.items())})")
-    with (
-        threadpool_limits(limits=1, user_api="blas"),  # small products: threads would only cost
-        np.errstate(over="ignore", invalid="ignore"),  # divergence has its own report
-    ):
+    @property
+    def planned(self) -> int:
+        """How many runs it has when it is complete."""
+        return len(self.settings.optimizers) * self.settings.seeds
+
+    def go(self, progress: Progress) -> None:
+        """Search and train, an algorithm after the other; whatever has finished is kept.
+
+        Equal settings and data give equal numbers, to the bit, but for the times.
+        """
+        with (
+            threadpool_limits(limits=1, user_api="blas"),  # whose results depend on its threads
+            np.errstate(over="ignore", invalid="ignore", divide="ignore"),  # divergence is reported
+            progress,
+        ):
+            for algorithm in self.settings.optimizers:
+                lr = self.settings.lr.get(algorithm) or self._search(algorithm, progress)
+                for seed in self._seeds():
+                    progress.train(algorithm, lr, seed)
+                    self.runs.append(self._train(algorithm, lr, seed, progress))
+
+    def _seeds(self) -> range:
+        return range(self.settings.seed, self.settings.seed + self.settings.seeds)
+
+    def _search(self, algorithm: str, progress: Progress) -> float:
+        """Return the learning rate of the grid with the lowest mean loss on the validation split.
+
+        Over all seeds and the last quarter of the epochs: neither a rate that suits one set of
+        initial weights by chance is the best, nor one whose loss jumps and was caught at a low.
+        """
+        trials, last = [], -(-self.settings.epochs // 4)
+        for lr in GRID:
+            losses = []
+            for seed in self._seeds():
+                progress.search(algorithm, lr, seed)
+                epochs = self._train(algorithm, lr, seed, progress).epochs
+                losses += [epoch.validation_loss for epoch in epochs[-last:]]
+            finite = [loss for loss in losses if loss is not None]
+            mean = statistics.fmean(finite) if len(finite) == len(losses) else None
+            trials.append(Trial(algorithm, lr, mean))
+            progress.searched(mean)
+        self.trials += trials
+        means = [math.inf if t.validation_loss is None else t.validation_loss for t in trials]
+        return trials[means.index(min(means))].lr
+
+    def _train(self, algorithm: str, lr: float, seed: int, progress: Progress) -> Run:
+        settings, train = self.settings, self.data.train
+        loss_function = cross_entropy if self.data.task == "classification" else squared_error
+        model = MLP(self.layers, loss_function, np.random.default_rng([seed, 0]), settings.dtype)
+        optimizer, options = ALGORITHMS[algorithm]
+        steps = settings.epochs * math.ceil(len(train.x) / settings.batch_size)
+        opt = optimizer(
+            model.params,
+            lr=SCHEDULES[settings.schedule](lr, steps),
+            num_threads=settings.threads,
+            **options,
+        )
+        run = Run(algorithm, {"lr": lr, **options}, seed)
+        run.epochs.append(self._evaluate(model, 0, 0.0))
+        rng = np.random.default_rng([seed, 1])
+        seconds = 0.0
         for epoch in range(1, settings.epochs + 1):
-            shuffled = order.permutation(len(data.x_train))
-            loss_sum = 0.0
-            for start in range(0, len(shuffled), settings.batch_size):
-                batch = shuffled[start : start + settings.batch_size]
+            for batch in _batches(len(train.x), settings.batch_size, rng):
                 begin = perf_counter()
-                loss, grads = model.loss_and_grads(data.x_train[batch], data.y_train[batch])
+                loss, grads = model.loss_and_grads(train.x[batch], train.y[batch])
                 before_step = perf_counter()
                 opt.step(grads)
                 end = perf_counter()
-                step_s.append(end - before_step)
-                run.training_s += end - begin
-                loss_sum += loss * len(batch)
-            mean = loss_sum / len(shuffled)
-            accuracy = float((model.predict(data.x_test) == data.y_test).mean())
-            run.diverged = not math.isfinite(mean)
-            run.epochs.append(Epoch(epoch, None if run.diverged else mean, accuracy))
-            print(f"Epoch [{epoch}/{settings.epochs}], Loss: {mean:.4f}", flush=True)
+                seconds += end - begin
+                run.step_us.append(1e6 * (end - begin))
+                run.optimizer_us.append(1e6 * (end - before_step))
+                progress.step(loss)
+            run.epochs.append(self._evaluate(model, epoch, seconds))
+            progress.epoch(epoch, run.epochs[-1].training_loss)
+            run.diverged = run.epochs[-1].training_loss is None
             if run.diverged:
                 break
+        progress.end()
+        return run
 
-    run.steps = len(step_s)
-    run.optimizer_us_median = 1e6 * statistics.median(step_s)
-    run.optimizer_share = sum(step_s) / run.training_s
-    return run
+    def _evaluate(self, model: MLP, epoch: int, seconds: float) -> Epoch:
+        data = self.data
+        outputs = [model.outputs(split.x) for split in (data.train, data.validation, data.test)]
+        training_loss, _ = model.loss(outputs[0], data.train.y)
+        validation_loss, _ = model.loss(outputs[1], data.validation.y)
+        finite = all(bool(np.isfinite(values).all()) for values in outputs)
+        if not (finite and math.isfinite(training_loss) and math.isfinite(validation_loss)):
+            return Epoch(epoch, None, None, None, None, seconds)
+        validation_score = self._score(outputs[1], data.validation.y)
+        test_score = self._score(outputs[2], data.test.y)
+        return Epoch(epoch, training_loss, validation_loss, validation_score, test_score, seconds)
+
+    def _score(self, outputs: Array, y: Any) -> float:
+        if self.data.task == "classification":
+            return float((outputs.argmax(axis=1) == y).mean())
+        return float(r2_score(y, outputs))
+
+
+def _batches(rows: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
+    """Deal the rows out in a new order."""
+    shuffled = rng.permutation(rows)
+    for start in range(0, rows, size):
+        yield shuffled[start : start + size]

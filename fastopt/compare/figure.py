@@ -1,0 +1,148 @@
+"""The plots, as PNG."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fastopt.compare.algorithms import GRID
+from fastopt.compare.run import Comparison, Run
+from fastopt.compare.summary import loss_name, losses
+
+# Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
+STYLES: dict[str, dict[str, Any]] = {
+    "sgd": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (1, 1))},
+    "momentum": {"color": "#0072B2", "marker": "s", "linestyle": (0, (4, 1.5))},
+    "nesterov": {"color": "#CC79A7", "marker": "P", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
+    "adagrad": {"color": "#E69F00", "marker": "^", "linestyle": (0, (4, 1.5, 1, 1.5))},
+    "rmsprop": {"color": "#009E73", "marker": "D", "linestyle": (0, (7, 2))},
+    "adam": {"color": "#D55E00", "marker": "v", "linestyle": "-"},
+    "amsgrad": {"color": "#000000", "marker": "X", "linestyle": (0, (2, 2))},
+    "adamw": {"color": "#7F7F7F", "marker": "*", "linestyle": (0, (9, 1.5, 2, 1.5))},
+}
+_LOOK: dict[str, Any] = {
+    "linewidth": 1.7,
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+}
+
+
+def curves(comparison: Comparison) -> bytes:
+    """Draw the training loss over the epochs and over the seconds.
+
+    A line is the mean of an algorithm's runs, in the shade of their range; it ends where one of
+    them diverged. Every epoch is drawn as long as the median one, for all do the same work, and
+    what differs is what else the machine did.
+    """
+    figure = Figure(figsize=(10, 4.6), layout=ConstrainedLayoutEngine(wspace=0.05))
+    left, right = figure.subplots(1, 2, sharey=True)
+    shown = []
+    for algorithm, runs in _by_algorithm(comparison).items():
+        length = min(sum(e.training_loss is not None for e in run.epochs) for run in runs)
+        epochs = [run.epochs[:length] for run in runs]
+        loss = np.array([[e.training_loss for e in run] for run in epochs], dtype=float)
+        spent = np.array([[e.seconds for e in run] for run in epochs])
+        seconds = np.arange(length) * np.median(np.diff(spent)) if length > 1 else np.zeros(1)
+        style = {
+            **STYLES[algorithm],
+            **_LOOK,
+            "label": algorithm + " (diverged)" * any(run.diverged for run in runs),
+            "markevery": 1 + length // 12,
+        }
+        for axes, x in ((left, np.arange(length)), (right, seconds)):
+            axes.plot(x, loss.mean(axis=0), **style)
+            axes.fill_between(
+                x, loss.min(axis=0), loss.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
+            )
+        shown.append(loss)
+    _scale_losses(left, np.concatenate([loss.ravel() for loss in shown]))
+    left.set(ylabel=f"training loss\n({loss_name(comparison)})", xlabel="epoch")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    right.set(xlabel="seconds of training (forward, backward and optimizer)")
+    for axes in (left, right):
+        _tidy(axes)
+    right.tick_params(axis="y", which="both", left=False)
+    right.spines["left"].set_visible(False)
+    about = f"{comparison.data.description['name']}: training loss of each algorithm"
+    if comparison.settings.seeds > 1:
+        about += f", mean and range of {comparison.settings.seeds} seeds"
+    figure.suptitle(about, x=0.01, ha="left", fontsize=12)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5 if len(shown) <= 5 else 4,
+        frameon=False,
+        handlelength=3.2,
+    )
+    return _png(figure)
+
+
+def search(comparison: Comparison) -> bytes | None:
+    """Draw the validation loss over the learning rates tried; None if none led to one."""
+    if all(trial.validation_loss is None for trial in comparison.trials):
+        return None
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for algorithm, runs in _by_algorithm(comparison).items():
+        trials = [t for t in comparison.trials if t.algorithm == algorithm]
+        points = [(t.lr, t.validation_loss) for t in trials if t.validation_loss is not None]
+        if not points:
+            continue
+        style = {**STYLES[algorithm], **_LOOK}
+        axes.plot(*zip(*points, strict=True), **style, label=algorithm)
+        chosen = [point for point in points if point[0] == runs[0].hyperparameters["lr"]]
+        large = {**style, "linestyle": "none", "markersize": 11, "markeredgecolor": "black"}
+        axes.plot(*zip(*chosen, strict=True), **large)
+    drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel=f"validation loss\n({loss_name(comparison)})"
+    )
+    axes.set_xticks(GRID)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
+    drawn = np.minimum(drawn, 3 * losses(comparison.runs[0])[0])  # what is of use
+    _scale_losses(axes, drawn)
+    _tidy(axes)
+    figure.legend(loc="outside right center", frameon=False, handlelength=3.2)
+    return _png(figure)
+
+
+def _by_algorithm(comparison: Comparison) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        runs.setdefault(run.algorithm, []).append(run)
+    return runs
+
+
+def _scale_losses(axes: Axes, values: np.ndarray) -> None:
+    """Show these losses, on a logarithmic axis where they span more than a factor of five."""
+    low, high = values[values > 0].min(initial=np.inf), values.max()
+    if high > 5 * low:
+        margin = (high / low) ** 0.05
+        axes.set(yscale="log", ylim=(low / margin, high * margin))
+        few = high < 1e4 * low
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, 1.05 * high or 1)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()

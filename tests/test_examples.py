@@ -1,0 +1,67 @@
+"""The examples in NumPy run, learn, and come as close as they can."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastopt
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def output(name):
+    env = {**os.environ, "PYTHONPATH": str(Path(fastopt.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def number(pattern, text):
+    (found,) = re.findall(pattern, text)
+    return float(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("numpy_logistic_regression", 95),
+        ("numpy_mlp", 96),
+        ("numpy_convolution", 94),
+    ],
+)
+def test_a_classifier_learns(name, accuracy):
+    text = output(name)
+    losses = [float(loss) for loss in re.findall(r"\], Loss: ([\d.]+)$", text, re.MULTILINE)]
+    assert len(losses) >= 4
+    assert losses == sorted(losses, reverse=True)
+    assert number(r"Test accuracy: ([\d.]+)%", text) >= accuracy
+
+
+def test_a_factorization_predicts_almost_as_well_as_the_noise_allows():
+    text = output("numpy_matrix_factorization")
+    noise = number(r"Noise of the ratings: ([\d.]+)", text)
+    error = number(r"Test error: ([\d.]+)", text)
+    assert noise < error < 1.15 * noise
+    assert number(r"Error of the mean rating: ([\d.]+)", text) > 2 * noise
+
+
+def test_an_embedded_fastopt_saves_time_and_memory_and_changes_no_result():
+    text = output("before_and_after")
+    before = re.search(r"before: ([\d.]+) ms and ([\d.]+) MB", text)
+    after = re.search(r"after:  ([\d.]+) ms and ([\d.]+) MB", text)
+    assert float(after[1]) < float(before[1])
+    assert float(before[2]) > 10
+    assert float(after[2]) < 0.1
+    assert number(r"the weights differ by ([\d.e-]+) at most", text) < 1e-6
+    losses = [float(loss) for loss in re.findall(r"\], Loss: ([\d.]+)$", text, re.MULTILINE)]
+    assert losses[-1] < losses[0]
