@@ -767,7 +767,7 @@ def test_on_a_narrow_terminal_a_bar_is_a_line_and_there_is_no_debris_either(tmp_
 
 
 def test_ctrl_c_on_a_terminal_keeps_the_finished_runs(tmp_path):
-    argv = ["--optimizers", "sgd,adam", "--lr", "0.01", "--seeds", "1", "--epochs", "150"]
+    argv = ["--optimizers", "sgd,adam", "--lr", "0.01", "--seeds", "1", "--epochs", "600"]
     status, output, lines, bars = on_a_terminal(tmp_path, *argv, ctrl_c_at=r"(?m)^adam .*Epoch")
     assert status == 130
     assert "Interrupted: the results are of 1 of 2 runs." in lines
@@ -777,7 +777,7 @@ def test_ctrl_c_on_a_terminal_keeps_the_finished_runs(tmp_path):
     assert list(table("\n".join(lines))) == ["sgd"]
     results = strict_json(tmp_path / "fastopt-comparison" / "results.json")
     assert [r["algorithm"] for r in results["runs"]] == ["sgd"]
-    assert len(results["runs"][0]["epochs"]) == 151
+    assert len(results["runs"][0]["epochs"]) == 601
 
 
 # ---- the other commands ------------------------------------------------------------------------
