@@ -24,6 +24,7 @@ import sys
 import termios
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pyte
 import pytest
@@ -275,6 +276,35 @@ def test_the_figure_is_a_png_of_the_published_size(five_epochs):
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert int.from_bytes(content[16:20], "big") == 1500
     assert int.from_bytes(content[20:24], "big") == 690
+
+
+def test_the_figure_holds_a_busy_machine_against_no_algorithm(digits):
+    rates = {"sgd": 0.1, "adam": 0.01}
+    comparison = go(digits, optimizers=("sgd", "adam"), lr=rates, epochs=2, seeds=3)
+    for r in comparison.runs:
+        r.optimizer_us = [2.0 if r.algorithm == "sgd" else 3.0] * 34
+        r.step_us = [us + 50.0 for us in r.optimizer_us]
+    for r in comparison.runs[:2]:  # of sgd
+        r.step_us = [us + 40.0 for us in r.step_us]
+    seconds = figure._epoch_seconds(comparison)
+    assert seconds == {"sgd": pytest.approx(17 * 52e-6), "adam": pytest.approx(17 * 53e-6)}
+
+
+@pytest.mark.parametrize("lr", [0.01, 1e30])
+def test_nothing_of_a_figure_is_cut_off(digits, lr):
+    long = {**digits.description, "name": "a table with a name of its own " * 5}
+    rates = dict.fromkeys(ALGORITHMS, lr)
+    comparison = go(
+        dataclasses.replace(digits, description=long),
+        optimizers=tuple(ALGORITHMS),
+        lr=rates,
+        epochs=2,
+    )
+    assert all(r.diverged == (lr == 1e30) for r in comparison.runs)
+    pixels = matplotlib.image.imread(io.BytesIO(figure.curves(comparison)))
+    assert pixels.min() < 0.2
+    for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
+        assert (edge == 1).all()
 
 
 class Page(html.parser.HTMLParser):

@@ -147,8 +147,9 @@ $rows
 <figure>
 <img alt="Training loss over epochs, left, and over seconds, right, a line an algorithm"
  width="1500" src="data:image/png;base64,$curves">
-<figcaption>Over all of the training split, after each epoch$shade. An epoch
-is drawn as long as the algorithm's median one.</figcaption>
+<figcaption>Over all of the training split, after each epoch$shade. A step is drawn as long as its
+median: forward and backward, which are the same work, over all algorithms, the optimizer over its
+own steps.</figcaption>
 </figure>
 $search
 <h2>How it was done</h2>
