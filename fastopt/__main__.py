@@ -298,7 +298,7 @@ def _compare(args: argparse.Namespace) -> int:
     terminal = sys.stdout.isatty()
     console = Console() if terminal else Console(width=100)
     for line in summary.description(comparison):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=not terminal)
     shown: progress.Progress = progress.Lines(settings.epochs)
     if terminal and not console.is_dumb_terminal:
         shown = progress.Bars(console, comparison.trainings, settings.epochs)

@@ -45,7 +45,8 @@ def print_table(comparison: Comparison, console: Console) -> None:
     for row in summary.rows:
         table.add_row(*cells(comparison, row))
     console.print(table)
-    console.print(verdict(comparison, summary), markup=False, highlight=False)
+    said = verdict(comparison, summary)
+    console.print(said, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def write(folder: Path, comparison: Comparison) -> list[Path]:
