@@ -302,15 +302,16 @@ def _compare(args: argparse.Namespace) -> int:
     shown: progress.Progress = progress.Lines(settings.epochs)
     if terminal and not console.is_dumb_terminal:
         shown = progress.Bars(console, comparison.trainings, settings.epochs)
-    interrupted = False
+    status = 0
     try:
         comparison.go(shown)
-    except KeyboardInterrupt:
-        interrupted = True
-        done, planned = len(comparison.runs), comparison.planned
-        print(f"\nInterrupted: the results are of {done} of {planned} runs.", file=sys.stderr)
-    except MemoryError as error:
-        return _fail(f"not enough memory: {error}", 1)
+    except (KeyboardInterrupt, MemoryError) as error:
+        of = f"the results are of {len(comparison.runs)} of {comparison.planned} runs"
+        if isinstance(error, MemoryError):
+            status = _fail(f"not enough memory: {error}; {of}", 1)
+        else:
+            status = 130
+            print(f"\nInterrupted: {of}.", file=sys.stderr)
 
     if comparison.runs:
         report.print_table(comparison, console)
@@ -319,7 +320,7 @@ def _compare(args: argparse.Namespace) -> int:
         except OSError as error:
             return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
         print(f"Written: {', '.join(map(str, written))}")
-    return 130 if interrupted else 0
+    return status
 
 
 class _WrongOptionsError(ValueError):

@@ -616,6 +616,20 @@ def test_too_large_a_network_is_one_line(monkeypatch, tmp_path, capsys):
     assert "not enough memory: Unable to allocate" in line
 
 
+def test_too_little_memory_keeps_the_finished_runs(monkeypatch, tmp_path, capsys):
+    def full(*args, **kwargs):
+        raise MemoryError("Unable to allocate 1 GiB")
+
+    monkeypatch.setitem(ALGORITHMS, "adam", (full, {}))
+    argv = ["--optimizers", "sgd,adam", "--lr", "0.1", "--epochs", "1", "--seeds", "1"]
+    status, line = refused(capsys, ["compare", *argv, "--out", str(tmp_path)])
+    assert status == 1
+    assert "Unable to allocate 1 GiB; the results are of 1 of 2 runs" in line
+    results = strict_json(tmp_path / "results.json")
+    assert [r["algorithm"] for r in results["runs"]] == ["sgd"]
+    assert results["complete"] is False
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
