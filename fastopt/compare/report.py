@@ -123,8 +123,7 @@ td { white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid #555; line-height: 1.25; }
 th:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; }
-caption, figcaption { color: #555; font-size: .9rem; text-align: left; caption-side: bottom;
-                      padding-top: .5rem; }
+figcaption { color: #555; font-size: .9rem; padding-top: .5rem; }
 figure { margin: 0; }
 img { max-width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0; }
@@ -135,15 +134,17 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 <h1>$title</h1>
 $paragraphs
 <p class="verdict">$verdict</p>
+<figure>
 <div class="wide">
 <table>
-<caption>$caption</caption>
 <thead><tr>$headings</tr></thead>
 <tbody>
 $rows
 </tbody>
 </table>
 </div>
+<figcaption>$caption</figcaption>
+</figure>
 <h2>Training loss</h2>
 <figure>
 <img alt="Training loss over epochs, left, and over seconds, right, a line an algorithm"

@@ -131,7 +131,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         score,
         reached,
         f"{row.optimizer_us:.1f}",
-        f"{row.optimizer_share:.0%}",
+        f"{100 * row.optimizer_share:.0f} %",
     ]
 
 
