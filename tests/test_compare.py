@@ -621,6 +621,26 @@ def test_interrupt_keeps_the_finished_runs(monkeypatch, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
+def test_interrupt_between_a_search_and_its_first_run_keeps_the_others(
+    monkeypatch, tmp_path, capsys
+):
+    train = progress.Lines.train
+
+    def interrupted(self, algorithm, lr, seed):
+        if algorithm == "adam":
+            raise KeyboardInterrupt
+        train(self, algorithm, lr, seed)
+
+    monkeypatch.setattr(progress.Lines, "train", interrupted)
+    argv = ["--optimizers", "sgd,adam", "--lr", "sgd=0.1", "--epochs", "1", "--seeds", "1"]
+    assert main(["compare", *argv, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\nInterrupted: the results are of 1 of 2 runs.\n"
+    results = strict_json(tmp_path / "results.json")
+    assert [r["algorithm"] for r in results["runs"]] == ["sgd"]
+    assert {t["algorithm"] for t in results["search"]} == {"adam"}
+    assert len(Page((tmp_path / "report.html").read_text()).loads) == 2
+
+
 def test_interrupt_before_the_first_run_ends_writes_nothing(monkeypatch, tmp_path, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt

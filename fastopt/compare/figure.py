@@ -95,16 +95,16 @@ def search(comparison: Comparison) -> bytes | None:
         return None
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    for algorithm, runs in _by_algorithm(comparison).items():
+    for algorithm in dict.fromkeys(trial.algorithm for trial in comparison.trials):
         trials = [t for t in comparison.trials if t.algorithm == algorithm]
         points = [(t.lr, t.validation_loss) for t in trials if t.validation_loss is not None]
         if not points:
             continue
         style = {**STYLES[algorithm], **_LOOK}
         axes.plot(*zip(*points, strict=True), **style, label=algorithm)
-        chosen = [point for point in points if point[0] == runs[0].hyperparameters["lr"]]
+        chosen = min(points, key=lambda point: point[1])
         large = {**style, "linestyle": "none", "markersize": 11, "markeredgecolor": "black"}
-        axes.plot(*zip(*chosen, strict=True), **large)
+        axes.plot(*chosen, **large)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
     axes.set(
         xscale="log", xlabel="learning rate", ylabel=f"validation loss\n({loss_name(comparison)})"
