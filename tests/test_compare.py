@@ -641,6 +641,18 @@ def test_interrupt_between_a_search_and_its_first_run_keeps_the_others(
     assert len(Page((tmp_path / "report.html").read_text()).loads) == 2
 
 
+def test_interrupt_while_it_draws_keeps_the_numbers(monkeypatch, tmp_path, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure, "curves", interrupted)
+    argv = ["compare", "--epochs", "1", "--seeds", "1", "--lr", "0.1", "--out", str(tmp_path)]
+    assert main(argv) == 130
+    assert capsys.readouterr().err == "fastopt: error: interrupted\n"
+    assert strict_json(tmp_path / "results.json")["complete"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 def test_interrupt_before_the_first_run_ends_writes_nothing(monkeypatch, tmp_path, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt

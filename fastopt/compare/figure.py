@@ -69,7 +69,7 @@ def curves(comparison: Comparison) -> bytes:
     if all(len(loss[0]) == 1 for loss in shown):  # no line at all: every algorithm diverged
         left.set_xlim(-0.05, 1)
         right.set_xlim(-0.05 * max(epoch_seconds.values()), max(epoch_seconds.values()))
-    right.xaxis.set_major_locator(MaxNLocator(6))
+    right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     right.set(xlabel="seconds of training (forward, backward and optimizer)")
     for axes in (left, right):
         _tidy(axes)

@@ -64,15 +64,13 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
     list of Path
         What was written.
     """
-    summary, curves = summarize(comparison), figure.curves(comparison)
-    contents = {
-        "results.json": _json(comparison, summary),
-        "comparison.png": curves,
-        "report.html": _page(comparison, summary, curves, figure.search(comparison)),
-    }
-    for name, content in contents.items():
-        replace(folder / name, content)
-    return [folder / name for name in contents]
+    results, plot, page = (folder / n for n in ("results.json", "comparison.png", "report.html"))
+    summary = summarize(comparison)
+    replace(results, _json(comparison, summary))  # before the drawing, which takes a second
+    curves = figure.curves(comparison)
+    replace(plot, curves)
+    replace(page, _page(comparison, summary, curves, figure.search(comparison)))
+    return [results, plot, page]
 
 
 def _json(comparison: Comparison, summary: Summary) -> bytes:
