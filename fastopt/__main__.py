@@ -141,7 +141,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         "compare",
         help="find out which algorithm serves your data best",
         description="Train the same network with each algorithm, on handwritten digits or on your "
-        "own table, with a learning rate chosen for each; show a table, a plot and a page. "
+        "own table, with a learning rate chosen for each; show a table, a plot and a page. In "
+        "parentheses is what is done without an option. "
         "Needs: pip install 'fastopt[compare]'",
         allow_abbrev=False,
     )
@@ -157,7 +158,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     data.add_argument(
         "--task",
         choices=("classification", "regression"),
-        help="(texts and a few whole numbers are classes, other numbers are not)",
+        help="what the target is for (texts and a few whole numbers are classes, other numbers are "
+        "not)",
     )
     data.add_argument(
         "--impute", action="store_true", help="fill missing values, which are refused otherwise"
@@ -170,7 +172,11 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="its numbers are names; may be repeated",
     )
     data.add_argument(
-        "--ignore", action="append", default=[], metavar="COLUMN", help="may be repeated"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="leave it out; may be repeated",
     )
     training = compare.add_argument_group("training")
     training.add_argument(
@@ -222,7 +228,10 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="how often to train with each, with one seed after the other (3)",
     )
     training.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of weights and samples (float32)",
     )
     training.add_argument(
         "--threads",
