@@ -65,7 +65,7 @@ class Before:
 
 
 class After(Before):
-    """The same model; the eight lines of Adam and its state are gone."""
+    """The same model; Adam and its state are a line each."""
 
     def make_optimizer(self, lr):
         """Make what an update needs."""

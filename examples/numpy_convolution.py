@@ -46,8 +46,10 @@ def loss_and_grads(x, y):
     p[rows, y] -= 1
     d_logits = p / np.float32(len(y))
     d_pooled = np.tensordot(d_logits, dense, (1, 3))
-    largest = (squares == pooled[:, :, :, None, :, None]) & (squares > 0)
-    d_maps = (d_pooled[:, :, :, None, :, None] * largest).reshape(len(x), 8, 8, 8)
+    largest = (squares == pooled[:, :, :, None, :, None]).astype(np.float32)
+    largest /= largest.sum(axis=(3, 5), keepdims=True)  # equal ones, as in the margins, share
+    d_squares = d_pooled[:, :, :, None, :, None] * largest * (squares > 0)
+    d_maps = d_squares.reshape(len(x), 8, 8, 8)
     return loss, [
         np.einsum("nijab,nfij->fab", patches, d_maps, optimize=True),
         d_maps.sum(axis=(0, 2, 3)),

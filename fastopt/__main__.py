@@ -141,7 +141,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         "compare",
         help="find out which algorithm serves your data best",
         description="Train the same network with each algorithm, on handwritten digits or on your "
-        "own table, with a learning rate chosen for each; show a table, a plot and a page. "
+        "own table, with a learning rate chosen for each; show a table, a plot and a page. In "
+        "parentheses is what is done without an option. "
         "Needs: pip install 'fastopt[compare]'",
         allow_abbrev=False,
     )
@@ -157,7 +158,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     data.add_argument(
         "--task",
         choices=("classification", "regression"),
-        help="(texts and a few whole numbers are classes, other numbers are not)",
+        help="what the target is for (texts and a few whole numbers are classes, other numbers are "
+        "not)",
     )
     data.add_argument(
         "--impute", action="store_true", help="fill missing values, which are refused otherwise"
@@ -170,7 +172,11 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="its numbers are names; may be repeated",
     )
     data.add_argument(
-        "--ignore", action="append", default=[], metavar="COLUMN", help="may be repeated"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="leave it out; may be repeated",
     )
     training = compare.add_argument_group("training")
     training.add_argument(
@@ -222,7 +228,10 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="how often to train with each, with one seed after the other (3)",
     )
     training.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of weights and samples (float32)",
     )
     training.add_argument(
         "--threads",
@@ -298,19 +307,20 @@ def _compare(args: argparse.Namespace) -> int:
     terminal = sys.stdout.isatty()
     console = Console() if terminal else Console(width=100)
     for line in summary.description(comparison):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=not terminal)
     shown: progress.Progress = progress.Lines(settings.epochs)
     if terminal and not console.is_dumb_terminal:
         shown = progress.Bars(console, comparison.trainings, settings.epochs)
-    interrupted = False
+    status = 0
     try:
         comparison.go(shown)
-    except KeyboardInterrupt:
-        interrupted = True
-        done, planned = len(comparison.runs), comparison.planned
-        print(f"\nInterrupted: the results are of {done} of {planned} runs.", file=sys.stderr)
-    except MemoryError as error:
-        return _fail(f"not enough memory: {error}", 1)
+    except (KeyboardInterrupt, MemoryError) as error:
+        of = f"the results are of {len(comparison.runs)} of {comparison.planned} runs"
+        if isinstance(error, MemoryError):
+            status = _fail(f"not enough memory: {error}; {of}", 1)
+        else:
+            status = 130
+            print(f"\nInterrupted: {of}.", file=sys.stderr)
 
     if comparison.runs:
         report.print_table(comparison, console)
@@ -319,7 +329,7 @@ def _compare(args: argparse.Namespace) -> int:
         except OSError as error:
             return _fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
         print(f"Written: {', '.join(map(str, written))}")
-    return 130 if interrupted else 0
+    return status
 
 
 class _WrongOptionsError(ValueError):

@@ -7,7 +7,8 @@ takes as its ``lr``:
 >>> opt = fastopt.SGD([np.ones(3)], lr=fastopt.schedules.cosine(0.1, steps=10_000))
 
 The step counted from 0 is called s below. A schedule holds no state: it gives the same rate for the
-same s, whenever it is asked. It can be pickled, and it is not saved in a state dict.
+same s, whenever it is asked; anything but an integer of at least 0 is an error. It can be pickled,
+and it is not saved in a state dict.
 
 Rates are computed in double from additions, multiplications, divisions and square roots alone,
 which round alike on every machine; library functions (``pow``, ``cos``) do not.
@@ -67,7 +68,7 @@ def constant(lr: float) -> Schedule:
     >>> schedule(0), schedule(1000)
     (0.1, 0.1)
     """
-    return partial(_constant, _rate("lr", lr))
+    return _schedule(_constant, _rate("lr", lr))
 
 
 def _constant(lr: float, s: int) -> float:
@@ -105,7 +106,7 @@ def step(lr: float, every: int, factor: float = 0.1) -> Schedule:
     >>> schedule(99), schedule(100), schedule(200)
     (1.0, 0.5, 0.25)
     """
-    return partial(_step, _rate("lr", lr), _steps("every", every), _rate("factor", factor))
+    return _schedule(_step, _rate("lr", lr), _steps("every", every), _rate("factor", factor))
 
 
 def _step(lr: float, every: int, factor: float, s: int) -> float:
@@ -143,7 +144,7 @@ def multi_step(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Sch
     (1.0, 0.5, 0.25)
     """
     milestones = _increasing("milestones", milestones)
-    return partial(_multi_step, _rate("lr", lr), milestones, _rate("factor", factor))
+    return _schedule(_multi_step, _rate("lr", lr), milestones, _rate("factor", factor))
 
 
 def _multi_step(lr: float, milestones: Sequence[int], factor: float, s: int) -> float:
@@ -184,7 +185,7 @@ def exponential(lr: float, factor: float, every: int = 1) -> Schedule:
     >>> schedule(0), schedule(50), schedule(100)
     (1.0, 0.5, 0.25)
     """
-    return partial(_exponential, _rate("lr", lr), _rate("factor", factor), _steps("every", every))
+    return _schedule(_exponential, _rate("lr", lr), _rate("factor", factor), _steps("every", every))
 
 
 def _exponential(lr: float, factor: float, every: int, s: int) -> float:
@@ -221,7 +222,9 @@ def inverse_time(lr: float, factor: float, every: int = 1) -> Schedule:
     >>> schedule(0), schedule(100), schedule(300)
     (1.0, 0.5, 0.25)
     """
-    return partial(_inverse_time, _rate("lr", lr), _rate("factor", factor), _steps("every", every))
+    return _schedule(
+        _inverse_time, _rate("lr", lr), _rate("factor", factor), _steps("every", every)
+    )
 
 
 def _inverse_time(lr: float, factor: float, every: int, s: int) -> float:
@@ -261,7 +264,7 @@ def polynomial(lr: float, steps: int, end: float = 0.0, power: float = 1.0) -> S
     >>> schedule(0), schedule(50), schedule(100), schedule(101)
     (1.0, 0.25, 0.0, 0.0)
     """
-    return partial(
+    return _schedule(
         _polynomial,
         _rate("lr", lr),
         _steps("steps", steps),
@@ -315,7 +318,7 @@ def cosine(lr: float, steps: int, end: float = 0.0) -> Schedule:
     >>> schedule(0), schedule(50), schedule(100), schedule(101)
     (1.0, 0.75, 0.5, 0.5)
     """
-    return partial(_cosine, _rate("lr", lr), _steps("steps", steps), _rate("end", end))
+    return _schedule(_cosine, _rate("lr", lr), _steps("steps", steps), _rate("end", end))
 
 
 def _cosine(lr: float, steps: int, end: float, s: int) -> float:
@@ -370,7 +373,7 @@ def cosine_restarts(
     >>> schedule(0), schedule(50), schedule(100), schedule(200), schedule(300)
     (1.0, 0.5, 1.0, 0.5, 1.0)
     """
-    return partial(
+    return _schedule(
         _cosine_restarts,
         _rate("lr", lr),
         _steps("period", period),
@@ -433,7 +436,7 @@ def linear_warmup(then: float | Schedule, steps: int, start: float = 0.0) -> Sch
     if not callable(then):
         then = constant(_rate("then", then))
     peak = _rate("then(0)", then(0))
-    return partial(_linear_warmup, then, peak, _steps("steps", steps), _rate("start", start))
+    return _schedule(_linear_warmup, then, peak, _steps("steps", steps), _rate("start", start))
 
 
 def _linear_warmup(then: Schedule, peak: float, steps: int, start: float, s: int) -> float:
@@ -503,7 +506,7 @@ def one_cycle(
         real(name, value, low=1.0, below=math.inf)
     peak = _rate("peak", peak)
     start = peak / start_divisor
-    return partial(
+    return _schedule(
         _one_cycle,
         (start, peak, start / end_divisor),
         _steps("steps", steps, low=2),
@@ -559,7 +562,7 @@ def piecewise(boundaries: Sequence[int], values: Sequence[float]) -> Schedule:
         raise ValueError(
             f"values must be one more than boundaries, got {len(rates)} and {len(boundaries)}"
         )
-    return partial(_piecewise, boundaries, rates)
+    return _schedule(_piecewise, boundaries, rates)
 
 
 def _piecewise(boundaries: Sequence[int], rates: Sequence[float], s: int) -> float:
@@ -604,6 +607,14 @@ def _power(base: float, exponent: float) -> float:
 
 
 # ---- checks of arguments ------------------------------------------------------------------------
+
+
+def _schedule(rate: Callable[..., float], *options: Any) -> Schedule:
+    return partial(_rate_at, rate, options)
+
+
+def _rate_at(rate: Callable[..., float], options: tuple[Any, ...], completed_steps: int) -> float:
+    return rate(*options, _steps("completed_steps", completed_steps, low=0))
 
 
 def _rate(name: str, value: Any) -> float:

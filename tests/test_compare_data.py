@@ -178,6 +178,13 @@ def test_numbers_can_be_names(tmp_path):
     assert loaded.description["inputs"] == 2 + 4
 
 
+def test_numbers_with_a_comma_can_be_names(tmp_path):
+    path = table(tmp_path, size=["1,2", "2,1,3"] * 30, kind=["1,5", "2,5"] * 30)
+    loaded = read(path, categorical=["size"], task="classification")
+    assert loaded.description["categorical_columns"] == ["size", "colour"]
+    assert loaded.description["classes"] == ["1,5", "2,5"]
+
+
 def test_a_column_can_be_left_out(tmp_path):
     loaded = read(table(tmp_path, price=["?"] * 60), ignore=["price", "colour"])
     assert loaded.description["inputs"] == 1
@@ -317,6 +324,21 @@ BAD = {
         {"size": [*CELLS[:59], "1_000"]},
         [],
         "'size' holds numbers and text ('1_000' in line 61)",
+    ),
+    "commas": (
+        {"size": [cell.replace(".", ",") for cell in CELLS]},
+        [],
+        "'size' holds numbers with a comma ('0,5' in line 2): write them with a point alone",
+    ),
+    "commas and missing": (
+        {"size": ["", *["1,234.5"] * 59]},
+        ["--impute"],
+        "'size' holds numbers with a comma ('1,234.5' in line 3)",
+    ),
+    "commas in the target": (
+        {"kind": ["1,5", "2,5"] * 30},
+        [],
+        "target 'kind' holds numbers with a comma ('1,5' in line 2)",
     ),
     "infinity": ({"size": [*CELLS[:59], "-inf"]}, [], "'size' has no finite number in line 61"),
     "beyond double": (

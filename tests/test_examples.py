@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastopt
@@ -45,6 +46,38 @@ def test_a_classifier_learns(name, accuracy):
     assert len(losses) >= 4
     assert losses == sorted(losses, reverse=True)
     assert number(r"Test accuracy: ([\d.]+)%", text) >= accuracy
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("numpy_mlp", ["W1", "b1", "W2", "b2"]),
+        ("numpy_convolution", ["filters", "filter_bias", "dense", "dense_bias"]),
+    ],
+)
+def test_the_gradients_by_hand_are_the_slopes_of_the_loss(name, parameters):
+    source = (EXAMPLES / f"{name}.py").read_text()
+    model = {}
+    exec(source[: source.index("\nepochs, size =")].replace("float32", "float64"), model)
+    rng = np.random.default_rng(0)
+    params = [model.get("params", model)[p] for p in parameters]
+    for p in params:
+        p += 0.3 * rng.standard_normal(p.shape)
+    x, y = model["x"][:5], model["y"][:5]
+    _, grads = model["loss_and_grads"](x, y)
+    h, checked = 1e-6, 0
+    for param, grad in zip(params, grads.values() if type(grads) is dict else grads, strict=True):
+        assert grad.shape == param.shape
+        for i in rng.permutation(param.size)[:20]:
+            value = param.flat[i]
+            param.flat[i] = value + h
+            above, _ = model["loss_and_grads"](x, y)
+            param.flat[i] = value - h
+            below, _ = model["loss_and_grads"](x, y)
+            param.flat[i] = value
+            assert (above - below) / (2 * h) == pytest.approx(grad.flat[i], abs=1e-7)
+            checked += 1
+    assert checked >= 58
 
 
 def test_a_factorization_predicts_almost_as_well_as_the_noise_allows():

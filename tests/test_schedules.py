@@ -139,6 +139,21 @@ def test_a_schedule_sets_an_optimizers_rate_also_after_a_pickle(name):
         assert w[0] == total
 
 
+@pytest.mark.parametrize("name", schedules.__all__)
+def test_a_step_is_any_integer_from_0_on(name):
+    schedule = DEFINITIONS[name][0]
+    for s in (np.int8(3), np.uint8(200), np.uint64(3), np.array(3)):
+        rate = schedule(s)
+        assert type(rate) is float
+        assert rate == schedule(int(s))
+    for s in (-1, np.int64(-15)):
+        with pytest.raises(ValueError, match=r"^completed_steps must be at least 0, got .*-1"):
+            schedule(s)
+    for s in (2.5, math.nan, "3", None, True):
+        with pytest.raises(TypeError, match=r"^completed_steps must be an integer, got "):
+            schedule(s)
+
+
 @pytest.mark.parametrize(
     ("schedule", "s", "recorded"),
     [

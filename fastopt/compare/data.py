@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -308,9 +309,21 @@ class _Column:
         """Whether there is any number in it."""
         return len(self.missing) + len(self.texts) < len(self.cells)
 
+    @property
+    def has_commas(self) -> bool:
+        """Whether all of it are numbers with a comma, be it for the point or for thousands."""
+        return (
+            len(self.texts) > 0
+            and not self.has_numbers
+            and all(_NUMBER_WITH_COMMA.fullmatch(self.cells[row]) for row in self.texts)
+        )
+
     def quote(self, row: int) -> str:
         """Return a cell and its place, for a message."""
         return f"{self.cells[row]!r} in line {self.line(row)}"
+
+
+_NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)+(\.\d*)?")
 
 
 def _number(cell: str) -> float | None:
@@ -333,6 +346,11 @@ def _target(column: _Column, task: str | None) -> tuple[str, npt.NDArray[Any], l
     if column.texts and task == "regression":
         raise DataError(
             f"{name} holds text ({column.quote(column.texts[0])}), and regression needs numbers"
+        )
+    if column.has_commas and task is None:
+        raise DataError(
+            f"{name} holds numbers with a comma ({column.quote(column.texts[0])}): write them with "
+            "a point alone, or give --task classification"
         )
     if column.texts and column.has_numbers and task is None:
         raise DataError(
@@ -367,6 +385,12 @@ def _kinds(
     for column in columns.values():
         if len(column.missing) == len(column.cells):
             raise DataError(f"column {column.name!r} has no values; leave it out with --ignore")
+        if column.has_commas and column.name not in categorical:
+            raise DataError(
+                f"column {column.name!r} holds numbers with a comma "
+                f"({column.quote(column.texts[0])}): write them with a point alone, or, if these "
+                "are names, give --categorical"
+            )
         if column.name in categorical or not column.has_numbers:
             texts.append(column)
         elif column.texts:

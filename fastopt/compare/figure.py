@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+import textwrap
 from io import BytesIO
 from typing import Any
 
@@ -13,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fastopt.compare.algorithms import GRID
 from fastopt.compare.run import Comparison, Run
-from fastopt.compare.summary import loss_name, losses
+from fastopt.compare.summary import loss_name, losses, summarize
 
 # Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
 STYLES: dict[str, dict[str, Any]] = {
@@ -38,18 +41,16 @@ def curves(comparison: Comparison) -> bytes:
     """Draw the training loss over the epochs and over the seconds.
 
     A line is the mean of an algorithm's runs, in the shade of their range; it ends where one of
-    them diverged. Every epoch is drawn as long as the median one, for all do the same work, and
-    what differs is what else the machine did.
+    them diverged.
     """
     figure = Figure(figsize=(10, 4.6), layout=ConstrainedLayoutEngine(wspace=0.05))
     left, right = figure.subplots(1, 2, sharey=True)
-    shown = []
+    shown, epoch_seconds = [], _epoch_seconds(comparison)
     for algorithm, runs in _by_algorithm(comparison).items():
         length = min(sum(e.training_loss is not None for e in run.epochs) for run in runs)
         epochs = [run.epochs[:length] for run in runs]
         loss = np.array([[e.training_loss for e in run] for run in epochs], dtype=float)
-        spent = np.array([[e.seconds for e in run] for run in epochs])
-        seconds = np.arange(length) * np.median(np.diff(spent)) if length > 1 else np.zeros(1)
+        seconds = np.arange(length) * epoch_seconds[algorithm]
         style = {
             **STYLES[algorithm],
             **_LOOK,
@@ -65,6 +66,10 @@ def curves(comparison: Comparison) -> bytes:
     _scale_losses(left, np.concatenate([loss.ravel() for loss in shown]))
     left.set(ylabel=f"training loss\n({loss_name(comparison)})", xlabel="epoch")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    if all(len(loss[0]) == 1 for loss in shown):  # no line at all: every algorithm diverged
+        left.set_xlim(-0.05, 1)
+        right.set_xlim(-0.05 * max(epoch_seconds.values()), max(epoch_seconds.values()))
+    right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     right.set(xlabel="seconds of training (forward, backward and optimizer)")
     for axes in (left, right):
         _tidy(axes)
@@ -73,11 +78,11 @@ def curves(comparison: Comparison) -> bytes:
     about = f"{comparison.data.description['name']}: training loss of each algorithm"
     if comparison.settings.seeds > 1:
         about += f", mean and range of {comparison.settings.seeds} seeds"
-    figure.suptitle(about, x=0.01, ha="left", fontsize=12)
+    figure.suptitle(textwrap.fill(about, 110), x=0.01, ha="left", fontsize=12)
     figure.legend(
         *left.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=5 if len(shown) <= 5 else 4,
+        ncols=3 if any(run.diverged for run in comparison.runs) else 5 if len(shown) <= 5 else 4,
         frameon=False,
         handlelength=3.2,
     )
@@ -90,16 +95,16 @@ def search(comparison: Comparison) -> bytes | None:
         return None
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    for algorithm, runs in _by_algorithm(comparison).items():
+    for algorithm in dict.fromkeys(trial.algorithm for trial in comparison.trials):
         trials = [t for t in comparison.trials if t.algorithm == algorithm]
         points = [(t.lr, t.validation_loss) for t in trials if t.validation_loss is not None]
         if not points:
             continue
         style = {**STYLES[algorithm], **_LOOK}
         axes.plot(*zip(*points, strict=True), **style, label=algorithm)
-        chosen = [point for point in points if point[0] == runs[0].hyperparameters["lr"]]
+        chosen = min(points, key=lambda point: point[1])
         large = {**style, "linestyle": "none", "markersize": 11, "markeredgecolor": "black"}
-        axes.plot(*zip(*chosen, strict=True), **large)
+        axes.plot(*chosen, **large)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
     axes.set(
         xscale="log", xlabel="learning rate", ylabel=f"validation loss\n({loss_name(comparison)})"
@@ -113,6 +118,24 @@ def search(comparison: Comparison) -> bytes | None:
     _tidy(axes)
     figure.legend(loc="outside right center", frameon=False, handlelength=3.2)
     return _png(figure)
+
+
+def _epoch_seconds(comparison: Comparison) -> dict[str, float]:
+    """Return how long an epoch of each algorithm takes: its steps, each as long as the median one.
+
+    Forward and backward are the same work for all, so their median is that over the runs of all:
+    what else the machine did while one of them trained does not count against it.
+    """
+    steps = math.ceil(len(comparison.data.train.x) / comparison.settings.batch_size)
+    model_us = statistics.median(
+        step - optimizer
+        for run in comparison.runs
+        for step, optimizer in zip(run.step_us, run.optimizer_us, strict=True)
+    )
+    return {
+        row.algorithm: 1e-6 * steps * (model_us + row.optimizer_us)
+        for row in summarize(comparison).rows
+    }
 
 
 def _by_algorithm(comparison: Comparison) -> dict[str, list[Run]]:

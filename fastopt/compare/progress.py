@@ -52,6 +52,7 @@ class Lines(Progress):
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._searching = ""
+        self._trained = False
 
     def search(self, algorithm: str, lr: float, seed: int) -> None:
         """Begin a training that tries a learning rate."""
@@ -59,7 +60,7 @@ class Lines(Progress):
 
     def train(self, algorithm: str, lr: float, seed: int) -> None:
         """Begin a training that counts."""
-        self._searching = ""
+        self._searching, self._trained = "", True
         print(f"\n{algorithm}, learning rate {lr:g}, seed {seed}")
 
     def epoch(self, epoch: int, loss: float | None) -> None:
@@ -69,6 +70,8 @@ class Lines(Progress):
 
     def searched(self, validation_loss: float | None) -> None:
         """Tell what a learning rate led to, over all seeds."""
+        print("\n" * self._trained, end="")
+        self._trained = False
         print(f"{self._searching}: validation loss {_text(validation_loss)}", flush=True)
 
 

@@ -45,7 +45,8 @@ def print_table(comparison: Comparison, console: Console) -> None:
     for row in summary.rows:
         table.add_row(*cells(comparison, row))
     console.print(table)
-    console.print(verdict(comparison, summary), markup=False, highlight=False)
+    said = verdict(comparison, summary)
+    console.print(said, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def write(folder: Path, comparison: Comparison) -> list[Path]:
@@ -63,15 +64,13 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
     list of Path
         What was written.
     """
-    summary, curves = summarize(comparison), figure.curves(comparison)
-    contents = {
-        "results.json": _json(comparison, summary),
-        "comparison.png": curves,
-        "report.html": _page(comparison, summary, curves, figure.search(comparison)),
-    }
-    for name, content in contents.items():
-        replace(folder / name, content)
-    return [folder / name for name in contents]
+    results, plot, page = (folder / n for n in ("results.json", "comparison.png", "report.html"))
+    summary = summarize(comparison)
+    replace(results, _json(comparison, summary))  # before the drawing, which takes a second
+    curves = figure.curves(comparison)
+    replace(plot, curves)
+    replace(page, _page(comparison, summary, curves, figure.search(comparison)))
+    return [results, plot, page]
 
 
 def _json(comparison: Comparison, summary: Summary) -> bytes:
@@ -122,8 +121,7 @@ td { white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid #555; line-height: 1.25; }
 th:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; }
-caption, figcaption { color: #555; font-size: .9rem; text-align: left; caption-side: bottom;
-                      padding-top: .5rem; }
+figcaption { color: #555; font-size: .9rem; padding-top: .5rem; }
 figure { margin: 0; }
 img { max-width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0; }
@@ -134,21 +132,24 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 <h1>$title</h1>
 $paragraphs
 <p class="verdict">$verdict</p>
+<figure>
 <div class="wide">
 <table>
-<caption>$caption</caption>
 <thead><tr>$headings</tr></thead>
 <tbody>
 $rows
 </tbody>
 </table>
 </div>
+<figcaption>$caption</figcaption>
+</figure>
 <h2>Training loss</h2>
 <figure>
 <img alt="Training loss over epochs, left, and over seconds, right, a line an algorithm"
  width="1500" src="data:image/png;base64,$curves">
-<figcaption>Over all of the training split, after each epoch$shade. An epoch
-is drawn as long as the algorithm's median one.</figcaption>
+<figcaption>Over all of the training split, after each epoch$shade. A step is drawn as long as its
+median: forward and backward, which are the same work, over all algorithms, the optimizer over its
+own steps.</figcaption>
 </figure>
 $search
 <h2>How it was done</h2>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         score,
         reached,
         f"{row.optimizer_us:.1f}",
-        f"{row.optimizer_share:.0%}",
+        f"{100 * row.optimizer_share:.0f} %",
     ]
 
 
@@ -161,23 +162,49 @@ def _with_spread(mean: float | None, spread: float | None, percent: bool) -> str
 
 
 def verdict(comparison: Comparison, summary: Summary) -> str:
-    """Say which algorithm has the best test score, and which are too near to tell."""
+    """Say which algorithm has the best test score, which are too near to tell, and what to try."""
     rows = [row for row in summary.rows if row.test_score is not None]
     if not rows:
         return "Every algorithm diverged: lower learning rates may help (--lr)."
-    score = score_name(comparison)
     percent = comparison.data.task == "classification"
+    test_rows = len(comparison.data.test.x)
 
     def end(row: Row, side: int) -> float:
-        return (row.test_score or 0.0) + side * (row.test_score_spread or 0.0)
+        score, spread = row.test_score or 0.0, row.test_score_spread or 0.0
+        return score + side * math.hypot(spread, _sampling_error(score, test_rows, percent))
 
-    best = max(rows, key=lambda row: end(row, 0))
+    best = max(rows, key=lambda row: row.test_score or 0.0)
     text = _with_spread(best.test_score, best.test_score_spread, percent)
     near = [r.algorithm for r in rows if r is not best and end(r, 1) >= end(best, -1)]
-    said = f"Best test {score}: {best.algorithm}, {text}"
-    if len(rows) > 1 and near:
-        said += f"; too close to tell from it: {', '.join(near)}"
-    return said + "."
+    said = f"Best test {score_name(comparison)}: {best.algorithm}, {text}"
+    if near:
+        said += f"; on {test_rows} test rows too close to tell from it: {', '.join(near)}"
+    return said + "." + _at_the_ends(comparison, rows)
+
+
+def _sampling_error(score: float, rows: int, accuracy: bool) -> float:
+    """Return how far other test rows may move a score: about its standard deviation.
+
+    An accuracy is binomial; the squares that R2 sums up spread as those of normal errors do.
+    """
+    return math.sqrt(score * (1 - score) / rows) if accuracy else (1 - score) * math.sqrt(2 / rows)
+
+
+def _at_the_ends(comparison: Comparison, rows: Sequence[Row]) -> str:
+    """Name the algorithms that chose the first or last of the learning rates tried."""
+    said = ""
+    for pick, tried, other in ((min, "lowest", "lower"), (max, "highest", "higher")):
+        names = []
+        for row in rows:
+            rates = [trial.lr for trial in comparison.trials if trial.algorithm == row.algorithm]
+            if rates and row.lr == pick(rates):
+                names.append(row.algorithm)
+        if names:
+            said += (
+                f" The {tried} learning rate tried was the best for {', '.join(names)}: a {other} "
+                "one may be better (--lr)."
+            )
+    return said
 
 
 def description(comparison: Comparison) -> list[str]:
