@@ -267,7 +267,9 @@ cdef class Gradients:
         cdef DLTensor now
         cdef cnp.ndarray param = self.arrays[i], array
         cdef int ndim = cnp.PyArray_NDIM(param), axis
+        cdef cnp.npy_intp stride
         cdef bint alike
+        cdef bint dense = True
         if type(grad) not in self.kinds:
             return False
         try:
@@ -286,13 +288,15 @@ cdef class Gradients:
             return False
         array = self.own[i]
         alike = array is not None
-        if alike:
-            for axis in range(ndim):
-                if cnp.PyArray_STRIDE(array, axis) != now.strides[axis] * (now.bits // 8):
-                    alike = False
-        # A view may hold the negatives of its elements (the imaginary part of a conjugate). Such
-        # views have gaps, so that one with more than one element does not look like a new gradient.
-        if (not alike or cnp.PyArray_SIZE(param) <= 1) and grad.is_neg():
+        for axis in range(ndim):
+            stride = now.strides[axis] * (now.bits // 8)
+            if alike and cnp.PyArray_STRIDE(array, axis) != stride:
+                alike = False
+            if cnp.PyArray_STRIDE(param, axis) != stride:
+                dense = False
+        # A view may hold the negatives of its elements (the imaginary part of a conjugate). Such a
+        # view has gaps, unlike a parameter, if it has more than one element.
+        if (not alike or not dense or cnp.PyArray_SIZE(param) <= 1) and grad.is_neg():
             return False
         if not alike:
             self.own[i] = view(&now)

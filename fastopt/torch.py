@@ -8,6 +8,8 @@ namesake's own update runs.
 State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names. A run (`_Run`)
 borrows that memory and is made anew as soon as a parameter, a state tensor, a group or an option
 that matters is no longer what it was.
+
+``Optimizer``, ``lr_scheduler`` and ``swa_utils`` are PyTorch's own, for scripts that look here.
 """
 
 from __future__ import annotations
@@ -19,18 +21,20 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd import profiler
 from torch.autograd.graph import increment_version
+from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core, _tensors
 from fastopt.threads import get_num_threads
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.torch needs PyTorch 2.13 or newer, this is {torch.__version__}")
 
 _KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
 _DTYPES = (torch.float32, torch.float64)
+_SHARES = "it shares memory with another parameter"
 
 
 class _Kernels(torch.optim.Optimizer):
@@ -39,6 +43,8 @@ class _Kernels(torch.optim.Optimizer):
     _rule: ClassVar[_core.Rule]
     _namesake: ClassVar[type[torch.optim.Optimizer]]
     _state_lists: ClassVar[int]  # that the namesake's _init_group takes
+    _counts: ClassVar[bool] = True  # steps, in state["step"]
+    _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True, "decoupled_weight_decay": False}
 
     param_groups: list[dict[str, Any]]
     _run: _Run | None = None
@@ -57,7 +63,8 @@ class _Kernels(torch.optim.Optimizer):
         object
             What `closure` returned; None without one.
         """
-        if torch.compiler.is_compiling():
+        # A dispatch mode (fake tensors, say) wants to see every operation on a tensor.
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return _own_step(self._namesake)(self, closure)
         loss = None
         if closure is not None:
@@ -75,6 +82,10 @@ class _Kernels(torch.optim.Optimizer):
         try:
             if run.others:
                 self._step_of_namesake(run.others)
+                # A subclass of a tensor may have run any code there.
+                run.read_gradients()
+                if run.plan is not None and not run.tensors.in_place():
+                    run.grads = None
             if run.params:
                 run.step(self, grad_scale)
             self._run = run
@@ -154,7 +165,7 @@ class _Kernels(torch.optim.Optimizer):
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         """Return a group's hyperparameters in the order of the rule."""
-        values = {"decoupled_weight_decay": False, "bias_correction": True, **group}
+        values = {**group, **self._fixed}
         return [float(values[name]) for name in self._rule.hypers]
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
@@ -189,7 +200,7 @@ def _reasons(optimizer: _Kernels) -> list[str | None]:
     highest, owner = 0, -1
     for low, high, i in sorted(extents):
         if low < highest:
-            reasons[i] = reasons[owner] = "it shares memory with another parameter"
+            reasons[i] = reasons[owner] = _SHARES
         if high > highest:
             highest, owner = high, i
     return reasons
@@ -203,6 +214,13 @@ def _unfit_group(group: Mapping[str, Any]) -> str | None:
         if tensor.requires_grad:
             return f"{name} requires a gradient"
     return None
+
+
+def _is_fixed(value: Any) -> bool:
+    """Tell whether an option cannot change where it is, as a tensor, a list or an array may."""
+    if isinstance(value, tuple):
+        return all(_is_fixed(part) for part in value)
+    return value is None or isinstance(value, (int, float, str))
 
 
 def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -247,7 +265,7 @@ def _unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...])
         and _unfit_tensor(step) is None
         and step.dim() == 0
         and step.item() >= 0
-        and step.item() == int(step.item())
+        and step.item().is_integer()
     ):
         return "its state: step is not a whole number in a 0-d tensor of float32 or float64"
     return None
@@ -298,36 +316,47 @@ class _Run:
         self.params: list[torch.Tensor] = []
         self.group_of: list[int] = []
         self.others: list[torch.Tensor] = []
-        self.group_of_others: list[int] = []
+        self.unfit: list[tuple[torch.Tensor, int]] = []  # the others, but for those that share
+        sharing = []
         waiting = []  # for their first gradient
+        self.lists = [group["params"] for group in self.groups]
+        self.unfit_groups = [_unfit_group(group) for group in self.groups]
+        self.read_groups(optimizer)
         reasons = iter(_reasons(optimizer))
         for number, group in enumerate(self.groups):
             for param in group["params"]:
-                if next(reasons) is not None:
+                reason, has = next(reasons), self.state.get(param) or {}
+                if reason is not None:
                     self.others.append(param)
-                    self.group_of_others.append(number)
-                elif param.grad is None and not self.state.get(param):
+                    if reason is _SHARES:
+                        sharing.append(param)
+                    else:
+                        self.unfit.append((param, number))
+                elif param.grad is None and any(has.get(n) is None for n in self.used[number]):
                     waiting.append(param)
                 else:
                     self.params.append(param)
                     self.group_of.append(number)
-        self.lists = [group["params"] for group in self.groups]
-        self.unfit_groups = [_unfit_group(group) for group in self.groups]
-        self.read_groups(optimizer)
+        self.sharing = _tensors.Tensors(torch.Tensor, sharing)
         arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
         self.gradients = _tensors.Gradients(torch.Tensor, _KINDS, self.params, arrays, waiting)
         self.grads: list[Any] | None = None
 
     def read_groups(self, optimizer: _Kernels) -> None:
         """Take over the groups' hyperparameters."""
-        self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
-        # A tensor may change where it is.
-        self.look_again = any(True for group in self.groups for _ in _tensor_options(group))
         self.rows = [
             [0.0] * len(optimizer._rule.hypers) if unfit else optimizer._row(group)
             for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
         ]
         self.used = [optimizer._rule.used_slots(row) for row in self.rows]
+        # Only when all of it could be read: what raised has to raise again.
+        self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
+        self.look_again = not all(
+            _is_fixed(value)
+            for group in self.groups
+            for name, value in group.items()
+            if name not in ("params", "param_names")
+        )
 
     def read_gradients(self) -> bool:
         """Find the gradients, and hold them; tell whether all are fit, and where expected."""
@@ -342,6 +371,7 @@ class _Run:
             or optimizer.param_groups is not self.groups
             or not self.seen.unchanged()
             or not self.tensors.in_place()
+            or not self.sharing.in_place()
         ):
             return False
         if self.look_again or not self.seen_groups.unchanged():
@@ -360,7 +390,7 @@ class _Run:
         return all(
             self.unfit_groups[number]
             or _unfit(param, self.state.get(param) or {}, self.used[number])
-            for param, number in zip(self.others, self.group_of_others, strict=True)
+            for param, number in self.unfit
         )
 
     def make_plan(self, optimizer: _Kernels) -> _core.Plan:
@@ -376,8 +406,11 @@ class _Run:
                 optimizer._make_state(param, self.groups[number])
             has = state.get(param) or {}
             slots.append([has[name] if name in used else None for name in rule.slots])
-            steps.append(has.get("step"))
+            steps.append(has.get("step") if optimizer._counts else None)
             starts.append(0 if lacks else 1)  # which is all that a rule without `step` looks at
+        counters = [step.data_ptr() for step in steps if step is not None]
+        if len(set(counters)) < len(counters):
+            raise ValueError("two parameters share a step counter")
         held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
         # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
@@ -459,6 +492,7 @@ class SGD(_Kernels, torch.optim.SGD):
 
     _rule = _core.Rule("sgd")
     _namesake = torch.optim.SGD
+    _counts = False
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
         # The namesake's first step makes the buffer, of the gradient: so does the rule's.
@@ -531,10 +565,12 @@ class Adam(_Kernels, torch.optim.Adam):
     _rule = _core.Rule("adam")
     _namesake: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
     _state_lists = 6
+    _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True}
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         beta1, beta2 = group["betas"]
-        return super()._row({**group, "beta1": beta1, "beta2": beta2})
+        values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
+        return super()._row(values)
 
 
 class AdamW(Adam, torch.optim.AdamW):

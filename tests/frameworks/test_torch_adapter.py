@@ -14,6 +14,7 @@ import weakref
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
@@ -1085,3 +1086,183 @@ def test_state_in_shared_memory():
     step_in_shared_memory(opts[1], params[1])
     close(*params)
     close(opts[0].state[params[0]]["sum"], opts[1].state[params[1]]["sum"])
+
+
+def both(name, shape=(3,), **kwargs):
+    """Return a pair of equal parameters, and the optimizers of PyTorch and of fastopt of them."""
+    params = [torch.linspace(-1, 2, 3).expand(shape).clone() for _ in MODULES]
+    return params, [getattr(m, name)([p], **kwargs) for m, p in zip(MODULES, params, strict=True)]
+
+
+def test_what_stands_beside_the_classes_is_torchs():
+    for name in ("Optimizer", "lr_scheduler", "swa_utils"):
+        assert getattr(fastopt.torch, name) is getattr(torch.optim, name)
+
+
+def test_an_option_that_changes_where_it_is_is_seen():
+    params, opts = both("SGD")
+    for opt in opts:
+        opt.param_groups[0]["lr"] = np.array(0.1)
+    for _ in range(4):
+        for opt, param in zip(opts, params, strict=True):
+            param.grad = torch.ones(3)
+            opt.step()
+            opt.param_groups[0]["lr"] *= 0.5  # a 0-d array, in place
+    close(params[1], params[0])
+
+    params, opts = both("Adam", lr=0.1)
+    for step in range(4):
+        for opt, param in zip(opts, params, strict=True):
+            if step == 0:
+                opt.param_groups[0]["betas"] = [0.9, 0.99]
+            opt.param_groups[0]["betas"][0] = 0.1 if step > 1 else 0.9
+            param.grad = torch.full((3,), (-1.0) ** step * (step + 1))
+            opt.step()
+    close(params[1], params[0])
+
+
+@pytest.mark.parametrize("bad", [None, "x"])
+def test_an_option_that_is_none_raises_every_time(bad):
+    params, (_, opt) = both("SGD", lr=0.1)
+    params[1].grad = torch.ones(3)
+    opt.step()
+    opt.param_groups[0]["lr"] = bad
+    before = params[1].clone()
+    for _ in range(3):
+        with pytest.raises((TypeError, ValueError)):
+            opt.step()
+        assert torch.equal(params[1], before)
+
+
+def test_gradients_with_equal_gaps_of_which_one_holds_negatives():
+    params, opts = both("SGD", lr=1.0)
+    z = torch.complex(torch.ones(3), torch.ones(3))
+    for opt, param in zip(opts, params, strict=True):
+        for grad in (z.imag, z.conj().imag, z.imag):
+            param.grad = grad
+            opt.step()
+    close(params[1], params[0])
+
+
+def test_memory_that_goes_while_the_other_parameters_are_updated():
+    fit = torch.zeros(1 << 22)
+
+    class Meddling(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if "add" in str(function):
+                fit.data = torch.zeros(4)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    other = torch.zeros(3).as_subclass(Meddling)
+    opt = fastopt.torch.SGD([fit, other], lr=1.0)
+    fit.grad = torch.ones(1 << 22)
+    opt.step()
+    other.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="must match the size"):  # PyTorch's own
+        opt.step()
+    assert torch.equal(fit, torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("Adam", "bias_correction", False), ("RMSprop", "decoupled_weight_decay", True)],
+)
+def test_a_key_of_a_group_that_is_not_torchs_does_nothing(name, key, value):
+    params, opts = both(name, lr=0.1, weight_decay=0.5)
+    for opt, param in zip(opts, params, strict=True):
+        opt.param_groups[0][key] = value
+        for _ in range(3):
+            param.grad = torch.ones(3)
+            opt.step()
+    close(params[1], params[0])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 2.5])
+def test_a_counter_that_is_no_number_of_steps_is_torchs(value):
+    params, opts = both("Adam", lr=0.1)
+    for opt, param in zip(opts, params, strict=True):
+        param.grad = torch.ones(3)
+        opt.step()
+        opt.state[param]["step"] = torch.tensor(value)
+        if opt is opts[1]:
+            assert "step is not a whole number" in opt.fastopt_info()[0]["why"]
+        opt.step()
+    assert_close(params[1], params[0], equal_nan=True)
+
+
+def test_a_counter_that_two_parameters_share_is_torchs():
+    results = []
+    for module in MODULES:
+        params = [torch.ones(3), torch.ones(3)]
+        opt = module.Adam(params, lr=0.1)
+        for step in range(6):
+            for param in params:
+                param.grad = torch.full((3,), step - 2.0)
+            opt.step()
+            if step == 1:
+                opt.state[params[1]]["step"] = opt.state[params[0]]["step"]
+        assert opt.state[params[0]]["step"] == 10
+        results.append(params)
+    for p, q in zip(*results, strict=True):
+        close(q, p)
+
+
+def test_a_counter_in_the_state_of_sgd_is_the_users():
+    params, opts = both("SGD", lr=1.0, momentum=0.9, dampening=0.5)
+    for opt, param in zip(opts, params, strict=True):
+        for step in range(3):
+            param.grad = torch.ones(3)
+            opt.step()
+            if step == 0:
+                opt.state[param]["step"] = torch.tensor(0.0)
+        assert opt.state[param]["step"] == 0
+    close(params[1], params[0])
+
+
+def test_a_buffer_that_is_none_waits_for_a_gradient():
+    params, opts = both("SGD", lr=1.0, momentum=0.9, dampening=0.5)
+    for opt, param in zip(opts, params, strict=True):
+        other = torch.zeros(3)
+        opt.add_param_group({"params": [other]})
+        opt.state[param]["momentum_buffer"] = None
+        other.grad = torch.ones(3)
+        opt.step()
+        assert opt.state[param]["momentum_buffer"] is None
+        param.grad = torch.ones(3)
+        opt.step()
+    close(params[1], params[0])
+
+
+def test_gradients_in_turns_and_shared_memory_do_not_make_a_new_run_each_time():
+    params = [torch.zeros(3) for _ in range(4)]
+    opt = fastopt.torch.SGD(params, lr=0.1)
+    whole = torch.zeros(4)
+    overlapping = fastopt.torch.SGD([torch.zeros(3), whole[:3], whole[1:]], lr=0.1)
+    runs = [], []
+    for step in range(6):
+        for i, param in enumerate(params):
+            param.grad = torch.ones(3) if i % 2 == step % 2 else None
+        for param in overlapping.param_groups[0]["params"]:
+            param.grad = torch.ones(3)
+        for o, seen in zip((opt, overlapping), runs, strict=True):
+            o.step()
+            seen.append(o._run)
+    for seen in runs:
+        assert seen[1] is seen[-1]
+    assert [i["runs"] for i in overlapping.fastopt_info()] == ["fastopt", "torch", "torch"]
+
+
+def test_a_dispatch_mode_sees_the_update():
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    _, (_, opt) = both("SGD", lr=0.1)
+    opt.param_groups[0]["params"][0].grad = torch.ones(3)
+    opt.step()
+    with Mode():
+        opt.step()
+    assert any("add" in name for name in seen)
