@@ -312,8 +312,8 @@ HEAVY = {
 
 def test_the_import_brings_in_nothing_but_numpy_and_is_quick():
     script = (
-        "import sys, time, numpy; before = {*sys.modules}; start = time.perf_counter();"
-        "import fastopt; print(time.perf_counter() - start, *({*sys.modules} - before))"
+        "import sys, time, numpy; before = {*sys.modules}; start = time.process_time();"
+        "import fastopt; print(time.process_time() - start, *({*sys.modules} - before))"
     )
     times = []
     for _ in range(8):
