@@ -108,11 +108,13 @@ def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
 def _texts(keys: Iterable[Any]) -> dict[Any, str]:
     """Return what stands for each parameter's key in a file."""
     texts: dict[Any, str] = {}
+    taken = set()
     for key in keys:
         if not isinstance(key, str) and type(key) is not int:
             raise TypeError(f"{label(key)}: to be saved, names must be strings or integers")
-        if str(key) in texts.values():
+        if str(key) in taken:
             raise ValueError(f"{label(key)}: another has the same name in a file")
+        taken.add(str(key))
         texts[key] = str(key)
     return texts
 
@@ -130,15 +132,13 @@ def _saved(
     saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}}
     for tensor, array in arrays.items():
         kind, _, text = tensor.partition("/")
-        entries = saved.get(kind)
+        if kind not in saved:
+            raise ValueError(f"{_called(name)}: unexpected tensor {tensor!r}")
         if kind == "state":
             text, _, slot = text.rpartition("/")
-            entries = saved["state"].setdefault(keys.get(text, text), {})
-            entries[slot] = array
-        elif kind in saved:
-            saved[kind][keys.get(text, text)] = array
+            saved[kind].setdefault(keys.get(text, text), {})[slot] = array
         else:
-            raise ValueError(f"{_called(name)}: unexpected tensor {tensor!r}")
+            saved[kind][keys.get(text, text)] = array
     saved["ema"] = saved["ema"] or None
     for entry in ("rule", "semantics"):
         saved[entry] = metadata.get(entry)

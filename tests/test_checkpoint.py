@@ -8,6 +8,7 @@ import json
 import os
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +111,8 @@ def run_on_reference(rule, oracle):
 
 def test_every_rule_has_an_old_file():
     assert {OLD[rule][0] for rule in OLD} == {CONFIGS[config][0] for config in CONFIGS}
-    assert {p.name for p in DATA.iterdir()} == {f"checkpoint-0.1-{r}.safetensors" for r in OLD}
+    files = {path.name for path in DATA.glob("checkpoint-*")}
+    assert files == {f"checkpoint-0.1-{rule}.safetensors" for rule in OLD}
 
 
 # ---- what a file holds ---------------------------------------------------------------------------
@@ -297,6 +299,34 @@ def test_what_could_not_be_loaded_is_not_saved(path):
     with pytest.raises(ValueError, match="step counter of parameter 'w' must be >= 0"):
         opt.save(path)
     assert os.listdir(path.parent) == []
+
+
+def test_the_documentations_example_resumes_where_it_was_killed(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    train, look = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    def run(last):
+        def gradients(params, k):
+            if k == last:
+                raise SystemExit
+            return {name: param - k for name, param in params.items()}
+
+        names = {"W": np.ones((3, 2)), "b": np.ones(2), "gradients": gradients}
+        names |= {"os": os, "fastopt": fastopt, "safetensors": safetensors}
+        exec(train, names)
+        return names
+
+    with pytest.raises(SystemExit):
+        run(250)
+    resumed = run(None)
+    exec(look, resumed)
+    whole = Path("run.safetensors").read_bytes()
+    os.remove("run.safetensors")
+    straight = run(None)
+    assert contents(straight["opt"]) == contents(resumed["opt"])
+    assert (resumed["arrays"]["params/W"] == straight["W"]).all()
+    assert len(Path("run.safetensors").read_bytes()) == len(whole)
 
 
 def test_without_safetensors_the_error_says_what_to_install():
