@@ -489,6 +489,7 @@ class Optimizer:
         with self._lock:
             new = verified(self, saved, source, checkpoint=checkpoint)
             before = [dict(group) for group in self.param_groups]
+            done = np.zeros((), bool)
             try:
                 for group, options in zip(self.param_groups, new.groups, strict=True):
                     group.update(options)
@@ -505,11 +506,13 @@ class Optimizer:
                 if checkpoint:
                     to += self._params
                     values += new.params
-                self._plan.restore(to, values, new.completed_steps)
+                # An interrupt that comes meanwhile is raised after it, when all has been done.
+                self._plan.restore([*to, done], [*values, np.ones((), bool)], new.completed_steps)
             except BaseException:
-                for group, options in zip(self.param_groups, before, strict=True):
-                    group.clear()
-                    group.update(options)
+                if not done:
+                    for group, options in zip(self.param_groups, before, strict=True):
+                        group.clear()
+                        group.update(options)
                 raise
 
     # ---- checkpoints ----------------------------------------------------------------------------

@@ -455,6 +455,48 @@ for _ in range(rounds):
         opt.load(path)
 print(rounds, opt.completed_steps, amid)
 """
+LOADS = """
+import random, signal, sys, time
+import numpy as np, fastopt
+folder, rounds = sys.argv[1], int(sys.argv[2])
+random.seed(0)
+N = 300_000
+opts = [fastopt.SGD([np.full(N, float(i))], lr=float(i), momentum=0.5) for i in (1, 2)]
+for i, opt in enumerate(opts, 1):
+    for _ in range(i):
+        opt.step([np.zeros(N)])
+    opt.save(f"{folder}/{i}")
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+opt, interrupted, seen = opts[0], 0, set()
+loads = [lambda i: opt.load(f"{folder}/{i}"), lambda i: opt.load_state_dict(states[i])]
+opt.load(f"{folder}/2")
+states = {2: opt.state_dict()}
+opt.load(f"{folder}/1")
+states[1] = opt.state_dict()
+for load in loads:
+    began = time.perf_counter()
+    for i in (2, 1, 2, 1):
+        load(i)
+    whole = (time.perf_counter() - began) / 4
+    now = 1
+    for _ in range(rounds):
+        to = 3 - now
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1.2 * whole))
+                load(to)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+        first = opt.completed_steps
+        if load is loads[0]:
+            assert {*opt.params[0][[0, N // 2, -1]]} == {float(first)}
+        assert opt.param_groups[0]["lr"] == opt.state[0]["step"] == first, (first, opt)
+        seen.add((load is loads[0], now == first))
+        now = first
+print(2 * rounds, interrupted, len(seen))
+"""
 
 
 @pytest.mark.slow
@@ -480,3 +522,13 @@ def test_a_save_interrupted_at_any_moment_leaves_a_file_that_loads(tmp_path):
     print(f"{rounds} interrupts, {amid} of them amid a save; {steps} steps saved")
     assert amid > 20
     assert steps > 20
+
+
+@pytest.mark.slow
+def test_a_load_interrupted_at_any_moment_is_done_or_not_begun(tmp_path):
+    done = python("-c", LOADS, str(tmp_path), "300", timeout=300)
+    assert done.returncode == 0, done.stderr
+    rounds, amid, outcomes = map(int, done.stdout.split())
+    print(f"{rounds} loads, {amid} of them interrupted")
+    assert amid > 100
+    assert outcomes == 4  # of either kind of load, some were done and some were not
