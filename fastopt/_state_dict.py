@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,36 +15,59 @@ if TYPE_CHECKING:
 _ENTRIES = {"rule", "semantics", "completed_steps", "param_groups", "state", "ema"}
 
 
+class Verified(NamedTuple):
+    """What an optimizer takes over."""
+
+    groups: list[dict[str, Any]]  # their options
+    state: list[dict[str, Array]]
+    ema: list[Array]
+    params: list[Array]  # of a checkpoint
+    completed_steps: int
+
+
 def verified(
-    optimizer: Optimizer, saved: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Array]], list[Array], int]:
-    """Return copies: the groups' options, state and averages in order, and completed steps."""
+    optimizer: Optimizer, saved: Mapping[str, Any], source: str, *, checkpoint: bool
+) -> Verified:
+    """Return what was saved in the optimizer's order, having checked all of it.
+
+    The arrays of a checkpoint are nobody else's; those of a state dict are copied.
+    """
     if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict must be a dict, got {type(saved).__name__}")
-    _same_keys("state_dict", _ENTRIES, saved)
+        raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
+    _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
     for entry, own in (("rule", optimizer._rule.name), ("semantics", optimizer._semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:
-            raise ValueError(
-                f"state_dict[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}"
-            )
-    completed_steps = _count("state_dict['completed_steps']", saved["completed_steps"])
+            raise ValueError(f"{source}[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
+    completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
+
+    def fitting(where: str, array: Any, param: Array) -> Array:
+        _check_fits(where, array, param)
+        return array if checkpoint else np.array(array, order="K", subok=False)
+
+    def in_order(entry: str) -> list[Array]:
+        where = f"{source}[{entry!r}]"
+        _same_keys(where, keys, saved[entry])
+        return [
+            fitting(f"{where}[{key!r}]", saved[entry][key], param)
+            for key, param in zip(keys, optimizer._params, strict=True)
+        ]
 
     keys = optimizer._keys
-    groups = _groups(optimizer, saved["param_groups"])
+    groups = _groups(optimizer, saved["param_groups"], f"{source}['param_groups']")
     used = [
         optimizer._rule.used_slots(
             optimizer._row(
                 optimizer._checked(
-                    {**own, **loaded}, f"state_dict['param_groups'][{number}]: ", completed_steps
+                    {**own, **loaded}, f"{source}['param_groups'][{number}]: ", completed_steps
                 )
             )
         )
         for number, (own, loaded) in enumerate(zip(optimizer.param_groups, groups, strict=True))
     ]
-    _same_keys("state_dict['state']", keys, saved["state"])
+    _same_keys(f"{source}['state']", keys, saved["state"])
     state = []
     for key, param, number in zip(keys, optimizer._params, optimizer._group_of, strict=True):
-        where = f"state_dict['state'][{key!r}]"
+        where = f"{source}['state'][{key!r}]"
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
@@ -53,32 +76,30 @@ def verified(
         unexpected = slots.keys() - {"step", *optimizer._rule.slots}
         if missing or unexpected:
             raise ValueError(
-                f"{where}: missing {sorted(missing)}, unexpected {sorted(map(str, unexpected))}"
+                f"{where}: missing {sorted(missing)}, "
+                f"unexpected {_few(sorted(map(str, unexpected)))}"
             )
-        copies = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
+        arrays = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
         for name in slots.keys() - {"step"}:
-            copies[name] = _copy(f"{where}[{name!r}]", slots[name], param)
-        state.append(copies)
+            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], param)
+        state.append(arrays)
 
     if (saved["ema"] is None) != (optimizer._ema is None):
-        has = "the optimizer" if saved["ema"] is None else "the state_dict"
-        raise ValueError(f"only {has} has averages of the weights (ema_decay)")
-    ema = []
-    if saved["ema"] is not None:
-        _same_keys("state_dict['ema']", keys, saved["ema"])
-        for key, param in zip(keys, optimizer._params, strict=True):
-            ema.append(_copy(f"state_dict['ema'][{key!r}]", saved["ema"][key], param))
-    return groups, state, ema, completed_steps
+        who = "the optimizer has" if saved["ema"] is None else "what was saved has"
+        raise ValueError(f"{source}['ema']: only {who} averages of the weights (ema_decay)")
+    ema = [] if saved["ema"] is None else in_order("ema")
+    params = in_order("params") if checkpoint else []
+    return Verified(groups, state, ema, params, completed_steps)
 
 
-def _groups(optimizer: Optimizer, saved: Any) -> list[dict[str, Any]]:
+def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any]]:
     own = optimizer.param_groups
     if not isinstance(saved, list) or len(saved) != len(own):
         count = len(saved) if isinstance(saved, list) else type(saved).__name__
-        raise ValueError(f"state_dict['param_groups']: expected a list of {len(own)}, got {count}")
+        raise ValueError(f"{source}: expected a list of {len(own)}, got {count}")
     groups, first = [], 0
     for number, (group, loaded) in enumerate(zip(own, saved, strict=True)):
-        where = f"state_dict['param_groups'][{number}]"
+        where = f"{source}[{number}]"
         if not isinstance(loaded, Mapping) or "params" not in loaded:
             raise TypeError(f"{where} must be a dict with 'params'")
         last = first + len(group["params"])
@@ -108,7 +129,11 @@ def _same_keys(where: str, expected: Any, got: Any) -> None:
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in got if key not in wanted]
     if missing or unexpected or len(got) != len(expected):
-        raise ValueError(f"{where}: missing {missing}, unexpected {unexpected}")
+        raise ValueError(f"{where}: missing {_few(missing)}, unexpected {_few(unexpected)}")
+
+
+def _few(names: list[Any], most: int = 10) -> str:
+    return f"{names[:most]}" + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _count(where: str, value: Any) -> int:
@@ -123,11 +148,10 @@ def _count(where: str, value: Any) -> int:
     return int(value)
 
 
-def _copy(where: str, array: Any, param: Array) -> Array:
+def _check_fits(where: str, array: Any, param: Array) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{where} must be a numpy.ndarray, got {type(array).__name__}")
     if array.dtype != param.dtype:
         raise TypeError(f"{where}: dtype {array.dtype} is not the parameter's {param.dtype}")
     if array.shape != param.shape:
         raise ValueError(f"{where}: shape {array.shape} is not the parameter's {param.shape}")
-    return np.array(array, order="K", subok=False)

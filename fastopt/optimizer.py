@@ -251,8 +251,11 @@ class Optimizer:
         """Return the initial values of slots that do not start at zero; for subclasses."""
         return {}
 
-    def _refresh(self) -> None:
-        """Take over what has changed in ``param_groups``, after checking all of it."""
+    def _refresh(self, *, call: bool = True) -> None:
+        """Take over what has changed in ``param_groups``, after checking all of it.
+
+        Learning rates need not be called where no step follows; the next step does it anyway.
+        """
         groups = self.param_groups
         if not isinstance(groups, list) or len(groups) != len(self._group_params):
             raise ValueError(
@@ -264,6 +267,10 @@ class Optimizer:
                     f"param_groups[{number}]: its parameters were replaced; use add_param_group"
                 )
         seen = _as_seen(groups)  # before a callable runs that may change them again
+        if not call:
+            groups = [
+                {**group, "lr": 0.0} if callable(group.get("lr")) else group for group in groups
+            ]
         rows = [
             self._row(self._checked(group, f"param_groups[{number}]: ", self.completed_steps))
             for number, group in enumerate(groups)
@@ -429,34 +436,35 @@ class Optimizer:
             left out.
         """
         with self._lock:
-            groups, first = [], 0
-            for group in self.param_groups:
-                saved = {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in group.items()
-                    if name != "params"
-                }
-                if callable(saved["lr"]):
-                    del saved["lr"]
-                last = first + len(group["params"])
-                groups.append({**saved, "params": self._keys[first:last]})
-                first = last
-            return {
-                "rule": self._rule.name,
-                "semantics": self._semantics,
-                "completed_steps": self.completed_steps,
-                "param_groups": groups,
-                "state": {
-                    key: {name: array.copy(order="K") for name, array in param_state.items()}
-                    for key, param_state in zip(self._keys, self._state, strict=True)
-                },
-                "ema": None
-                if self._ema is None
-                else {
-                    key: array.copy(order="K")
-                    for key, array in zip(self._keys, self._ema, strict=True)
-                },
+            return self._as_dict(lambda array: array.copy(order="K"))
+
+    def _as_dict(self, given: Callable[[Array], Array]) -> dict[str, Any]:
+        """Return a state dict of what is given out for each array."""
+        groups, first = [], 0
+        for group in self.param_groups:
+            saved = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in group.items()
+                if name != "params"
             }
+            if callable(saved["lr"]):
+                del saved["lr"]
+            last = first + len(group["params"])
+            groups.append({**saved, "params": self._keys[first:last]})
+            first = last
+        return {
+            "rule": self._rule.name,
+            "semantics": self._semantics,
+            "completed_steps": self.completed_steps,
+            "param_groups": groups,
+            "state": {
+                key: {name: given(array) for name, array in param_state.items()}
+                for key, param_state in zip(self._keys, self._state, strict=True)
+            },
+            "ema": None
+            if self._ema is None
+            else {key: given(array) for key, array in zip(self._keys, self._ema, strict=True)},
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned, after checking all of it.
@@ -472,29 +480,119 @@ class Optimizer:
         TypeError, ValueError
             If anything does not fit; the message says which entry, and nothing is changed.
         """
+        self._take_over(state_dict, "state_dict", checkpoint=False)
+
+    def _take_over(self, saved: Mapping[str, Any], source: str, *, checkpoint: bool) -> None:
+        """Take over a state dict, or a checkpoint's content, which has parameters too."""
         from fastopt._state_dict import verified
 
         with self._lock:
-            groups, state, ema, completed_steps = verified(self, state_dict)
+            new = verified(self, saved, source, checkpoint=checkpoint)
             before = [dict(group) for group in self.param_groups]
+            done = np.zeros((), bool)
             try:
-                for group, options in zip(self.param_groups, groups, strict=True):
+                for group, options in zip(self.param_groups, new.groups, strict=True):
                     group.update(options)
                 self._refresh()
-                self._apply(self._rows, [loaded.keys() - {"step"} for loaded in state])
+                self._apply(self._rows, [loaded.keys() - {"step"} for loaded in new.state])
                 self._plan.check()
                 to = [*(array for own in self._state for array in own.values()), *(self._ema or ())]
                 values = [
                     loaded[name] if name in loaded else typed(0.0, array, name)
-                    for own, loaded in zip(self._state, state, strict=True)
+                    for own, loaded in zip(self._state, new.state, strict=True)
                     for name, array in own.items()
                 ]
-                self._plan.restore(to, values + ema, completed_steps)
+                values += new.ema
+                if checkpoint:
+                    to += self._params
+                    values += new.params
+                # An interrupt that comes meanwhile is raised after it, when all has been done.
+                self._plan.restore([*to, done], [*values, np.ones((), bool)], new.completed_steps)
             except BaseException:
-                for group, options in zip(self.param_groups, before, strict=True):
-                    group.clear()
-                    group.update(options)
+                if not done:
+                    for group, options in zip(self.param_groups, before, strict=True):
+                        group.clear()
+                        group.update(options)
                 raise
+
+    # ---- checkpoints ----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters, state, averages, hyperparameters and counters to a safetensors file.
+
+        The file appears under its name whole or not at all: it is written and read back under
+        another name, reaches the disk, and then takes the place of what had the name. If the
+        process is killed, or the disk is full, the old file is still there. A learning rate that is
+        a callable is left out, and so are options that :meth:`state_dict` leaves out.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            What the file is called. Of a symbolic link, the file that it leads to is replaced.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; what had the name is as it was.
+        TypeError, ValueError
+            If a parameter's name is neither a string nor an integer, if a hyperparameter is out of
+            range, or if the name is that of something else than a file.
+        ImportError
+            If the package safetensors is missing; ``fastopt[checkpoint]`` brings it.
+
+        Notes
+        -----
+        Steps of other threads wait. Code that changes the parameters in other ways must not run
+        meanwhile; if it does, that is found and a RuntimeError raised. What a killed process leaves
+        behind is a folder called as the file and ending in ``.part``, which can be deleted.
+
+        Examples
+        --------
+        >>> import os, tempfile, numpy as np, fastopt
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> w = np.array([1.0, 2.0])
+        >>> opt = fastopt.Adam({"w": w}, lr=0.5)
+        >>> result = opt.step({"w": w})
+        >>> opt.save(path)
+        >>> v = np.zeros(2)
+        >>> resumed = fastopt.Adam({"w": v})
+        >>> resumed.load(path)
+        >>> v, resumed.completed_steps, resumed.param_groups[0]["lr"]
+        (array([0.5, 1.5]), 1, 0.5)
+        """
+        from fastopt.checkpoint import save
+
+        save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over a file that :meth:`save` wrote, after checking all of it.
+
+        Parameters are overwritten in place. Training goes on with the same bits as if it had not
+        been interrupted, if the optimizer was made with the same options.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A file of an optimizer of the same rule and semantics, over parameters of the same
+            names (or indices), shapes and dtypes.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        TypeError, ValueError
+            If the file is damaged, if a newer fastopt wrote it, or if anything does not fit; the
+            message says which entry, and nothing is changed.
+        ImportError
+            If the package safetensors is missing; ``fastopt[checkpoint]`` brings it.
+
+        Examples
+        --------
+        See :meth:`save`.
+        """
+        from fastopt.checkpoint import load
+
+        load(self, path)
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would share state but not its counters; use copy.deepcopy")

@@ -158,6 +158,15 @@ def contents(opt):
     return opt.completed_steps, groups, [(a.dtype, a.shape, a.tobytes()) for a in arrays]
 
 
+def goes_on_like(opt, run):
+    """Whether a copy of a run's optimizer takes the same next steps."""
+    for seed in (5, 6):
+        grads = make_grads(seed)
+        opt.step(dict(zip(run.keys, grads, strict=True)) if run.given == "dict" else grads)
+        run.step(grads)
+    return contents(opt) == contents(run.opt)
+
+
 def change_in_place(array, **attributes):
     """Set shape or dtype of an array itself, which NumPy is about to forbid."""
     with warnings.catch_warnings():

@@ -307,6 +307,7 @@ HEAVY = {
     "scipy",
     "pandas",
     "mpi4py",
+    "safetensors",
 }
 
 

@@ -19,19 +19,11 @@ from support import (
     differences,
     everything,
     finish,
+    goes_on_like,
     make_grads,
 )
 
 from fastopt import SGD, Adagrad, Adam
-
-
-def goes_on_like(opt, run):
-    """Whether a copy of a run's optimizer takes the same next steps."""
-    for seed in (5, 6):
-        grads = make_grads(seed)
-        opt.step(dict(zip(run.keys, grads, strict=True)) if run.given == "dict" else grads)
-        run.step(grads)
-    return contents(opt) == contents(run.opt)
 
 
 def slots(opt):

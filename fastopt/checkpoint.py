@@ -1,0 +1,265 @@
+"""Checkpoints: one safetensors file with an optimizer's parameters, state and averages.
+
+The file holds a tensor ``params/NAME`` for each parameter, ``state/NAME/SLOT`` for each of its
+state arrays, and ``ema/NAME`` for its average; NAME is the parameter's name or index. The rest is
+in the header's metadata: the format and its version, hyperparameters and counters, and a checksum
+of everything. Whether it all fits an optimizer is asked in ``_state_dict``, as for any other state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastopt._params import label
+from fastopt._version import __version__
+
+if TYPE_CHECKING:
+    from fastopt._params import Array
+    from fastopt.optimizer import Optimizer
+
+try:
+    import safetensors
+    from safetensors.numpy import save_file
+except ImportError as error:
+    raise ImportError(
+        "checkpoints need the package safetensors: pip install 'fastopt[checkpoint]'"
+    ) from error
+
+__all__ = ["load", "save"]
+
+FORMAT = "fastopt checkpoint"
+VERSION = "1"  # of the format; files of every version up to this one can be read
+
+_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+
+
+def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
+    """Do what :meth:`fastopt.SGD.save` says."""
+    target = os.path.realpath(_name(path))  # of a link, what it leads to
+    _refuse_special(target)
+    with optimizer._lock:  # no step meanwhile
+        metadata, arrays = _content(optimizer)
+        _replace(target, metadata, arrays)
+
+
+def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
+    """Do what :meth:`fastopt.SGD.load` says."""
+    name = _name(path)
+    metadata, arrays = _read(name)
+    optimizer._take_over(_saved(optimizer, name, metadata, arrays), _called(name), checkpoint=True)
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return os.fsdecode(os.fspath(path))
+
+
+def _called(name: str) -> str:
+    return f"checkpoint {name!r}"
+
+
+def _refuse_special(name: str) -> None:
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise ValueError(f"{_called(name)}: this is not a regular file")
+
+
+# ---- what a file holds ---------------------------------------------------------------------------
+
+
+def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return an optimizer's metadata and its arrays by their names in a file.
+
+    Nothing is copied that lies in C order.
+    """
+    optimizer._refresh(call=False)  # what is saved can be loaded
+    optimizer._plan.check()
+    saved = optimizer._as_dict(lambda array: np.asarray(array, order="C"))
+    texts = _texts(saved["state"])
+    arrays = {}
+    for key, param in zip(saved["state"], optimizer._params, strict=True):
+        arrays[f"params/{texts[key]}"] = np.asarray(param, order="C")
+        for slot, array in saved["state"][key].items():
+            arrays[f"state/{texts[key]}/{slot}"] = array
+        if saved["ema"] is not None:
+            arrays[f"ema/{texts[key]}"] = saved["ema"][key]
+    metadata = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "fastopt_version": __version__,
+        "optimizer": type(optimizer).__name__,
+        "rule": saved["rule"],
+        "semantics": saved["semantics"],
+        "completed_steps": json.dumps(saved["completed_steps"]),
+        "param_groups": json.dumps(saved["param_groups"], default=_plain),
+    }
+    return metadata, arrays
+
+
+def _texts(keys: Iterable[Any]) -> dict[Any, str]:
+    """Return what stands for each parameter's key in a file."""
+    texts: dict[Any, str] = {}
+    taken = set()
+    for key in keys:
+        if not isinstance(key, str) and type(key) is not int:
+            raise TypeError(f"{label(key)}: to be saved, names must be strings or integers")
+        if str(key) in taken:
+            raise ValueError(f"{label(key)}: another has the same name in a file")
+        taken.add(str(key))
+        texts[key] = str(key)
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """Return a hyperparameter, which has been checked, as JSON knows it."""
+    return float(value) if isinstance(value, Real) else bool(value)  # np.bool_ is no Real
+
+
+def _saved(
+    optimizer: Optimizer, name: str, metadata: Mapping[str, str], arrays: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Return a file's content as a state dict that has parameters too."""
+    keys = {text: key for key, text in _texts(optimizer._keys).items()}
+    saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}}
+    for tensor, array in arrays.items():
+        kind, _, text = tensor.partition("/")
+        if kind not in saved:
+            raise ValueError(f"{_called(name)}: unexpected tensor {tensor!r}")
+        if kind == "state":
+            text, _, slot = text.rpartition("/")
+            saved[kind].setdefault(keys.get(text, text), {})[slot] = array
+        else:
+            saved[kind][keys.get(text, text)] = array
+    saved["ema"] = saved["ema"] or None
+    for entry in ("rule", "semantics"):
+        saved[entry] = metadata.get(entry)
+    for entry in ("completed_steps", "param_groups"):
+        try:
+            saved[entry] = json.loads(metadata.get(entry, ""))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{_called(name)}: its {entry!r} cannot be read") from None
+    return saved
+
+
+def _description(metadata: Mapping[str, str], layout: list[tuple[str, str, Any]]) -> bytes:
+    """Return what the checksum begins with; the tensors' bytes follow in the layout's order."""
+    said = sorted(item for item in metadata.items() if item[0] != "sha256")
+    return json.dumps([said, layout]).encode()
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array]) -> None:
+    """Write a file so that its name stands for the old content or for the new, whole."""
+    ordered = sorted(arrays.items())
+    layout = [(name, _DTYPES[array.dtype.name], array.shape) for name, array in ordered]
+    checksum = hashlib.sha256(_description(metadata, layout))
+    for _, array in ordered:
+        checksum.update(_bytes(array))
+    metadata["sha256"] = checksum.hexdigest()
+    # A folder, since safetensors has a temporary file of its own, beside what it writes.
+    folder = f"{target}.{secrets.token_hex(4)}.part"
+    written = os.path.join(folder, "checkpoint")
+    try:
+        os.mkdir(folder)
+        try:
+            save_file(dict(arrays), written, metadata)
+        except safetensors.SafetensorError as error:
+            raise _as_os_error(error, target) from None
+        try:
+            _read(written, keep=False)
+        except ValueError as error:
+            raise RuntimeError(
+                f"{_called(target)} was not saved, since what was written cannot be loaded; did "
+                f"the parameters change meanwhile? {error}"
+            ) from None
+        _set_mode(written, folder, target)
+        _sync(written)
+        os.replace(written, target)
+        _sync(os.path.dirname(target))
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder of files, if it is there; shutil's way is not safe against interrupts."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+
+
+def _as_os_error(error: Exception, target: str) -> OSError:
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return OSError(f"{_called(target)}: {error}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), target)
+
+
+def _set_mode(written: str, folder: str, target: str) -> None:
+    """Give a file the permissions of what it replaces, or else those of any new file."""
+    try:
+        mode = stat.S_IMODE(os.stat(target).st_mode)
+    except FileNotFoundError:
+        mode = os.stat(folder).st_mode & 0o666
+    os.chmod(written, mode)
+
+
+def _sync(name: str) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(name: str, *, keep: bool = True) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return a file's metadata and (unless told not to keep them) tensors, verified.
+
+    Each byte is read once, into memory of our own, so that what is verified is what is used,
+    whatever happens to the file.
+    """
+    _refuse_special(name)
+    open(name, "rb").close()  # for Python's own errors
+    try:
+        with safetensors.safe_open(name, framework="np", backend="pread") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError("it was not written by fastopt")
+            if metadata.get("format_version") != VERSION:
+                raise ValueError(
+                    f"its format has version {metadata.get('format_version')!r}, and fastopt "
+                    f"{__version__} reads {VERSION!r}; a newer fastopt may read it"
+                )
+            parts = {tensor: file.get_slice(tensor) for tensor in sorted(file.keys())}
+            layout = [(n, part.get_dtype(), part.get_shape()) for n, part in parts.items()]
+            checksum, arrays = hashlib.sha256(_description(metadata, layout)), {}
+            for tensor, dtype, _ in layout:
+                if dtype not in _DTYPES.values():
+                    raise ValueError(f"tensor {tensor!r} has an unexpected dtype, {dtype}")
+                array = file.get_tensor(tensor)
+                checksum.update(_bytes(array))
+                if keep:
+                    arrays[tensor] = array
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{_called(name)}: no whole safetensors file: {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{_called(name)}: {error}") from None
+    if metadata.get("sha256") != checksum.hexdigest():
+        raise ValueError(f"{_called(name)}: it is damaged: its checksum is not that of its content")
+    return metadata, arrays
