@@ -142,8 +142,8 @@ FO_INLINE void fo_keep_apart(pthread_t thread, pthread_t caller)
 #if defined(__x86_64__) || defined(__i386__)
 #define FO_CPU_HAS_AVX2() (__builtin_cpu_supports("avx2") != 0)
 #define FO_CPU_HAS_AVX512()                                                                        \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&                    \
-     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    ((__builtin_cpu_supports("avx512f") != 0) & (__builtin_cpu_supports("avx512vl") != 0) &        \
+     (__builtin_cpu_supports("avx512dq") != 0) & (__builtin_cpu_supports("avx512bw") != 0))
 #else
 #define FO_CPU_HAS_AVX2() 0
 #define FO_CPU_HAS_AVX512() 0
