@@ -5,14 +5,16 @@ It checks arrays, binds their memory to a C plan and runs the plan's step. It kn
 algorithms: what a rule's hyperparameters and slots mean is the rule's business.
 """
 
+cimport cython
 cimport numpy as cnp
-from cpython.dict cimport PyDict_Next
+from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
+import os
 import sys
 
 import numpy as np
@@ -86,6 +88,30 @@ def force_threads(int team, *, bint openmp=False):
     global threads_exact, exact_engine
     threads_exact = team
     exact_engine = FO_OPENMP_TEAM if openmp else FO_EXACT_TEAM
+
+
+# ---- forks ---------------------------------------------------------------------------------------
+
+# A child is a copy of its parent at one moment, but without its parent's other threads: what one of
+# them was writing stays half written. So a plan notes that it is being written, and in which
+# process.
+cdef int64_t forks = 0  # that lie behind this process
+
+
+def note_fork():
+    """Take note that this process is a child that was forked just now."""
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=note_fork)
+
+TORN = (
+    "this process was forked while another thread was inside a step: parameters and state are half "
+    "of one step and half of the next. Put the parameters back, then call load_state_dict() or "
+    "reset(), or make a new optimizer"
+)
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -201,6 +227,27 @@ def check_parameter(array, str name):
             f"{name}: the array is not dense (shape {array.shape}, strides {array.strides}); its "
             "elements must fill one stretch of memory, in C, Fortran or another order of the axes"
         )
+
+
+cdef void put(cnp.ndarray array, cnp.ndarray value) noexcept:
+    """Copy into a dense array what is laid out alike, or one element everywhere."""
+    cdef char *to = cnp.PyArray_BYTES(array)
+    cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(array), n = min(nbytes, cnp.PyArray_NBYTES(value))
+    memcpy(to, cnp.PyArray_BYTES(value), n)
+    while 0 < n < nbytes:
+        memcpy(to + n, to, min(n, nbytes - n))
+        n += min(n, nbytes - n)
+
+
+def set_items(list dicts, list items):
+    """Set items of dicts, from a dict for each. Cannot fail where the keys are there."""
+    cdef Py_ssize_t i, position
+    cdef PyObject *key
+    cdef PyObject *value
+    for i in range(len(dicts)):
+        position = 0
+        while PyDict_Next(items[i], &position, &key, &value):
+            PyDict_SetItem(dicts[i], <object>key, <object>value)
 
 
 cpdef bint unchanged(groups, list seen):
@@ -347,7 +394,7 @@ cdef class Plan:
     cdef Extent *grad_extents        # of the gradients last seen; index: whether dense
     cdef Extent *sorting
     cdef bint grads_known_apart
-    cdef bint stepping
+    cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public int64_t completed_steps
@@ -798,12 +845,60 @@ cdef class Plan:
                         )
         memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
 
-    def restore(self, list to, list values, int64_t completed_steps):
-        """Copy arrays (broadcast) and set the number of completed steps, without interruption."""
-        cdef Py_ssize_t k
-        for k in range(len(to)):
-            PyArray_CopyInto(to[k], values[k])
+    @property
+    def torn(self):
+        """Whether this is a forked child's copy of a plan that was being written at that moment."""
+        return self.writing not in (0, 1 + forks)
+
+    def take_over_tear(self, Plan other not None):
+        """Be torn if another plan over the same arrays is."""
+        if other.torn:
+            self.writing = other.writing
+
+    cdef int _begin_writing(self) except -1:
+        """Refuse to write what somebody else is writing, or has left torn."""
+        cdef int64_t before
+        with cython.critical_section(self):
+            before = self.writing
+            if before == 0:
+                self.writing = 1 + forks
+        if before == 1 + forks:
+            raise RuntimeError("step() was called from within a step of the same plan")
+        if before != 0:
+            raise RuntimeError(TORN)
+        return 0
+
+    def restore(self, list to, list values, int64_t completed_steps, list done):
+        """Copy arrays and set the number of completed steps: all of it, or nothing and raise.
+
+        Mends a torn plan.
+
+        Parameters
+        ----------
+        to : list of numpy.ndarray
+            Arrays that the plan owns, and its counters.
+        values : list of numpy.ndarray
+            For each its values: of its dtype, and of its shape or 0-d.
+        completed_steps : int
+            The number of completed steps.
+        done : list of bool
+            Its first entry becomes True: a signal may raise right after this method returns.
+        """
+        cdef Py_ssize_t k, n = len(to)
+        cdef list ready = list(values)
+        for k in range(n):
+            value, array = values[k], to[k]
+            if value.dtype != array.dtype or value.shape not in ((), array.shape):
+                raise ValueError(f"array {k}: {value.dtype} {value.shape} does not fit")
+            if value.shape and value.strides != array.strides:
+                ready[k] = np.empty_like(array, subok=False)
+                PyArray_CopyInto(ready[k], value)
+        self.writing = 1 + forks
+        for k in range(n):  # from here on nothing can fail
+            put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
         self.completed_steps = completed_steps
+        done[0] = True
+        self.writing = 0
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -822,13 +917,11 @@ cdef class Plan:
         StepResult
         """
         cdef list bound = list(grads)
-        if self.stepping:
-            raise RuntimeError("step() was called from within a step of the same plan")
-        self.stepping = True
+        self._begin_writing()
         try:
             return self._step(bound, loss_scale, zero_grad)
         finally:
-            self.stepping = False
+            self.writing = 0
 
     def step_unchanged(self, groups, list seen, grads):
         """Step if the groups are as seen and the gradients a list, else return None."""

@@ -77,8 +77,6 @@ def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> 
 
 def typed(value: float, like: Array, name: str) -> Array:
     """Return a value as a 0-d array of a parameter's dtype, if it is finite there."""
-    with np.errstate(over="ignore"):
-        array = np.asarray(value, like.dtype)
-    if not np.isfinite(array):
+    if like.dtype.kind == "f" and not abs(value) <= float(np.finfo(like.dtype).max):
         raise ValueError(f"initial value of {name} must be finite in {like.dtype}, got {value!r}")
-    return array
+    return np.asarray(value, like.dtype)

@@ -81,6 +81,7 @@ def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
 
     Nothing is copied that lies in C order.
     """
+    optimizer._check_whole("save()")
     optimizer._refresh(call=False)  # what is saved can be loaded
     optimizer._plan.check()
     saved = optimizer._as_dict(lambda array: np.asarray(array, order="C"))

@@ -95,6 +95,7 @@ class Optimizer:
         self._state: list[ParameterState] = []
         self._ema: list[Array] | None = None if self._ema_decay is None else []
         self._lock = threading.RLock()
+        self._calling = False
         self._extend(as_groups(params), completed_steps=0)
         _live.add(self)
 
@@ -130,6 +131,8 @@ class Optimizer:
             constructor's values stand for the others.
         """
         with self._lock:
+            self._check_not_called("add_param_group()")
+            self._check_whole("add_param_group()")
             if not isinstance(group, dict):
                 raise TypeError(f"a parameter group must be a dict, got {type(group).__name__}")
             self._refresh()
@@ -236,7 +239,11 @@ class Optimizer:
         return values
 
     def _called_lr(self, lr: Callable[[int], Any], where: str, completed_steps: int) -> float:
-        value = lr(completed_steps)
+        self._calling = True
+        try:
+            value = lr(completed_steps)
+        finally:
+            self._calling = False
         if getattr(value, "shape", None) == () and hasattr(value, "item"):
             value = value.item()  # schedules of array libraries return 0-d arrays
         return self._checks["lr"](f"{where}lr({completed_steps})", value)
@@ -279,6 +286,16 @@ class Optimizer:
         self._apply(rows, [used[number] for number in self._group_of])
         self.__dict__.update(seen)
 
+    def _check_not_called(self, what: str) -> None:
+        """Raise where a learning rate that is being called would change its optimizer."""
+        if self._calling:
+            raise RuntimeError(f"{what} was called by a learning rate of the same optimizer")
+
+    def _check_whole(self, what: str) -> None:
+        """Raise in a forked child whose copy of the arrays is torn."""
+        if self._plan.torn:
+            raise RuntimeError(f"{what}: {_core.TORN}")
+
     def _call_learning_rates(self) -> None:
         """Evaluate the learning rates that are callables; nothing else has changed."""
         place, rows = self._rule.hypers.index("lr"), list(self._rows)
@@ -308,6 +325,7 @@ class Optimizer:
             return
         changed: dict[str, Any] = {"_state": state, "_rows": rows}
         changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self.completed_steps)
+        changed["_plan"].take_over_tear(self._plan)
         self.__dict__.update(changed)
 
     # ---- the step -------------------------------------------------------------------------------
@@ -364,6 +382,8 @@ class Optimizer:
                 result = self._plan.step_unchanged(self.param_groups, self._settled, grads)
                 if result is not None:
                     return result
+            self._check_not_called("step()")
+            self._check_whole("step()")
             if not _core.unchanged(self.param_groups, self._seen):
                 self._refresh()
             elif self._called:
@@ -409,6 +429,7 @@ class Optimizer:
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
         with self._lock:
+            self._check_not_called("reset()")
             self._refresh()
             self._plan.check()
             to, values = [], []
@@ -420,7 +441,7 @@ class Optimizer:
             for average, param in zip(self._ema or (), self._params, strict=False):
                 to.append(average)
                 values.append(param)
-            self._plan.restore(to, values, 0)
+            self._plan.restore(to, values, 0, [False])
 
     # ---- state dict, copies ---------------------------------------------------------------------
 
@@ -436,6 +457,7 @@ class Optimizer:
             left out.
         """
         with self._lock:
+            self._check_whole("state_dict()")
             return self._as_dict(lambda array: array.copy(order="K"))
 
     def _as_dict(self, given: Callable[[Array], Array]) -> dict[str, Any]:
@@ -487,12 +509,15 @@ class Optimizer:
         from fastopt._state_dict import verified
 
         with self._lock:
+            self._check_not_called("load()" if checkpoint else "load_state_dict()")
             new = verified(self, saved, source, checkpoint=checkpoint)
             before = [dict(group) for group in self.param_groups]
-            done = np.zeros((), bool)
+            for group, options in zip(self.param_groups, new.groups, strict=True):
+                for name in options:
+                    group.setdefault(name, options[name])  # so that no key is to be taken back
+            done = [False]
             try:
-                for group, options in zip(self.param_groups, new.groups, strict=True):
-                    group.update(options)
+                _core.set_items(self.param_groups, new.groups)
                 self._refresh()
                 self._apply(self._rows, [loaded.keys() - {"step"} for loaded in new.state])
                 self._plan.check()
@@ -506,13 +531,11 @@ class Optimizer:
                 if checkpoint:
                     to += self._params
                     values += new.params
-                # An interrupt that comes meanwhile is raised after it, when all has been done.
-                self._plan.restore([*to, done], [*values, np.ones((), bool)], new.completed_steps)
+                self._plan.restore(to, values, new.completed_steps, done)
             except BaseException:
-                if not done:
-                    for group, options in zip(self.param_groups, before, strict=True):
-                        group.clear()
-                        group.update(options)
+                if done[0]:  # and a signal raised only then
+                    raise
+                _core.set_items(self.param_groups, before)
                 raise
 
     # ---- checkpoints ----------------------------------------------------------------------------
@@ -606,9 +629,11 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
+            self._check_whole("a copy")
             made_anew = {
                 "_plan",
                 "_lock",
+                "_calling",
                 "_rows",
                 "_group_params",
                 "_seen",
@@ -624,6 +649,7 @@ class Optimizer:
         completed_steps = kept.pop("completed_steps")
         self.__dict__.update(kept)
         self._lock = threading.RLock()
+        self._calling = False
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
         self._rows = [
@@ -651,15 +677,16 @@ def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
     return {"_seen": seen, "_called": called, "_settled": [] if called else seen}
 
 
-# ---- after a fork, no thread is left that could release a lock -----------------------------------
+# ---- after a fork, no thread is left that could release a lock, or finish a call -----------------
 
 _live: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
-def _renew_locks() -> None:
+def _forget_threads() -> None:
     for optimizer in _live:
         optimizer._lock = threading.RLock()
+        optimizer._calling = False
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(after_in_child=_forget_threads)

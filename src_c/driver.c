@@ -3,6 +3,7 @@
  * Blocks of FO_BLOCK elements are numbered through all tensors, and threads take contiguous ranges
  * of the numbers. Where a norm or a look for non-finite values is asked for, a pass that reads all
  * gradients comes first, and one thread then decides. */
+#define _POSIX_C_SOURCE 199309L /* for fo_seconds */
 #include "kernels.h"
 #include "platform.h"
 #include "rule.h"

@@ -5,6 +5,7 @@
 #define FO_PLATFORM_H
 
 #include <float.h>
+#include <time.h>
 
 #if !defined(__GNUC__)
 #error "fastopt needs GCC or Clang (on Windows: clang-cl or MinGW)"
@@ -79,12 +80,24 @@ FO_INLINE void fo_fpenv_leave(fo_fpenv saved) { fesetenv(&saved); }
 #if defined(_OPENMP)
 #include <omp.h>
 #define FO_OPENMP 1
-FO_INLINE double fo_seconds(void) { return omp_get_wtime(); }
 #else
 #define FO_OPENMP 0
 FO_INLINE int omp_get_thread_num(void) { return 0; }
 FO_INLINE int omp_get_num_threads(void) { return 1; }
-FO_INLINE double fo_seconds(void) { return 0; }
+FO_INLINE double omp_get_wtime(void) { return 0; }
+#endif
+
+/* A clock for durations. POSIX has one that nobody sets, and declares it to a file that asks
+ * (_POSIX_C_SOURCE); some OpenMP runtimes read the time of day. */
+#if defined(CLOCK_MONOTONIC)
+FO_INLINE double fo_seconds(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+#else
+FO_INLINE double fo_seconds(void) { return omp_get_wtime(); }
 #endif
 
 /* Whether the library runs threads of its own. */
@@ -94,17 +107,17 @@ FO_INLINE double fo_seconds(void) { return 0; }
 #define FO_POSIX_THREADS 0
 #endif
 
-/* Before a sleeping thread is woken: has it run on any processor that the calling thread may use but
- * the one that it is using. (Left alone, some kernels wake a thread where its waker runs, to take
- * turns with it.) */
+/* Before a sleeping thread is woken: has it run on any processor that the caller of the job may use
+ * but the one that its waker is using. (Left alone, some kernels wake a thread where its waker runs,
+ * to take turns with it.) */
 #if defined(__linux__) && defined(_GNU_SOURCE)
 #include <pthread.h>
 #include <sched.h>
-FO_INLINE void fo_keep_apart(pthread_t thread)
+FO_INLINE void fo_keep_apart(pthread_t thread, pthread_t caller)
 {
     cpu_set_t cpus;
     const int here = sched_getcpu();
-    if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof cpus, &cpus) != 0)
+    if (here < 0 || here >= CPU_SETSIZE || pthread_getaffinity_np(caller, sizeof cpus, &cpus) != 0)
         return;
     CPU_CLR((unsigned)here, &cpus);
     if (CPU_COUNT(&cpus) == 0) /* there is but one */
@@ -112,7 +125,7 @@ FO_INLINE void fo_keep_apart(pthread_t thread)
     (void)pthread_setaffinity_np(thread, sizeof cpus, &cpus);
 }
 #else
-#define fo_keep_apart(thread) ((void)(thread))
+#define fo_keep_apart(thread, caller) ((void)(thread), (void)(caller))
 #endif
 
 /* Tells the processor that a loop only waits. */
@@ -129,8 +142,8 @@ FO_INLINE void fo_keep_apart(pthread_t thread)
 #if defined(__x86_64__) || defined(__i386__)
 #define FO_CPU_HAS_AVX2() (__builtin_cpu_supports("avx2") != 0)
 #define FO_CPU_HAS_AVX512()                                                                        \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&                    \
-     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    ((__builtin_cpu_supports("avx512f") != 0) & (__builtin_cpu_supports("avx512vl") != 0) &        \
+     (__builtin_cpu_supports("avx512dq") != 0) & (__builtin_cpu_supports("avx512bw") != 0))
 #else
 #define FO_CPU_HAS_AVX2() 0
 #define FO_CPU_HAS_AVX512() 0

@@ -33,7 +33,7 @@ static bool forked;
 static int run_openmp(int members, int64_t n, fo_task *task, void *context)
 {
     int came = 1;
-    if (forked || members < 2)
+    if (forked)
         return run_serial(n, task, context);
 #pragma omp parallel num_threads(members)
     {
@@ -79,6 +79,7 @@ static struct {
     int64_t grain;
     fo_task *task;
     void *context;
+    pthread_t caller;
     member member[FO_MAX_TEAM];
 } team = {.used = PTHREAD_MUTEX_INITIALIZER, .mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -110,7 +111,7 @@ static void wake_others(int rank)
         team.member[other].asleep = false; /* it is on its way: the next job need not wake it */
         pthread_mutex_unlock(&team.mutex);
         if (asleep) {
-            fo_keep_apart(team.member[other].thread);
+            fo_keep_apart(team.member[other].thread, team.caller);
             pthread_cond_signal(&team.member[other].wake);
         }
     }
@@ -183,7 +184,7 @@ static void start_workers(int wanted)
         m->asleep = false;
         if (pthread_create(&m->thread, NULL, worker, (void *)(intptr_t)rank) != 0)
             break;
-        fo_keep_apart(m->thread);
+        fo_keep_apart(m->thread, team.caller);
         pthread_detach(m->thread);
         team.workers = rank;
     }
@@ -194,6 +195,7 @@ static int run_team(bool exact, int members, int64_t n, int64_t grain, fo_task *
 {
     if (pthread_mutex_trylock(&team.used) != 0)
         return run_serial(n, task, context);
+    team.caller = pthread_self();
     start_workers(members - 1);
     team.members = members <= team.workers ? members : team.workers + 1;
     team.exact = exact;

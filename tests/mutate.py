@@ -229,8 +229,8 @@ MUTATIONS = [
     Mutation(
         "a forked child waits for its parent's OpenMP threads",
         "team.c",
-        "if (forked || members < 2)",
-        "if (members < 2)",
+        "if (forked)",
+        "if (0)",
     ),
     Mutation(
         "a forked child waits for its parent's team",

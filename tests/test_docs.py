@@ -39,3 +39,14 @@ def test_readme_example():
     X, y, w, b = (namespace[name] for name in "Xywb")
     best = np.linalg.lstsq(np.c_[X, np.ones(len(X))], y, rcond=None)[0]
     assert np.abs(np.append(w, b) - best).max() < 1e-2
+
+
+def test_every_way_to_fail_has_a_row_and_every_test_named_there_exists():
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\|$", text, re.MULTILINE)
+    assert rows == [str(number) for number in range(1, 35)]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len({*named}) > 40
+    for file, test in named:
+        code = (ROOT / "tests" / file).read_text()
+        assert f"\ndef {test}(" in code, (file, test)

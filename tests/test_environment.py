@@ -295,6 +295,116 @@ def test_the_callers_rounding_mode_changes_no_bit_and_is_left_alone():
         assert (optimizers[0].ema[0] == optimizers[1].ema[0]).all()
 
 
+MODE = """
+import threading
+from fpmode import FLUSH, control_word, flush_to_zero
+import numpy as np
+before = control_word()
+with flush_to_zero():
+    flushed = control_word()
+    import fastopt
+    assert control_word() == flushed, "the import, in a thread that flushes"
+assert control_word() == before, "the import"
+tiny = np.full(4, np.finfo(np.float32).smallest_subnormal)
+assert 5e-324 > 0 and (tiny * np.float32(1)).all() and np.finfo(np.float32).smallest_subnormal > 0
+from fastopt import _core
+FLAGS = 0x3F
+
+def calls():
+    opt = fastopt.Adam([np.ones(30_000)], ema_decay=0.5, global_clip_norm=1.0)
+    grads = [np.ones(30_000)]
+    for call in (
+        lambda: opt.step(grads),
+        lambda: opt.step([None]),
+        opt.state_dict,
+        lambda: opt.load_state_dict(opt.state_dict()),
+        opt.reset,
+        lambda: opt.add_param_group({"params": [np.ones(3)]}),
+        fastopt.build_info,
+        lambda: _core.Limit([(np.ones(30_000),)], grads, 3).run(),
+    ):
+        word = control_word()
+        call()
+        assert (control_word() ^ word) & ~FLAGS == 0, call
+        done.append(call)
+
+def calls_while_flushing():
+    with flush_to_zero():
+        calls()
+
+done = []
+for team in (1, 3):
+    _core.force_threads(team)
+    calls()
+    calls_while_flushing()
+    threads = [threading.Thread(target=t) for t in (calls, calls_while_flushing) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+assert len(done) == 2 * 6 * 8, len(done)
+assert (tiny * np.float32(1)).all()
+"""
+
+
+def test_neither_import_nor_calls_change_the_floating_point_mode_of_any_thread():
+    paths = [str(Path(__file__).parent), str(Path(fastopt.__file__).parents[1])]
+    done = python("-c", MODE, PYTHONPATH=os.pathsep.join(paths))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_brings_nothing_that_changes_the_process():
+    """No start-up code of fast math, and no clock that somebody may set."""
+    code = Path(_core.__file__).read_bytes()
+    assert b"set_fast_math" not in code
+    assert b"omp_get_wtime" not in code
+    assert not _core.has_openmp() or b"clock_gettime" in code
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists(), reason="the processor is not described here"
+)
+def test_the_best_instruction_set_of_the_processor_is_used():
+    flags = {*re.findall(r"[a-z0-9_]+", Path("/proc/cpuinfo").read_text())}
+    needs = {"base": set(), "avx2": {"avx2"}}
+    needs["avx512"] = {"avx512f", "avx512vl", "avx512dq", "avx512bw"}
+    compiled = fastopt.build_info()["isa"]["compiled"]
+    usable = [name for name in TABLES if name in compiled and needs[name] <= flags]
+    assert fastopt.build_info()["isa"]["supported"] == usable
+    assert ask("fastopt.build_info()['isa']['active']") == usable[-1]
+
+
+WORKERS = """
+import os, time
+import numpy as np
+import fastopt
+from fastopt import _core
+cpus = os.sched_getaffinity(0)
+opt, grads = fastopt.SGD([np.ones(50_000)]), [np.ones(50_000)]
+mine = {*os.listdir("/proc/self/task")}
+_core.force_threads(15)
+seen = set()
+for _ in range(30):
+    opt.step(grads)
+    workers = {*os.listdir("/proc/self/task")} - mine
+    masks = [os.sched_getaffinity(int(worker)) for worker in workers]
+    assert len(masks) == 14
+    assert all(len(mask) >= len(cpus) - 1 and mask <= cpus for mask in masks), masks
+    seen.add(set().union(*masks) == cpus)
+    time.sleep(0.005)  # they fall asleep
+assert True in seen
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_workers_may_run_wherever_their_caller_may():
+    """Each is kept from one processor, its waker's: not from its waker's waker's too."""
+    if len(os.sched_getaffinity(0)) < 2 or not _core.has_openmp():
+        pytest.skip("needs two processors, and threads")
+    done = python("-c", WORKERS)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- the import ----------------------------------------------------------------------------------
 
 HEAVY = {

@@ -335,3 +335,40 @@ def test_a_group_that_cannot_be_added_changes_nothing():
 
 def fail_late():
     raise OverflowError("late")
+
+
+# ---- learning rates that meddle ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "meddle"),
+    [
+        ("add_param_group", lambda opt, saved: opt.add_param_group({"params": [np.ones(2)]})),
+        ("step", lambda opt, saved: opt.step([np.ones(3)])),
+        ("load_state_dict", lambda opt, saved: opt.load_state_dict(saved)),
+        ("reset", lambda opt, saved: opt.reset()),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_learning_rate_cannot_change_its_own_optimizer(what, meddle, changed):
+    meddling = False
+
+    def rate(steps):
+        if meddling:
+            opt.state_dict()  # to look is allowed
+            meddle(opt, saved)
+        return 0.5
+
+    opt = fastopt.SGD([np.ones(3)], lr=rate, momentum=0.9)
+    saved = opt.state_dict()
+    opt.step([np.ones(3)])
+    if changed:
+        opt.param_groups[0]["momentum"] = 0.5
+    before, meddling = everything(opt), True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"^{what}\(\) was called by a learning rate of"):
+            opt.step([np.ones(3)])
+        assert differences(everything(opt), before) == []
+    meddling = False
+    opt.step([np.ones(3)])
+    meddle(opt, saved)

@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support import advance, contents, python
 
-from fastopt import Adam
+import fastopt
+from fastopt import SGD, Adam
+
+ROOT = Path(fastopt.__file__).parents[1]
 
 
 def test_an_optimizer_can_be_sent_to_a_spawned_process_and_back():
@@ -19,6 +23,81 @@ def test_an_optimizer_can_be_sent_to_a_spawned_process_and_back():
         back = pool.submit(advance, opt, grads, 3).result(timeout=60)
     assert opt.completed_steps == 0
     assert contents(back) == contents(advance(opt, grads, 3))
+
+
+POOL = """
+import multiprocessing, os, signal
+import numpy as np
+import fastopt
+from fastopt import _core
+from support import advance, contents
+
+SIZE, BATCHES = 1 << 16, 50
+
+def batch(number):
+    return np.random.default_rng(number).standard_normal(SIZE)
+
+def load(todo, done, opt):
+    # A worker that makes batches, and has an optimizer of its own: a copy of its parent's.
+    _core.force_threads(3)
+    while (number := todo.get(timeout=30)) is not None:
+        opt.step([batch(number)])
+        done.put((number, batch(number)))
+    done.put((None, contents(opt)))
+
+if __name__ == "__main__":
+    signal.alarm(60)
+    _core.force_threads(3)
+    start = batch(99)
+    opt, alone = (fastopt.Adam([start.copy()]) for _ in range(2))
+    opt.step([batch(98)])  # with threads, before there are workers
+    alone.step([batch(98)])
+    context = multiprocessing.get_context(METHOD)
+    with context.Pool(2) as pool:
+        jobs = [pool.apply_async(advance, (opt, [batch(i)], 3)) for i in range(8)]
+        for i, job in enumerate(jobs):
+            expected = advance(pickle.loads(pickle.dumps(opt)), [batch(i)], 3)
+            assert contents(job.get(timeout=40)) == contents(expected), f"pool, job {i}"
+    todo, done = [context.Queue() for _ in range(2)], context.Queue()
+    workers = [context.Process(target=load, args=(queue, done, opt)) for queue in todo]
+    mine = [pickle.loads(pickle.dumps(opt)) for _ in workers]
+    for worker in workers:
+        worker.start()
+    for number in range(BATCHES):
+        todo[number % 2].put(number)
+        mine[number % 2].step([batch(number)])
+        alone.step([batch(number)])
+    for queue in todo:
+        queue.put(None)
+    ready, ended = {}, []
+    while len(ready) < BATCHES or len(ended) < 2:
+        number, made = done.get(timeout=40)
+        if number is None:
+            ended.append(made)
+        else:
+            ready[number] = made
+        while opt.completed_steps - 1 in ready:  # train while workers are still at it
+            opt.step([ready[opt.completed_steps - 1]])
+            if opt.completed_steps - 1 == BATCHES:
+                break
+    assert contents(opt) == contents(alone)
+    assert all(made in [contents(other) for other in mine] for made in ended)
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_pool_and_loaders_of_data_step_beside_their_parent(method, tmp_path):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    script = tmp_path / "train.py"
+    script.write_text(f"import pickle\nMETHOD = {method!r}\n{POOL}")
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ignored = ("-W", "ignore::DeprecationWarning")
+    done = python(*ignored, str(script), timeout=90, PYTHONPATH=f"{ROOT}{os.pathsep}{paths}")
+    assert done.returncode == 0, done.stderr
 
 
 # ---- threads -------------------------------------------------------------------------------------
@@ -135,6 +214,101 @@ finally:
     stop.set()
     thread.join(20)
 """
+FIFTY_FORKS = """
+_core.force_threads(3)
+rng = np.random.default_rng(0)
+start, grads = rng.standard_normal(1 << 16), [rng.standard_normal(1 << 16) for _ in range(50)]
+whole, forked = (fastopt.Adam([start.copy()], ema_decay=0.9) for _ in range(2))
+bits = []
+for grad in grads:
+    whole.step([grad])
+    bits.append(whole.params[0].tobytes() + whole.ema[0].tobytes())
+
+def check(number):
+    assert forked.step([grads[number]]).threads == (3 if _core.has_openmp() else 1)
+    assert forked.params[0].tobytes() + forked.ema[0].tobytes() == bits[number], f"step {number}"
+
+def go_on(number):
+    for later in range(number, min(number + 5, 50)):
+        check(later)
+
+for number in range(50):
+    pid = child(lambda: go_on(number))
+    check(number)
+    assert succeeded(pid), f"child {number}"
+"""
+TORN_BY_FORK = """
+import copy, pickle, time
+SIZE = 1 << 20
+grads, small = [np.ones(SIZE)], np.ones(3)
+
+def new():
+    return fastopt.SGD([np.zeros(SIZE)], lr=1.0, momentum=0.5)
+
+busy, fresh = new(), new()
+saved, stop = new().state_dict(), threading.Event()
+
+def train():
+    while not stop.is_set():
+        busy.step(grads)
+
+def refused(what, *args):
+    try:
+        what(*args)
+    except RuntimeError as error:
+        assert "forked while another thread was inside a step" in str(error), error
+        assert "load_state_dict() or reset()" in str(error), error
+    else:
+        raise AssertionError(f"{what} of a torn optimizer")
+
+def mend(how):
+    before = busy.params[0].tobytes()
+    refused(busy.step, grads)
+    refused(lambda: busy.step(grads, loss_scale=2.0))
+    refused(busy.state_dict)
+    refused(busy.add_param_group, {"params": [small]})
+    refused(copy.deepcopy, busy)
+    refused(pickle.dumps, busy)
+    busy.param_groups[0]["momentum"] = 0.0
+    busy.param_groups[0]["momentum"] = 0.5
+    refused(busy.step, grads)
+    try:
+        busy.load_state_dict({})
+    except ValueError:
+        refused(busy.step, grads)  # nothing was loaded
+    assert busy.params[0].tobytes() == before
+    how()
+    busy.params[0][...] = 0.0
+    for opt in (busy, fresh):
+        opt.step(grads)
+    assert busy.completed_steps == fresh.completed_steps == 1
+    assert busy.params[0].tobytes() == fresh.params[0].tobytes()
+    assert busy.state[0]["momentum_buffer"].tobytes() == fresh.state[0]["momentum_buffer"].tobytes()
+    busy.state_dict()
+
+thread = threading.Thread(target=train)
+thread.start()
+torn = 0
+try:
+    for number in range(24):
+        time.sleep(0.0007 * (number % 7))
+
+        def work():
+            if not busy._plan.torn:  # between two steps, or in the child of its only thread
+                busy.step(grads)
+                os._exit(3)
+            mend(busy.reset if number % 2 else lambda: busy.load_state_dict(saved))
+
+        pid = child(work)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 3), status
+        torn += status == 0
+finally:
+    stop.set()
+    thread.join(20)
+assert torn >= 3, torn
+busy.step(grads)  # the parent's is whole
+"""
 LOCK_AFTER_FORK = """
 import copy, pickle
 inside, leave = threading.Event(), threading.Event()
@@ -176,11 +350,140 @@ for opt in optimizers:
     [
         f"OPENMP = False\n{STEP_AFTER_FORK}",
         f"OPENMP = True\n{STEP_AFTER_FORK}",
+        FIFTY_FORKS,
         FORK_AMID_STEPS,
+        TORN_BY_FORK,
         LOCK_AFTER_FORK,
     ],
-    ids=["step", "openmp", "amid", "lock"],
+    ids=["step", "openmp", "fifty", "amid", "torn", "lock"],
 )
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+# ---- the end of the interpreter, and a second one ------------------------------------------------
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_steps():
+    script = """
+import threading, time
+import numpy as np
+import fastopt
+from fastopt import _core
+_core.force_threads(3)
+for size in (100, 1 << 21):
+    opt, grads = fastopt.Adam([np.ones(size)]), [np.ones(size)]
+    def train(opt=opt, grads=grads):
+        while True:
+            opt.step(grads)
+    threading.Thread(target=train, daemon=True).start()
+while opt.completed_steps < 3:
+    time.sleep(0.001)
+print("end")
+"""
+    for _ in range(5):
+        done = python("-c", script, timeout=20)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_what_failed_to_be_made_is_cleared_away_quietly():
+    script = """
+import gc
+import numpy as np
+import fastopt
+from fastopt import _core
+kept = []
+for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+    for args, kwargs in [
+        ((), {}),
+        ((None,), {}),
+        (([np.ones(3), np.ones(3, int)],), {}),
+        (([np.ones(3)],), {"lr": -1.0}),
+        (([np.ones(3)],), {"num_threads": 0}),
+    ]:
+        new = cls.__new__(cls)
+        for make in (cls, new.__init__):
+            try:
+                make(*args, **kwargs)
+            except (TypeError, ValueError) as error:
+                kept.append((new, error))
+for args in ((), (None,), (_core.Rule("sgd"), [1], [2], None, [3], [4], [5], [6])):
+    for kind in (_core.Plan, _core.Rule, _core.Limit):
+        try:
+            kind(*args)
+        except (TypeError, ValueError) as error:
+            kept.append(error)
+assert len(kept) == 5 * 10 + 9
+kept.clear()
+gc.collect()
+"""
+    done = python("-X", "dev", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+IN_ANOTHER = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = {path}
+try:
+    import fastopt
+except ImportError:
+    pass
+else:
+    raise AssertionError("imported")
+"""
+
+
+def test_a_second_interpreter_is_refused_and_the_first_goes_on():
+    script = f"""
+import sys
+import numpy as np
+import fastopt
+try:
+    import _interpreters as interpreters
+except ModuleNotFoundError:
+    import _xxsubinterpreters as interpreters
+w = np.ones(3)
+opt = fastopt.SGD([w], lr=1.0)
+opt.step([np.ones(3)])
+for _ in range(2):
+    other = interpreters.create()
+    failure = interpreters.run_string(other, {IN_ANOTHER!r}.format(path=sys.path))
+    assert failure is None, failure
+    interpreters.destroy(other)
+opt.step([np.ones(3)])
+assert w.tolist() == [-1.0] * 3
+"""
+    done = python("-W", "ignore", "-c", script)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- arrays that change while a step is under way ------------------------------------------------
+
+
+def test_arrays_cannot_be_resized_or_freed_during_a_step():
+    size = 1 << 20
+    opt = SGD([np.zeros(size)], lr=1.0, momentum=0.5)
+    arrays = [opt.params[0], opt.state[0]["momentum_buffer"]]
+    stop, outcomes = threading.Event(), []
+
+    def resize():
+        while not stop.is_set():
+            for array in arrays:
+                try:
+                    array.resize(size + 1)
+                except ValueError as error:
+                    outcomes.append(str(error).partition(" or is")[0])
+                else:
+                    outcomes.append("resized")
+
+    thread = threading.Thread(target=resize, daemon=True)
+    thread.start()
+    for _ in range(100):
+        opt.step([np.ones(size)])  # which nobody else holds
+    stop.set()
+    thread.join(20)
+    assert {*outcomes} == {"cannot resize an array that references"}
+    assert len(outcomes) > 100
+    assert len({*arrays[0].tolist()}) == 1

@@ -1,0 +1,271 @@
+/* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
+ * averages in a step that is skipped, names that do not exist, the pass that measures the limit,
+ * and how the number of threads is found out, by a clock that is made up.
+ *
+ * Link with -Wl,--wrap=calloc. */
+#include "fastopt.h"
+#include "tuner.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int wrong;
+
+static void expect_at(bool holds, int line, const char *what)
+{
+    if (!holds) {
+        wrong++;
+        printf("edge_check.c:%d: not so: %s\n", line, what);
+    }
+}
+#define EXPECT(holds) expect_at(holds, __LINE__, #holds)
+
+/* ---- allocations ----------------------------------------------------------------------------- */
+
+static int until_failure = -1;
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    if (until_failure >= 0 && until_failure-- == 0)
+        return NULL;
+    return __real_calloc(n, size);
+}
+
+static void allocations(void)
+{
+    int failures = 0;
+    for (int n = 0;; n++) { /* the first that fails is number n */
+        float param = 0;
+        int64_t step = 0;
+        until_failure = n;
+        fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
+        if (!plan) {
+            failures++;
+            continue;
+        }
+        *fo_plan_tensor(plan, 0) = (fo_tensor){.param = &param, .step = &step, .size = 1};
+        const fo_status status = fo_plan_prepare(plan);
+        EXPECT(status == FO_OK || status == FO_NO_MEMORY);
+        const bool done = until_failure >= 0;
+        until_failure = -1;
+        EXPECT((status == FO_OK) == done);
+        EXPECT(fo_plan_prepare(plan) == FO_OK); /* once more, with memory */
+        EXPECT(fo_plan_size(plan) == 1);
+        fo_plan_destroy(plan);
+        if (done)
+            break;
+        failures++;
+    }
+    EXPECT(failures == 8);
+    fo_plan_destroy(NULL);
+}
+
+/* ---- steps ----------------------------------------------------------------------------------- */
+
+enum { TENSORS = 3, SIZE = FO_BLOCK + 2 };
+
+static float params[TENSORS][SIZE], grads[TENSORS][SIZE], averages[TENSORS][SIZE];
+
+/* A step of SGD with rate 1 and decoupled decay 0 from zero, with these options, in which all
+ * gradients are 3 but for some of `value`. */
+static fo_step_result step(fo_step_args args, float value)
+{
+    int64_t steps[TENSORS] = {0};
+    fo_step_result result;
+    fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, TENSORS);
+    double *hypers = fo_plan_hypers(plan, 0);
+    for (int j = 0; fo_find_rule("sgd")->hyper_names[j]; j++)
+        hypers[j] = strcmp(fo_find_rule("sgd")->hyper_names[j], "lr") == 0 ||
+                    strcmp(fo_find_rule("sgd")->hyper_names[j], "decoupled_weight_decay") == 0;
+    memset(params, 0, sizeof params);
+    for (int i = 0; i < TENSORS; i++) {
+        for (int e = 0; e < SIZE; e++) {
+            grads[i][e] = 3;
+            averages[i][e] = 7;
+        }
+        *fo_plan_tensor(plan, i) = (fo_tensor){.param = params[i],
+                                               .ema = averages[i],
+                                               .step = &steps[i],
+                                               .size = SIZE,
+                                               .dtype = FO_F32,
+                                               .grad = i == 0 ? NULL : grads[i]};
+    }
+    grads[1][0] = grads[1][SIZE - 1] = grads[2][SIZE - 1] = value;
+    EXPECT(fo_plan_prepare(plan) == FO_OK);
+    args.loss_scale = 1;
+    args.max_threads = 1;
+    fo_plan_step(plan, &args, &result);
+    for (int i = 0; i < TENSORS; i++)
+        EXPECT(steps[i] == (i > 0 && !result.skipped));
+    fo_plan_destroy(plan);
+    return result;
+}
+
+static void steps(void)
+{
+    const fo_clip clips[] = {FO_CLIP_NORM, FO_GLOBAL_CLIP_NORM};
+    for (int clip = 0; clip < 2; clip++)
+        for (fo_semantics semantics = FO_TORCH; semantics <= FO_KERAS; semantics++) {
+            fo_step_args args = {.clip = clips[clip], .semantics = semantics};
+            args.clip_limit = INFINITY;
+            EXPECT(step(args, 3).grad_norm == 3 * sqrt(2 * SIZE));
+            EXPECT(params[1][0] == -3 && params[2][SIZE - 1] == -3); /* no limit */
+            EXPECT(isnan(step(args, NAN).grad_norm) && isnan(params[1][1]) && isnan(params[2][1]));
+            args.clip_limit = 1;
+            EXPECT(isnan(step(args, NAN).grad_norm) && isnan(params[1][1]) && isnan(params[2][1]));
+            args.clip_limit = 1e9;
+            EXPECT(step(args, 3).has_norm && params[1][0] == -3);
+            args.clip_limit = 3;
+            EXPECT(step(args, 3).has_norm && params[1][0] > -1);
+        }
+    /* Skipped, because of the first bad tensor: with averages, which stay. */
+    for (int zero = 0; zero < 2; zero++) {
+        const fo_step_args args = {.nonfinite = FO_SKIP, .zero_grad = zero, .ema_decay = 0.5};
+        const fo_step_result result = step(args, -INFINITY);
+        EXPECT(result.skipped && result.first_skipped == 1 && !result.has_norm);
+        EXPECT(params[1][1] == 0 && averages[0][0] == 7 && averages[1][1] == 7);
+        EXPECT(grads[1][0] == (zero ? 0 : -INFINITY) && grads[2][1] == (zero ? 0 : 3));
+    }
+    /* Not looked for, but seen on the way to the norm. */
+    const fo_step_args args = {.clip = FO_CLIP_NORM, .clip_limit = 1, .ema_starts = true};
+    EXPECT(!step(args, INFINITY).skipped && isnan(params[1][0]) && params[0][0] == 0);
+    EXPECT(isnan(averages[1][0]) && averages[0][0] == 0);
+}
+
+/* ---- names ----------------------------------------------------------------------------------- */
+
+static void names(void)
+{
+    double consts[FO_MAX_CONSTS], hypers[FO_MAX_HYPERS] = {0.5, 0.25, 1};
+    const int active = fo_isa_active();
+    EXPECT(fo_find_rule("no such rule") == NULL);
+    EXPECT(!fo_isa_select("no such instruction set") && fo_isa_active() == active);
+    for (int i = 0; i < fo_isa_count(); i++) {
+        const bool selected = fo_isa_select(fo_isa_name(i));
+        EXPECT(selected == fo_isa_supported(i));
+        EXPECT((fo_isa_active() == i) == selected);
+        if (!selected)
+            EXPECT(fo_isa_select("base"));
+    }
+    EXPECT(strlen(fo_compiler()) > 4);
+    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, consts);
+    EXPECT(consts[1] == 1 - 0.5 * 0.25);
+    hypers[1] = 0;
+    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, consts);
+    EXPECT(consts[1] == 1);
+}
+
+/* ---- the limit ------------------------------------------------------------------------------- */
+
+static void limit(void)
+{
+    for (int n = 1; n <= 1 + FO_MAX_SLOTS; n++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            uint32_t updated[2][1 + FO_MAX_SLOTS][99], read[2][99];
+            fo_limit_tensor tensors[3] = {{.n_updated = n, .words = 99},
+                                          {.n_updated = n, .words = 0},
+                                          {.n_updated = n, .words = 50}};
+            for (int t = 0; t < 2; t++) {
+                tensors[2 * t].read = read[t];
+                for (int i = 0; i < 99; i++) {
+                    read[t][i] = (uint32_t)(1000 + i);
+                    for (int j = 0; j < n; j++)
+                        updated[t][j][i] = (uint32_t)(i + j);
+                }
+                for (int j = 0; j < n; j++)
+                    tensors[2 * t].updated[j] = updated[t][j];
+            }
+            fo_limit_run(tensors, 3, threads);
+            for (int t = 0; t < 2; t++)
+                for (uint32_t i = 0; i < (t ? 50 : 99); i++)
+                    for (int j = 0; j < n; j++)
+                        EXPECT(updated[t][j][i] ==
+                               (j == n - 1 ? i ^ (1000 + i) : i + (uint32_t)j + 1));
+        }
+}
+
+/* ---- the number of threads ------------------------------------------------------------------- */
+
+enum { ELEMENTS = 1000000 };
+
+/* Some steps, of which one with n threads takes seconds[n]; returns how many steps used n threads
+ * in used[n]. All threads come, but every eighth step, if `late`. */
+static void simulate(fo_tuner *t, int most, int steps, const double *seconds, bool late, int *used)
+{
+    memset(used, 0, (FO_BLOCK) * sizeof *used);
+    for (int i = 0; i < steps; i++) {
+        const int threads = fo_tuner_choose(t, most);
+        EXPECT(1 <= threads && threads <= most);
+        used[threads]++;
+        fo_tuner_learn(t, threads, late && i % 8 == 0 ? 1 : threads, seconds[threads], ELEMENTS);
+    }
+}
+
+static void tuner(void)
+{
+    static double seconds[FO_BLOCK];
+    static int used[FO_BLOCK];
+    for (int most = 1; most <= 512; most = 2 * most + (most == 8)) {
+        for (int fastest = 1; fastest <= most && fastest <= 256; fastest *= 2) {
+            fo_tuner t = {0};
+            for (int n = 1; n <= most; n++)
+                seconds[n] = 1e-4 * (1 + fabs(log2(n) - log2(fastest)));
+            simulate(&t, most, 500, seconds, false, used);
+            simulate(&t, most, 2000, seconds, true, used);
+            EXPECT(used[fastest] > 2000 * 9 / 10); /* the rest are trials of its neighbours */
+            int tried = 0;
+            for (int n = 1; n <= most; n++)
+                tried += used[n] > 0;
+            EXPECT(tried <= 3);
+            /* Another is the fastest now, be it at the other end. */
+            const int then = fastest == 1 && most > 1 ? 2 : 1;
+            for (int n = 1; n <= most; n++)
+                seconds[n] = 1e-4 * (1 + fabs(log2(n) - log2(then)));
+            simulate(&t, most, 60000, seconds, false, used);
+            simulate(&t, most, 2000, seconds, false, used);
+            EXPECT(used[then] > 2000 * 9 / 10);
+        }
+    }
+    fo_tuner t = {0};
+    simulate(&t, 2, 100, (double[]){0, 1e-3, 2e-3}, false, used); /* 1 is the faster */
+    const fo_tuner before = t;
+    fo_tuner_learn(&t, 1, 1, 0, ELEMENTS);
+    fo_tuner_learn(&t, 1, 1, -1, ELEMENTS);
+    EXPECT(memcmp(&t, &before, sizeof t) == 0); /* a clock that was set back */
+    fo_tuner_learn(&t, 1, 1, 3600, ELEMENTS);
+    EXPECT(t.cost[0] < 1.1 * before.cost[0]); /* one step that had to wait for an hour */
+    fo_tuner_learn(&t, 1, 1, 1e-12, ELEMENTS);
+    EXPECT(t.cost[0] > 0.9 * before.cost[0]);
+    fo_tuner trial = {.warm = true}; /* the best of a few tries counts; */
+    fo_tuner_learn(&trial, 1, 1, 3e-3, ELEMENTS);
+    fo_tuner_learn(&trial, 1, 1, 1e-3, ELEMENTS);
+    fo_tuner_learn(&trial, 1, 1, 2e-3, ELEMENTS);
+    EXPECT(trial.cost[0] == 1e-3 / ELEMENTS && trial.tries[0] == 3);
+    fo_tuner_learn(&trial, 2, 1, 1e-4,
+                   ELEMENTS); /* threads that may still be on their way do not, */
+    EXPECT(trial.tries[1] == 0);
+    fo_tuner_learn(&trial, 2, 1, 1e-3, ELEMENTS); /* but those that never come do */
+    EXPECT(trial.tries[1] == 1);
+    fo_tuner slow = {0}, quick = {0};
+    simulate(&slow, 2, 10, (double[]){0, 1, 1}, false, used);
+    EXPECT(slow.steps_a_trial == 4);
+    simulate(&quick, 2, 200, (double[]){0, 1e-7, 1e-7}, false, used);
+    EXPECT(quick.steps_a_trial == TUNER_MOST_TRIES);
+}
+
+int main(void)
+{
+    fo_init();
+    allocations();
+    steps();
+    names();
+    limit();
+    tuner();
+    printf("edges: %d wrong\n", wrong);
+    return wrong != 0;
+}

@@ -1,0 +1,204 @@
+/* Stress for the library's threads, for sanitizers to watch: several callers at once, jobs of all
+ * sizes, forks in the middle of it all, and what goes wrong on bad days (no thread can be started,
+ * only one processor is left). Every item of every job must be done exactly once, and nobody may
+ * touch a job that is over.
+ *
+ *     team_check [SECONDS [FORKS]]
+ *
+ * Link with -Wl,--wrap=pthread_create. */
+#define _GNU_SOURCE
+#include "platform.h"
+#include "team.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MOST = 300, CALLERS = 3, HANGS_AFTER = 60 /* seconds */ };
+
+typedef struct {
+    unsigned char done[MOST];
+    unsigned alive, nap;
+} job;
+
+static void expect(bool holds, const char *what)
+{
+    if (!holds) {
+        fprintf(stderr, "team_check: %s\n", what);
+        abort();
+    }
+}
+
+static void work(void *job_, int64_t begin, int64_t end)
+{
+    job *j = job_;
+    expect(j->alive == 0x5afe, "a job that is over");
+    for (int64_t i = begin; i < end; i++)
+        j->done[i]++;
+    if (j->nap)
+        usleep(j->nap);
+}
+
+/* Runs a job; returns how many threads took part. */
+static int run(fo_engine engine, int members, int n, int grain, unsigned nap)
+{
+    job j = {.alive = 0x5afe, .nap = nap};
+    const int came = fo_team_run(engine, members, n, grain, work, &j);
+    for (int i = 0; i < n; i++)
+        expect(j.done[i] == 1, "an item that was not done once");
+    expect((n == 0 || came >= 1) && came <= members, "how many took part");
+    j.alive = 0;
+    return came;
+}
+
+static unsigned draw(unsigned *state) { return (*state = *state * 1664525 + 1013904223) >> 8; }
+
+static void any_job(unsigned *state, bool may_wait)
+{
+    const int n = (int)(draw(state) % MOST), members = 1 + (int)(draw(state) % 6);
+    const bool exact = may_wait && draw(state) % 8 == 0;
+    run(exact ? FO_EXACT_TEAM : FO_TEAM, members, n, 1 + (int)(draw(state) % 3), 0);
+    if (draw(state) % 64 == 0)
+        usleep(300); /* the workers fall asleep */
+}
+
+static atomic_bool stop;
+static atomic_long jobs;
+
+static void *caller(void *number)
+{
+    unsigned state = (unsigned)(intptr_t)number * 77 + 1;
+    for (; !stop; jobs++)
+        any_job(&state, number == NULL);
+    return NULL;
+}
+
+static int refused; /* how many more threads cannot be started */
+
+int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *),
+                          void *argument)
+{
+    if (refused > 0)
+        return refused--, 11; /* EAGAIN */
+    return __real_pthread_create(thread, attr, start, argument);
+}
+
+/* Forks; the child does this and exits with 0. */
+static pid_t fork_child(void (*act)(unsigned), unsigned number)
+{
+    const pid_t child = fork();
+    expect(child >= 0, "no fork");
+    if (child == 0) {
+        alarm(HANGS_AFTER);
+        act(number);
+        exit(0);
+    }
+    return child;
+}
+
+static void succeed(pid_t child)
+{
+    int status;
+    expect(waitpid(child, &status, 0) == child && status == 0, "a child failed");
+}
+
+static void many_jobs(unsigned number)
+{
+    for (int i = 0; i < 100; i++)
+        any_job(&number, true);
+}
+
+static void jobs_and_a_child(unsigned number)
+{
+    many_jobs(number);
+    succeed(fork_child(many_jobs, number + 1000));
+    many_jobs(number + 2000);
+}
+
+static void stress(int seconds, int forks)
+{
+    pthread_t threads[CALLERS];
+    for (intptr_t i = 0; i < CALLERS; i++)
+        pthread_create(&threads[i], NULL, caller, (void *)i);
+    for (int i = 0; i < forks; i++) {
+        usleep((unsigned)(seconds * 1000000 / (forks + 1)));
+        succeed(fork_child(jobs_and_a_child, (unsigned)i));
+    }
+    if (forks == 0)
+        sleep((unsigned)seconds);
+    stop = true;
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(threads[i], NULL);
+}
+
+/* A child of a process in which OpenMP has run works through everything alone. */
+static void openmp_in_a_child(unsigned number)
+{
+    (void)number;
+    expect(run(FO_OPENMP_TEAM, 3, 100, 1, 0) == 1, "OpenMP in a forked child");
+}
+
+/* Without threads to be had, too, and then with fewer than asked for. */
+static void without_threads(unsigned number)
+{
+    const int many = 10 * FO_MAX_TEAM;
+    (void)number;
+    refused = 3;
+    expect(run(FO_EXACT_TEAM, many, MOST, 1, 0) == 1, "no thread could be started");
+    expect(run(FO_EXACT_TEAM, 4, MOST, 1, 0) == 1, "no thread could be started");
+    refused = 1;
+    expect(run(FO_TEAM, many, MOST, 1, 0) == 1, "no thread could be started");
+    expect(run(FO_EXACT_TEAM, 4, MOST, 1, 0) == (FO_OPENMP ? 4 : 1), "threads could be started");
+}
+
+static void on_one_processor(unsigned number)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((unsigned)sched_getcpu(), &one);
+    expect(sched_setaffinity(0, sizeof one, &one) == 0, "cannot be pinned");
+    many_jobs(number);
+}
+
+static void *slow_job(void *unused)
+{
+    run(FO_TEAM, 2, 2, 1, 20000);
+    return unused;
+}
+
+/* What workers do that find nothing to do, and callers that find the team in use. */
+static void bystanders(void)
+{
+    for (int i = 0; i < 20; i++) {
+        run(FO_EXACT_TEAM, 6, MOST, 1, 0); /* so that there are six, and awake */
+        run(FO_TEAM, 6, 1, 1, 1000);       /* one item: the others come in vain */
+        run(FO_TEAM, 2, 2, 1, 1000);       /* most are not meant */
+    }
+    pthread_t other;
+    pthread_create(&other, NULL, slow_job, NULL);
+    for (int i = 0; i < 40; i++)
+        run(FO_TEAM, 2, 2, 1, 1000);
+    pthread_join(other, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    const int seconds = argc > 1 ? atoi(argv[1]) : 2, forks = argc > 2 ? atoi(argv[2]) : 20;
+    alarm((unsigned)(HANGS_AFTER + seconds));
+    fo_team_init();
+    bystanders();
+    succeed(fork_child(without_threads, 0));
+    succeed(fork_child(on_one_processor, 1));
+    succeed(fork_child(openmp_in_a_child, 2));
+    stress(seconds, forks);
+    printf("%ld jobs of %d callers, %d forks\n", (long)jobs, CALLERS, 2 * forks + 3);
+    return 0;
+}

@@ -1,0 +1,151 @@
+"""Every allocation fails in turn: a MemoryError, and every byte as it was.
+
+A small malloc (tests/c/failing_malloc.c) is loaded ahead of the C library's into a fresh
+interpreter whose objects all come from malloc, so that Python's, NumPy's and fastopt's allocations
+are met alike.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import python
+
+import fastopt
+
+SOURCE = Path(__file__).parent / "c/failing_malloc.c"
+ROOT = Path(fastopt.__file__).parents[1]
+SCRIPT = """
+import copy, ctypes, gc, sys
+import numpy as np
+from support import Run, differences, everything, make_grads
+gc.disable()
+allocator = ctypes.CDLL(sys.argv[1])
+allocator.arm.argtypes, allocator.arm.restype = [ctypes.c_long] * 2, None
+allocator.disarm.restype = ctypes.c_long
+config = sys.argv[2]
+
+def quarter(steps):
+    return 0.25
+
+def step(run):
+    run.step(run.grads)
+
+def scaled_step(run):
+    run.step(run.grads, loss_scale=2.0, zero_grad=True)
+
+def step_of_a_generator(run):
+    run.step(run.grads, change=lambda g: g if isinstance(g, dict) else (x for x in g))
+
+def step_with_new_hyperparameters(run):
+    run.step(run.grads)
+
+def step_that_needs_more_state(run):
+    run.step(run.grads)
+
+def step_of_new_layouts(run):
+    run.step([np.array(g, order="F") for g in run.grads])
+
+def add_param_group(run):
+    new = [np.ones(5)]
+    run.opt.add_param_group({"params": dict(v=new[0]) if run.given == "dict" else new})
+
+def state_dict(run):
+    run.opt.state_dict()
+
+def load_state_dict(run):
+    run.opt.load_state_dict(run.saved)
+
+def reset(run):
+    run.opt.reset()
+
+def deepcopy(run):
+    copy.deepcopy(run.opt)
+
+def construct(run):
+    arrays = dict(zip(run.keys, run.params)) if run.given == "dict" else run.params
+    type(run.opt)(arrays, ema_decay=0.5)
+
+def prepare(act):
+    run = Run(config)
+    group = run.opt.param_groups[-1]
+    if act is step_with_new_hyperparameters:
+        group["lr"] = quarter
+    if act is step_that_needs_more_state:
+        group.update(dict.fromkeys({"momentum"} & group.keys(), 0.5))
+        group.update(dict.fromkeys({"amsgrad", "centered"} & group.keys(), True))
+    if act is load_state_dict:
+        run.saved = run.opt.state_dict()
+        run.opt.step(dict(zip(run.keys, run.grads)) if run.given == "dict" else run.grads)
+    run.opt.param_groups[0]["lr"] = 0.5  # so that what _refresh does is among it
+    return run
+
+failures = 0
+for act in (
+    step, scaled_step, step_of_a_generator, step_with_new_hyperparameters,
+    step_that_needs_more_state, step_of_new_layouts, add_param_group, state_dict, load_state_dict,
+    reset, deepcopy, construct,
+):
+    clean = prepare(act)
+    act(clean)
+    for count in (1, 40):
+        for first in range(1, 10000, 1 if count == 1 else 5):
+            run = prepare(act)
+            before = run.everything()
+            done = False
+            allocator.arm(first, count)
+            try:
+                act(run)
+                done = True
+            except MemoryError:
+                pass
+            except RuntimeError as error:  # Python's own word for it
+                assert "can't allocate lock" in str(error)
+            failed = allocator.disarm()
+            if not done:
+                assert failed, act
+                changed = differences(run.everything(), before)
+                if act is step_that_needs_more_state:  # it may have been made, and not used yet
+                    changed = [name for name in changed if name in before]
+                assert changed == [], (act, first, count)
+                act(run)
+                failures += 1
+            assert differences(run.everything(), clean.everything()) == [], (act, first, count)
+            if not failed:
+                break
+        assert done, "no end"
+print(failures)
+"""
+
+
+@pytest.fixture(scope="module")
+def allocator(tmp_path_factory):
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if platform.libc_ver()[0] != "glibc" or not shutil.which(compiler[0]):
+        pytest.skip("needs glibc and a C compiler")
+    built = tmp_path_factory.mktemp("allocator") / "failing_malloc.so"
+    options = ["-shared", "-fPIC", "-O1", "-fno-builtin"]
+    subprocess.run([*compiler, *options, str(SOURCE), "-o", str(built)], check=True)
+    return built
+
+
+@pytest.mark.parametrize("config", ["adagrad", "rmsprop", "adam"])  # groups, a dict, a list
+def test_an_allocation_that_fails_changes_nothing(config, allocator):
+    done = python(
+        "-W",
+        "ignore",
+        "-c",
+        SCRIPT,
+        str(allocator),
+        config,
+        timeout=120,
+        LD_PRELOAD=str(allocator),
+        PYTHONMALLOC="malloc",
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2000

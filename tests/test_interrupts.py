@@ -1,0 +1,159 @@
+"""A storm of signals: whatever it interrupts, the model equals some number of whole steps."""
+
+import random
+import signal
+
+import numpy as np
+import pytest
+from support import contents, python
+
+from fastopt import SGD, Adam, _core
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+
+STORM = 400  # interrupts of each kind of step
+
+
+@pytest.fixture(autouse=True)
+def _every_alarm_is_an_interrupt():
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+    _core.force_threads(0)
+
+
+def interrupt(act, after):
+    """Call `act` until a signal, that many seconds on, interrupts it."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after)
+        while True:
+            act()
+    except KeyboardInterrupt:
+        pass
+
+
+def moving(steps):
+    return 0.1 / (1 + steps)
+
+
+KINDS = {  # elements, threads, options, how the gradients are given
+    "small": (50, 1, {}, list),
+    "large": (60_000, 3, {}, list),
+    "rate": (50, 1, {"lr": moving}, list),
+    "norm and average": (20_000, 3, {"global_clip_norm": 1.0, "ema_decay": 0.9}, tuple),
+    "generator": (3_000, 1, {"nonfinite": "skip"}, iter),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_training_is_some_number_of_whole_steps(kind):
+    size, threads, options, given = KINDS[kind]
+    rng, delay = np.random.default_rng(0), random.Random(0)
+    shapes = [(size,), (), (7, 3)]
+    starts = [np.asarray(rng.standard_normal(shape)) for shape in shapes]
+    grads = [[np.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(5)]
+    opt, twin = (Adam([p.copy() for p in starts], **options) for _ in range(2))
+    _core.force_threads(threads)
+
+    def step(which):
+        which.step(given(grads[which.completed_steps % 5]))
+
+    step(opt)  # with which the threads begin
+    for number in range(STORM):
+        interrupt(lambda: step(opt), after=delay.uniform(5e-5, 2e-3))
+        while twin.completed_steps < opt.completed_steps:
+            step(twin)
+        assert contents(opt) == contents(twin), f"interrupt {number}"
+    assert opt.completed_steps > STORM / 4
+
+
+def test_loading_and_resetting_are_done_or_not_when_interrupted():
+    delay = random.Random(1)
+    opt = SGD([np.zeros(100_000), np.zeros(3)], lr=0.5, momentum=0.5, ema_decay=0.5)
+    grads, states = [np.ones(100_000), np.ones(3)], []
+    for lr in (0.5, 0.25):
+        opt.param_groups[0]["lr"] = lr
+        opt.step(grads)
+        states.append(opt.state_dict())
+
+    def observe():
+        buffer = opt.state[0]["momentum_buffer"]
+        assert buffer.min() == buffer.max()
+        assert (opt.ema[0].min(), opt.ema[0][0]) == (opt.ema[0].max(), opt.ema[1][0])
+        return (
+            opt.completed_steps,
+            opt.param_groups[0]["lr"],
+            [int(state["step"]) for state in opt.state],
+            buffer[0],
+        )
+
+    wholes = []
+    for state in states:
+        opt.load_state_dict(state)
+        wholes.append(observe())
+    assert len({str(whole) for whole in wholes}) == 2
+    turn = 0
+
+    def load():
+        nonlocal turn
+        turn += 1
+        opt.load_state_dict(states[turn % 2])
+
+    for _ in range(STORM):
+        interrupt(load, after=delay.uniform(5e-5, 3e-3))
+        assert observe() in wholes
+    assert turn > STORM / 4
+    for _ in range(STORM // 4):
+        opt.load_state_dict(states[1])
+        opt.param_groups[0]["lr"] = 0.5
+        interrupt(opt.reset, after=delay.uniform(5e-5, 1e-3))
+        steps, _, counters, buffer = observe()
+        assert (steps, counters, buffer) in [(2, [2, 2], 1.5), (0, [0, 0], 0.0)]
+
+
+def test_interrupts_of_another_process_reach_the_program_and_tear_nothing():
+    script = """
+import os, signal, sys, time
+import numpy as np
+import fastopt
+from fastopt import _core
+signal.alarm(40)
+_core.force_threads(3)
+size = 1 << 17
+w = np.zeros(size)
+opt, grads = fastopt.SGD([w], lr=1.0), [np.ones(size)]
+opt.step(grads)
+parent, caught, armed = os.getpid(), 0, False
+
+def interrupt(*args):
+    global caught
+    caught += 1
+    if armed:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+sender = os.fork()
+if sender == 0:
+    for _ in range(2000):
+        time.sleep(0.0003)
+        os.kill(parent, signal.SIGINT)
+    os._exit(0)
+while True:
+    try:
+        armed = True
+        while os.waitpid(sender, os.WNOHANG)[0] == 0:
+            opt.step(grads)
+        armed = False
+        break
+    except KeyboardInterrupt:
+        armed = False
+    except ChildProcessError:  # it was waited for, and interrupted right then
+        break
+assert (w == -opt.completed_steps).all(), (w.min(), w.max(), opt.completed_steps)
+assert opt.state[0]["step"] == opt.completed_steps > 100
+print(caught)
+"""
+    done = python("-W", "ignore::DeprecationWarning", "-c", script, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
