@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The bridge between NumPy arrays and the C core.
 
 It checks arrays, binds their memory to a C plan and runs the plan's step. It knows arrays, not
@@ -250,28 +250,31 @@ def set_items(list dicts, list items):
             PyDict_SetItem(dicts[i], <object>key, <object>value)
 
 
-cpdef bint unchanged(groups, list seen):
-    """Tell whether the keys and values of these dicts are still the objects that were seen."""
-    cdef Py_ssize_t i, n, position
+cdef bint has_items(dict group, tuple seen):
+    """Tell whether a dict has these keys and values (two tuples), in this order, and no others."""
+    cdef Py_ssize_t n = 0, position = 0
     cdef PyObject *key
     cdef PyObject *value
-    cdef tuple keys, values
+    cdef tuple keys = seen[0], values = seen[1]
+    while PyDict_Next(group, &position, &key, &value):
+        if n >= len(values) or <PyObject *>values[n] != value or <PyObject *>keys[n] != key:
+            return False
+        n += 1
+    return n == len(values)
+
+
+cpdef bint unchanged(groups, list seen):
+    """Tell whether the keys and values of these dicts are still the objects that were seen."""
+    cdef Py_ssize_t i
+    cdef bint same
     if type(groups) is not list or len(groups) != len(seen):
         return False
-    for i in range(len(groups)):
-        if type(groups[i]) is not dict:
+    for i, group in enumerate(groups):
+        if type(group) is not dict:
             return False
-        keys, values = seen[i]
-        n = position = 0
-        while PyDict_Next(groups[i], &position, &key, &value):
-            if (
-                n >= len(values)
-                or <PyObject *>values[n] != value
-                or <PyObject *>keys[n] != key
-            ):
-                return False
-            n += 1
-        if n != len(values):
+        with cython.critical_section(group):
+            same = has_items(<dict>group, <tuple>seen[i])
+        if not same:
             return False
     return True
 

@@ -2,6 +2,7 @@
  * support, and the choice among them. */
 #include "kernels.h"
 #include "platform.h"
+#include <stdatomic.h>
 #include <string.h>
 
 /* Weakest first; the last supported one is active from the start. */
@@ -15,7 +16,7 @@ static const fo_table *const tables[] = {
 #endif
 };
 
-static int active;
+static atomic_int active;
 
 int fo_isa_count(void) { return (int)(sizeof tables / sizeof tables[0]); }
 

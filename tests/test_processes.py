@@ -1,7 +1,9 @@
 """One optimizer in several threads or processes: spawned, forked, stepped at the same time."""
 
+import copy
 import multiprocessing
 import os
+import sysconfig
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -130,6 +132,64 @@ def test_threads_that_step_their_own_optimizers_do_not_meet():
     run_together(*[lambda i=i: advance(apart[i], [grads[i]], steps) for i in range(4)])
     for i in range(4):
         assert contents(apart[i]) == contents(advance(serial[i], [grads[i]], steps))
+
+
+def test_threads_that_do_everything_at_once_lose_nothing():
+    """Stepping, changing rates, looking, copying: each sees whole steps, and none is lost."""
+    ran = 0
+    for size, steps in ((5, 400), (20_000, 60)):
+        opt = SGD([np.zeros(size), np.zeros(())], lr=1.0, momentum=0.5, ema_decay=0.5)
+        grads, stop = [np.zeros(size), np.ones(())], threading.Event()
+
+        def train(opt=opt, grads=grads, steps=steps):
+            for _ in range(steps):
+                opt.step(grads)
+
+        def look(opt=opt, stop=stop):
+            while not stop.is_set():
+                state = opt.state_dict()
+                counts = {int(slots["step"]) for slots in state["state"].values()}
+                assert counts == {state["completed_steps"]}
+                twin = copy.deepcopy(opt)
+                assert {int(slots["step"]) for slots in twin.state} == {twin.completed_steps}
+
+        def change(opt=opt, stop=stop):
+            number = 0
+            while not stop.is_set():
+                number += 1
+                group = opt.param_groups[0]
+                group["lr"] = 1.0 + 0 * number  # another object each time
+                group["weight_decay"] = 0.0 * number
+                repr(opt)
+
+        failures = []
+
+        def guarded(act, failures=failures):
+            try:
+                act()
+            except BaseException as error:
+                failures.append(error)
+
+        others = [threading.Thread(target=guarded, args=(act,)) for act in (look, change, look)]
+        for thread in others:
+            thread.start()
+        run_together(*[lambda train=train: guarded(train)] * 4)
+        stop.set()
+        for thread in others:
+            thread.join(30)
+        assert failures == []
+        assert opt.completed_steps == 4 * steps == opt.state[0]["step"] == opt.state[1]["step"]
+        serial = SGD([np.zeros(size), np.zeros(())], lr=1.0, momentum=0.5, ema_decay=0.5)
+        assert contents(advance(serial, grads, 4 * steps))[2] == contents(opt)[2]
+        ran += 1
+    assert ran == 2
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="Python has its lock")
+def test_a_free_threaded_python_stays_so():
+    script = "import sys, numpy, fastopt; print(sys._is_gil_enabled())"
+    done = python("-c", script, PYTHON_GIL=None)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 # ---- fork ----------------------------------------------------------------------------------------
