@@ -6,6 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 BLOCK: int
+_C_API: object
 
 def isa() -> dict[str, Any]: ...
 def select_isa(name: str) -> None: ...

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the C core by itself, with gcc and clang, and checks what a Python test cannot: that it
 # compiles without a warning, that every kernel is vectorised and none contracts, that a build which
-# would change results is refused, and that driver_check is clean under the sanitizers.
+# would change results is refused, that driver_check and the example in C are clean under the
+# sanitizers, and that C++ takes the public header.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_WAIT_POLICY=passive # teams are larger than the machine here; waiting must not cost
@@ -11,8 +12,8 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{cpu,driver,limit,rules,team}.c)
-flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c)
+core=(src_c/{api,cpu,driver,limit,rules,team}.c)
+flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
 sanitizers=(-O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-pass-failed)
@@ -29,7 +30,7 @@ isa_flags() {
     esac
 }
 
-# compile COMPILER FOLDER FLAG...: all objects of the core, and driver_check.
+# compile COMPILER FOLDER FLAG...: all objects of the core, and of the programs on it.
 compile() {
     local compiler=$1 out=$2 isa
     shift 2
@@ -41,17 +42,22 @@ compile() {
         "$compiler" "${flags[@]}" "$@" $(isa_flags "$isa") -DFO_ISA="$isa" \
             -c src_c/kernels.c -o "$out/kernels_$isa.o"
     done
-    for source in "${core[@]}" tests/c/driver_check.c; do
+    for source in "${core[@]}" tests/c/driver_check.c examples/c_program/train.c; do
         "$compiler" "${flags[@]}" "$@" "${tables[@]}" -c "$source" \
             -o "$out/$(basename "$source" .c).o"
     done
+    mkdir -p "$out/programs"
+    mv "$out"/{driver_check,train}.o "$out/programs"
 }
 
-# check ARGUMENTS COMPILER FLAG...: builds driver_check and runs it with these arguments.
+# check ARGUMENTS COMPILER FLAG...: builds and runs the example, and driver_check with these arguments.
 check() {
-    local out=$folder/check
+    local out=$folder/check program
     compile "$2" "$out" "${@:3}"
-    "$2" "${@:3}" "$out"/*.o -o "$out/driver_check" -lm
+    for program in driver_check train; do
+        "$2" "${@:3}" "$out"/*.o "$out/programs/$program.o" -o "$out/$program" -lm
+    done
+    "$out/train" | tail -n 1
     # shellcheck disable=SC2086 # there may be none
     "$out/driver_check" $1
     rm -r "$out"
@@ -90,6 +96,10 @@ for compiler in gcc clang; do
     for openmp in -fopenmp -Wno-unknown-pragmas; do
         compile "$compiler" "$folder/warnings" -O3 "${warnings[@]}" "$openmp"
     done
+    for standard in c++98 c++11 c++20; do
+        echo '#include "fastopt.h"' | "$compiler" -x c++ -std=$standard "${warnings[@]}" \
+            -Ifastopt/include -fsyntax-only -
+    done
     echo "no warnings"
     if [[ $(uname -m) == x86_64 ]]; then
         vectorised "$folder/warnings/kernels_base.o" xmm
@@ -111,6 +121,10 @@ echo "-- clang: thread sanitizer, the library's own team:"
 check own clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
 echo "-- gcc: sanitizers, serial build:"
 check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
+
+# The command by which docs/c-api.md builds a program from the sources.
+bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
+"$folder/train" | tail -n 1
 
 # The same bits on another processor: a serial build for 64-bit Arm, emulated.
 plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
