@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from c_interface import FUNCTIONS
 
 import fastopt
 
@@ -39,3 +40,8 @@ def test_readme_example():
     X, y, w, b = (namespace[name] for name in "Xywb")
     best = np.linalg.lstsq(np.c_[X, np.ones(len(X))], y, rcond=None)[0]
     assert np.abs(np.append(w, b) - best).max() < 1e-2
+
+
+def test_every_function_of_the_c_interface_is_in_its_page():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "c-api.md").read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == [name for name, *_ in FUNCTIONS]
