@@ -229,8 +229,8 @@ static fo_status check_between(const char *name, int32_t value, int32_t low, int
 static fo_status check_size(const char *type, uint32_t size, size_t right)
 {
     if (size != right)
-        return fail(FO_BAD_VALUE, "size of %s must be sizeof(%s), which is %zu, got %lu", type,
-                    type, right, (unsigned long)size);
+        return fail(FO_BAD_VALUE, "size of %s must be sizeof(%s), %zu in this fastopt, got %lu",
+                    type, type, right, (unsigned long)size);
     return FO_OK;
 }
 
