@@ -1,7 +1,8 @@
 """The build of the extension modules; everything else is in pyproject.toml.
 
-The loops (src_c/kernels.c) are compiled once per instruction set, each time with its own flags, and
-linked into `fastopt._core`. FASTOPT_OPENMP=0 in the environment asks for a serial build.
+The C core is compiled first, its loops (src_c/kernels.c) once per instruction set, each time with
+their own flags. It is linked into `fastopt._core`, and archived in fastopt/lib for C programs.
+FASTOPT_OPENMP=0 in the environment asks for a serial build.
 """
 
 import os
@@ -30,23 +31,34 @@ ISAS = {
     ],
 }
 
-CORE = [f"src_c/{name}.c" for name in ("cpu", "driver", "limit", "rules", "team")]
+CORE = [f"src_c/{name}.c" for name in ("api", "cpu", "driver", "limit", "rules", "team")]
 KERNELS = "src_c/kernels.c"
 CORE_MODULE = "fastopt._core"
-HEADERS = sorted(str(path) for path in Path("src_c").rglob("*.[hid]*"))
+INCLUDE = ["src_c", "fastopt/include"]
+HEADERS = sorted(str(path) for folder in INCLUDE for path in Path(folder).rglob("*.[hid]*"))
 
 
 class BuildExt(build_ext):
-    """Compiles the loops once per instruction set before the extension itself."""
+    """Compiles the C core before the extension itself, and archives it."""
+
+    def run(self):
+        super().run()
+        package = Path(self.build_lib, "fastopt")
+        if self.inplace:
+            package = Path(self.get_finalized_command("build_py").get_package_dir("fastopt"))
+        core = self.ext_map[CORE_MODULE].extra_objects
+        library = Path(self.compiler.library_filename("fastopt", output_dir=str(package / "lib")))
+        library.unlink(missing_ok=True)  # it would be added to
+        self.compiler.create_static_lib(core, "fastopt", output_dir=str(library.parent))
 
     def build_extension(self, ext):
         self.force = True  # the compiler or the options may have changed since the last build
         if ext.name == CORE_MODULE:
-            self.add_loops(ext)
+            self.add_core(ext)
         super().build_extension(ext)
 
-    def add_loops(self, ext):
-        """Compile the loops for each instruction set that the compiler knows."""
+    def add_core(self, ext):
+        """Compile the core, and its loops for each instruction set that the compiler knows."""
         if os.environ.get("FASTOPT_OPENMP") != "0" and self.compiles("#include <omp.h>", OPENMP):
             ext.extra_compile_args += OPENMP
             ext.extra_link_args += OPENMP
@@ -59,10 +71,16 @@ class BuildExt(build_ext):
                 [KERNELS],
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("FO_ISA", isa)],
+                include_dirs=INCLUDE,
                 extra_postargs=ext.extra_compile_args + UNROLL + flags,
-                depends=ext.depends,
             )
-        ext.define_macros += [(f"FO_HAVE_{isa.upper()}", "1") for isa in tables if isa != "base"]
+        ext.extra_objects += self.compiler.compile(
+            CORE,
+            output_dir=self.build_temp,
+            macros=[(f"FO_HAVE_{isa.upper()}", "1") for isa in tables if isa != "base"],
+            include_dirs=INCLUDE,
+            extra_postargs=ext.extra_compile_args,
+        )
 
     def compiles(self, text, flags):
         """Whether a program with these lines compiles and links under these flags."""
@@ -83,7 +101,7 @@ def extension(name, sources, **options):
     return Extension(
         name,
         sources,
-        include_dirs=["src_c", numpy.get_include()],
+        include_dirs=[*INCLUDE, numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=[*COMPILE],
         **options,
@@ -93,7 +111,7 @@ def extension(name, sources, **options):
 setup(
     ext_modules=cythonize(
         [
-            extension(CORE_MODULE, ["fastopt/_core.pyx", *CORE], depends=[KERNELS, *HEADERS]),
+            extension(CORE_MODULE, ["fastopt/_core.pyx"], depends=[KERNELS, *CORE, *HEADERS]),
             extension("fastopt._tensors", ["fastopt/_tensors.pyx"]),
         ]
     ),

@@ -2,17 +2,25 @@
 
 Adam in float32 on arrays so small that calls and checks are most of it, beside one
 ``numpy.add(a, b, out=c)`` of 1000 elements; and how much of that is below the Python of
-``Optimizer.step``. The exit status is 1 if a bound is broken.
+``Optimizer.step``, and below all Python: the same through the C interface, from a loop in C, which
+CC (or cc) compiles. The exit status is 1 if a bound is broken.
 """
 
 import argparse
+import ctypes
+import os
+import shlex
+import subprocess
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 import fastopt
+from fastopt import _core
 from fastopt.bench.measure import Race
 
 UNIT = "numpy.add, 1000"
@@ -28,6 +36,33 @@ def subject(step):
     return SimpleNamespace(begin=lambda: None, step=step)
 
 
+C_STEPS = 100  # a call from Python, whose own time is so divided
+
+
+def compiled(folder):
+    """Compile and load the loop in C; return it, and the table that it calls."""
+    path = Path(folder, "c_steps.so")
+    flags = ["-std=c11", "-O2", "-shared", "-fPIC", f"-I{fastopt.get_include()}"]
+    source = Path(__file__).with_name("c_steps.c")
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, *flags, source, "-o", path], check=True)
+    library = ctypes.CDLL(str(path))
+    library.make.restype = ctypes.c_void_p
+    library.make.argtypes = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    library.run.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return library, get_pointer(_core._C_API, b"fastopt._core._C_API")
+
+
+def c_subjects(library, table, name, sizes):
+    model = library.make(table, len(sizes), sizes[0])
+    for title, set_grads in ((f"{name}, C", 0), (f"{name}, C, gradients set", 1)):
+        if model is None or library.run(model, 1, set_grads) != 0:
+            raise RuntimeError("the steps in C fail")
+        yield title, subject(partial(library.run, model, C_STEPS, set_grads))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="(100)")
@@ -36,6 +71,9 @@ def main():
 
     a, b, c = np.ones((3, 1000), np.float32)
     subjects = {UNIT: subject(partial(np.add, a, b, out=c))}
+    steps = {}  # that a call does, if not one
+    with tempfile.TemporaryDirectory() as folder:
+        library, table = compiled(folder)
     for name, sizes, _ in STEPS:
         rng = np.random.default_rng(0)
         params = [rng.standard_normal(size, np.float32) for size in sizes]
@@ -43,6 +81,9 @@ def main():
         opt = fastopt.Adam(params)
         subjects[name] = subject(partial(opt.step, grads))
         subjects[f"{name}, below Python"] = subject(partial(opt._plan.step, grads, 1.0, False))
+        in_c = dict(c_subjects(library, table, name, sizes))
+        subjects |= in_c
+        steps |= dict.fromkeys(in_c, C_STEPS)
     race = Race(subjects)
     for _ in range(args.rounds):
         race.round()
@@ -50,13 +91,13 @@ def main():
     bounds = {name: bound for name, _, bound in STEPS}
     broken = 0
     unit = race.timing(UNIT).median
-    print(f"{'':<38} {'us':>7} {'times numpy.add':>16} {'bound':>6}")
+    print(f"{'':<40} {'us':>7} {'times numpy.add':>16} {'bound':>6}")
     for name in subjects:
-        seconds, bound = race.timing(name).median, bounds.get(name)
+        seconds, bound = race.timing(name).median / steps.get(name, 1), bounds.get(name)
         over = bound is not None and seconds > bound * unit
         broken += over
         ratio = f"{seconds / unit:.2f}" + "!" * over
-        print(f"{name:<38} {seconds * 1e6:>7.3f} {ratio:>16} {bound or '':>6}")
+        print(f"{name:<40} {seconds * 1e6:>7.3f} {ratio:>16} {bound or '':>6}")
     return int(broken > 0 and not args.no_check)
 
 

@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 
 from fastopt import reference, schedules
-from fastopt._info import apply_environment, build_info
+from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._version import __version__
 from fastopt.adagrad import Adagrad
 from fastopt.adam import Adam, AdamW
@@ -34,6 +34,8 @@ __all__ = [
     "RMSprop",
     "__version__",
     "build_info",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "reference",
     "schedules",

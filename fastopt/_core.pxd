@@ -1,87 +1,109 @@
-"""What of the C core's header (src_c/fastopt.h, its manual) the Cython module uses."""
+"""fastopt.h, the C interface, for Cython. The header is its manual; docs/c-api.md has more.
 
-from libc.stdint cimport int32_t, int64_t
+``fo_import()`` returns the table of functions of the fastopt that is installed.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 
 cdef extern from "fastopt.h" nogil:
     enum:
-        FO_BLOCK
-        FO_MAX_SLOTS
-        FO_MAX_HYPERS
-    ctypedef enum fo_status:
+        FO_ABI
+
+    ctypedef int32_t fo_status
+    enum:
         FO_OK
-    ctypedef enum fo_dtype:
+        FO_NO_MEMORY
+        FO_BAD_POINTER
+        FO_BAD_NAME
+        FO_BAD_INDEX
+        FO_BAD_VALUE
+        FO_INCOMPLETE
+        FO_NONFINITE
+
+    ctypedef int32_t fo_dtype
+    enum:
         FO_F32
         FO_F64
-    ctypedef enum fo_semantics:
-        pass
-    ctypedef enum fo_clip:
-        pass
-    ctypedef enum fo_nonfinite:
-        FO_RAISE
-    ctypedef enum fo_engine:
-        FO_EXACT_TEAM
-        FO_OPENMP_TEAM
-    ctypedef struct fo_rule:
-        const char *name
-        const char *const *hyper_names
-        const char *const *slot_names
-    const fo_rule fo_rules[]
-    const int fo_rule_count
-    const fo_rule *fo_find_rule(const char *name)
-    bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
 
-    ctypedef struct fo_tensor:
-        void *param
-        void *slot[FO_MAX_SLOTS]
-        void *ema
-        int64_t *step
-        int64_t size
-        fo_dtype dtype
-        int32_t group
-        void *grad
-        int32_t grad_ndim
-        const Py_ssize_t *grad_shape
-        const Py_ssize_t *grad_strides
-    ctypedef struct fo_step_args:
+    ctypedef int32_t fo_semantics
+    enum:
+        FO_TORCH
+        FO_KERAS
+
+    ctypedef int32_t fo_clip
+    enum:
+        FO_NO_CLIP
+        FO_CLIP_VALUE
+        FO_CLIP_NORM
+        FO_GLOBAL_CLIP_NORM
+
+    ctypedef int32_t fo_nonfinite
+    enum:
+        FO_PROPAGATE
+        FO_SKIP
+        FO_RAISE
+
+    ctypedef struct fo_options:
+        uint32_t size
         fo_semantics semantics
         fo_clip clip
-        double clip_limit
         fo_nonfinite nonfinite
+        double clip_limit
         double loss_scale
         double ema_decay
-        bint ema_starts
-        bint zero_grad
-        int max_threads
-        fo_engine engine
-    ctypedef struct fo_step_result:
+        int32_t ema_starts
+        int32_t zero_grad
+        int32_t num_threads
+        int32_t reserved
+
+    ctypedef struct fo_result:
+        uint32_t size
+        int32_t threads
+        int32_t has_norm
+        int32_t skipped
+        int64_t nonfinite_param
         double grad_norm
-        bint has_norm
-        bint skipped
-        int64_t first_skipped
-        int threads
-    ctypedef struct fo_plan:
+
+    ctypedef struct fo_optimizer:
         pass
-    fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
-    void fo_plan_destroy(fo_plan *plan)
-    fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
-    double *fo_plan_hypers(fo_plan *plan, int32_t group)
-    fo_status fo_plan_prepare(fo_plan *plan)
-    int64_t fo_plan_size(const fo_plan *plan)
-    void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 
-    ctypedef struct fo_limit_tensor:
-        void *updated[1 + FO_MAX_SLOTS]
-        int n_updated
-        const void *read
-        int64_t words
-    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads)
+    ctypedef struct fo_api:
+        uint32_t abi
+        uint32_t size
+        const char *(*last_error)() noexcept nogil
+        const char *(*rule_name)(int32_t j) noexcept nogil
+        const char *(*hyper_name)(const char *rule, int32_t j) noexcept nogil
+        const char *(*state_name)(const char *rule, int32_t j) noexcept nogil
+        fo_status (*create)(
+            const char *rule, int32_t n_groups, int64_t n_params, fo_optimizer **opt
+        ) noexcept nogil
+        void (*destroy)(fo_optimizer *opt) noexcept nogil
+        fo_status (*set_hyper)(
+            fo_optimizer *opt, int32_t group, const char *name, double value
+        ) noexcept nogil
+        fo_status (*get_hyper)(
+            const fo_optimizer *opt, int32_t group, const char *name, double *value
+        ) noexcept nogil
+        fo_status (*uses_state)(
+            const fo_optimizer *opt, int32_t group, const char *name, int32_t *uses
+        ) noexcept nogil
+        fo_status (*set_options)(fo_optimizer *opt, const fo_options *options) noexcept nogil
+        fo_status (*set_param)(
+            fo_optimizer *opt, int64_t i, int32_t group, fo_dtype dtype, int64_t size, void *param,
+            int64_t *step
+        ) noexcept nogil
+        fo_status (*set_state)(
+            fo_optimizer *opt, int64_t i, const char *name, void *state
+        ) noexcept nogil
+        fo_status (*set_average)(fo_optimizer *opt, int64_t i, void *average) noexcept nogil
+        fo_status (*set_grad)(fo_optimizer *opt, int64_t i, void *grad) noexcept nogil
+        fo_status (*step)(fo_optimizer *opt, fo_result *result) noexcept nogil
+        fo_status (*set_num_threads)(int32_t n) noexcept nogil
+        int32_t (*get_num_threads)() noexcept nogil
 
-    void fo_init()
-    int fo_isa_count()
-    const char *fo_isa_name(int i)
-    bint fo_isa_supported(int i)
-    int fo_isa_active()
-    bint fo_isa_select(const char *name)
-    const char *fo_compiler()
-    bint fo_has_openmp()
+    const fo_api *fo_get_api()
+
+
+cdef extern from "fastopt.h":
+    const fo_api *fo_import() except NULL

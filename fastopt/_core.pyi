@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 BLOCK: int
 TORN: str
+_C_API: object
 
 def isa() -> dict[str, Any]: ...
 def select_isa(name: str) -> None: ...

@@ -9,10 +9,13 @@ cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
+
+from fastopt._internals cimport *
 
 import os
 import sys
@@ -27,7 +30,8 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_CopyInto(cnp.ndarray to, cnp.ndarray values) except -1
 
 
-fo_init()
+# The C interface, for fo_import() in fastopt.h.
+_C_API = PyCapsule_New(<void *>fo_get_api(), "fastopt._core._C_API", NULL)
 
 BLOCK = FO_BLOCK
 
@@ -67,20 +71,18 @@ def has_openmp():
     return bool(fo_has_openmp())
 
 
-cdef int threads_limit = 1
 cdef int threads_exact = 0
 cdef fo_engine exact_engine
 
 
 def set_threads(int limit):
     """Set the upper bound on threads for plans that have none of their own."""
-    global threads_limit
-    threads_limit = limit
+    fo_set_num_threads(limit)
 
 
 def get_threads():
     """Return the upper bound on threads for plans that have none of their own."""
-    return threads_limit
+    return fo_get_num_threads()
 
 
 def force_threads(int team, *, bint openmp=False):
@@ -950,7 +952,7 @@ cdef class Plan:
         args.loss_scale = loss_scale
         args.zero_grad = zero_grad
         args.ema_starts = self.completed_steps == 0
-        args.max_threads = self.num_threads or threads_limit
+        args.max_threads = self.num_threads or fo_get_num_threads()
         if threads_exact:
             args.engine = exact_engine
             if threads_exact > 0:

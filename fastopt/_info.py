@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from fastopt import _core
 from fastopt._version import __version__
 from fastopt.threads import default_threads, get_num_threads
 
-__all__ = ["build_info"]
+__all__ = ["build_info", "get_include", "get_library"]
 
 
 def build_info() -> dict[str, Any]:
@@ -38,6 +39,52 @@ def build_info() -> dict[str, Any]:
         "openmp": _core.has_openmp(),
         "threads": get_num_threads() if _core.has_openmp() else 1,
     }
+
+
+def get_include() -> str:
+    """Return the folder of ``fastopt.h``, for programs and modules in C, C++ and Cython.
+
+    Returns
+    -------
+    str
+        For the compiler's option ``-I``.
+
+    See Also
+    --------
+    get_library : What a program links.
+
+    Examples
+    --------
+    >>> import fastopt, os
+    >>> os.listdir(fastopt.get_include())
+    ['fastopt.h']
+    """
+    return str(Path(__file__).parent / "include")
+
+
+def get_library() -> str:
+    """Return the path of the static library that a program in C or C++ links.
+
+    It needs the mathematics library, and OpenMP's if ``build_info()["openmp"]`` is true:
+    ``-fopenmp -lm``. An extension module does not need it: ``fo_import()`` in ``fastopt.h`` finds
+    the functions in the installed package.
+
+    Returns
+    -------
+    str
+        The path of ``libfastopt.a``.
+
+    See Also
+    --------
+    get_include : Where its header is.
+
+    Examples
+    --------
+    >>> import fastopt, os
+    >>> os.path.basename(fastopt.get_library())
+    'libfastopt.a'
+    """
+    return str(Path(__file__).parent / "lib" / "libfastopt.a")
 
 
 def apply_environment() -> None:

@@ -2,7 +2,7 @@
 #ifndef FO_KERNELS_H
 #define FO_KERNELS_H
 
-#include "fastopt.h"
+#include "core.h"
 
 #define FO_MAX_VARIANTS 4
 

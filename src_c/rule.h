@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "fastopt.h"
+#include "core.h"
 #include "platform.h"
 
 /* Hyperparameters that every rule has, ahead of its own. Flags are 0.0 or 1.0. */

@@ -22,6 +22,7 @@ const fo_rule fo_rules[] = {
      .hyper_names = rule##_hyper_names,                                                            \
      .slot_names = rule##_slot_names,                                                              \
      .slot_needs = {rule##_slot_list(FO_NEEDS)},                                                   \
+     .defaults = (const double *)&rule##_defaults,                                                 \
      .variant = rule##_variant,                                                                    \
      .consts = rule##_consts},
 #include "rules.def"

@@ -2,7 +2,7 @@
 #ifndef FO_TEAM_H
 #define FO_TEAM_H
 
-#include "fastopt.h"
+#include "core.h"
 
 #define FO_MAX_TEAM 256
 

@@ -24,8 +24,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["bitwise", "contract", "errors", "golden", "accuracy", "model", "state", "properties"]
-THREAD_TESTS = ["bitwise", "environment", "processes"]  # for the team
+TESTS = [
+    "bitwise",
+    "contract",
+    "errors",
+    "golden",
+    "accuracy",
+    "model",
+    "state",
+    "properties",
+    "c_api",
+]
+THREAD_TESTS = ["bitwise", "environment", "processes"]
+TESTS_OF = {"team.c": THREAD_TESTS, "api.c": ["c_api"]}  # instead
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
 
@@ -340,6 +351,66 @@ MUTATIONS = [
         "_mm_setcsr(0x1F80);",
         "_mm_setcsr(saved);",
     ),
+    Mutation(
+        "Adam: a default is not the class's",
+        "rules/adam.h",
+        ".beta2 = 0.999",
+        ".beta2 = 0.99",
+    ),
+    Mutation(
+        "C interface: a NaN is taken for a hyperparameter",
+        "api.c",
+        "if (value != value)",
+        "if (value != value && group < 0)",
+    ),
+    Mutation(
+        "C interface: what a new hyperparameter needs is not noticed",
+        "api.c",
+        "    *hyper = value;\n    note_needs(opt, group);\n",
+        "    *hyper = value;\n",
+    ),
+    Mutation(
+        "C interface: a struct of another size is taken",
+        "api.c",
+        "if (size != right)",
+        "if (size > right)",
+    ),
+    Mutation(
+        "C interface: a loss scale of 0 is not 1",
+        "api.c",
+        "o->loss_scale != 0 ? o->loss_scale : 1",
+        "o->loss_scale",
+    ),
+    Mutation(
+        "C interface: averages never start",
+        "api.c",
+        "o->ema_starts != 0",
+        "false",
+    ),
+    Mutation(
+        "C interface: a counter may be negative",
+        "api.c",
+        "*t->step < 0 || *t->step == INT64_MAX",
+        "*t->step == INT64_MAX",
+    ),
+    Mutation(
+        "C interface: a gradient that is not finite is no error",
+        "api.c",
+        "args.nonfinite == FO_RAISE)",
+        "args.nonfinite == FO_SKIP)",
+    ),
+    Mutation(
+        "C interface: an error is every thread's",
+        "api.c",
+        "static _Thread_local char error",
+        "static char error",
+    ),
+    Mutation(
+        "C interface: a parameter keeps the state of the one before it",
+        "api.c",
+        "(fo_tensor){.param = param,",
+        "(fo_tensor){.slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param,",
+    ),
 ]
 
 
@@ -423,7 +494,7 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
         rebuild(folder, commands)
-        code, output = test(folder, THREAD_TESTS if mutation.file == "team.c" else TESTS)
+        code, output = test(folder, TESTS_OF.get(mutation.file, TESTS))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return str(error)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from c_interface import FUNCTIONS
 
 import fastopt
 
@@ -50,3 +51,8 @@ def test_every_way_to_fail_has_a_row_and_every_test_named_there_exists():
     for file, test in named:
         code = (ROOT / "tests" / file).read_text()
         assert f"\ndef {test}(" in code, (file, test)
+
+
+def test_every_function_of_the_c_interface_is_in_its_page():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "c-api.md").read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == [name for name, *_ in FUNCTIONS]

@@ -15,6 +15,8 @@ typedef struct {
     adagrad_hyper_list(FO_FIELD)
 } adagrad_hypers;
 
+static const adagrad_hypers adagrad_defaults = {.lr = 1e-2, .eps = 1e-10};
+
 static inline int adagrad_variant(const double *hypers)
 {
     (void)hypers;

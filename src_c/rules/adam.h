@@ -28,6 +28,9 @@ typedef struct {
     adam_hyper_list(FO_FIELD)
 } adam_hypers;
 
+static const adam_hypers adam_defaults = {
+    .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1};
+
 static inline int adam_variant(const double *hypers)
 {
     const adam_hypers *h = (const adam_hypers *)hypers;

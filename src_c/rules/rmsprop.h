@@ -31,6 +31,8 @@ typedef struct {
     rmsprop_hyper_list(FO_FIELD)
 } rmsprop_hypers;
 
+static const rmsprop_hypers rmsprop_defaults = {.lr = 1e-2, .alpha = 0.99, .eps = 1e-8};
+
 static inline int rmsprop_variant(const double *hypers)
 {
     const rmsprop_hypers *h = (const rmsprop_hypers *)hypers;

@@ -21,6 +21,8 @@ typedef struct {
     sgd_hyper_list(FO_FIELD)
 } sgd_hypers;
 
+static const sgd_hypers sgd_defaults = {.lr = 1e-3};
+
 static inline int sgd_variant(const double *hypers)
 {
     const sgd_hypers *h = (const sgd_hypers *)hypers;

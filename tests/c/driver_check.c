@@ -1,4 +1,4 @@
-/* Drives the C core through fastopt.h alone, for sanitizers to watch, and checks its promise of
+/* Drives the C core through core.h alone, for sanitizers to watch, and checks its promise of
  * equal bits: every rule and variant, under both semantics and with every option of a step, gives
  * the same bytes under each instruction set, with teams of 1, 2, 3 and 7 threads of each kind, for
  * gradients laid out otherwise, from unaligned memory and under another rounding mode, as it gives
@@ -7,7 +7,7 @@
  * is for slow machines, and leaves out most rules.
  *
  * Every array ends where its memory block ends, so that a step too far is seen. */
-#include "fastopt.h"
+#include "core.h"
 
 #include <fenv.h>
 #include <inttypes.h>

@@ -3,7 +3,7 @@
  * and how the number of threads is found out, by a clock that is made up.
  *
  * Link with -Wl,--wrap=calloc. */
-#include "fastopt.h"
+#include "core.h"
 #include "tuner.h"
 
 #include <math.h>

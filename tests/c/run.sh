@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the C core by itself, with gcc and clang, and checks what a Python test cannot: that it
 # compiles without a warning, that every kernel is vectorised and none contracts, that a build which
-# would change results is refused, and that driver_check is clean under the sanitizers.
+# would change results is refused, that driver_check and the example in C are clean under the
+# sanitizers, and that C++ takes the public header.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_WAIT_POLICY=passive # teams are larger than the machine here; waiting must not cost
@@ -11,8 +12,8 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{cpu,driver,limit,rules,team}.c)
-flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c)
+core=(src_c/{api,cpu,driver,limit,rules,team}.c)
+flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
 sanitizers=(-O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-pass-failed)
@@ -47,7 +48,7 @@ compile() {
         "$compiler" "${flags[@]}" "$@" "${tables[@]}" -c "$source" \
             -o "$out/$(basename "$source" .c).o"
     done
-    for source in tests/c/*_check.c; do
+    for source in tests/c/*_check.c examples/c_program/train.c; do
         "$compiler" "${flags[@]}" "$@" -c "$source" -o "$out/checks/$(basename "$source" .c).o"
     done
 }
@@ -55,7 +56,7 @@ compile() {
 # programs COMPILER FOLDER FLAG...: links the checks to what was compiled there.
 programs() {
     local out=$2 name wrap
-    for name in driver_check edge_check team_check; do
+    for name in driver_check edge_check team_check train; do
         case $name in
             edge_check) wrap=-Wl,--wrap=calloc ;;
             team_check) wrap=-Wl,--wrap=pthread_create ;;
@@ -66,8 +67,8 @@ programs() {
     done
 }
 
-# check ARGUMENTS COMPILER FLAG...: builds the checks and runs them, driver_check with these
-# arguments.
+# check ARGUMENTS COMPILER FLAG...: builds the checks and the example and runs them, driver_check with
+# these arguments.
 check() {
     local out=$folder/check
     compile "$2" "$out" "${@:3}"
@@ -75,6 +76,7 @@ check() {
     # shellcheck disable=SC2086 # there may be none
     "$out/driver_check" $1
     "$out/edge_check"
+    "$out/train" | tail -n 1
     ASAN_OPTIONS=detect_leaks=0 "$out/team_check" 1 5 # it forks, and children leave threads behind
     rm -r "$out"
 }
@@ -133,6 +135,10 @@ for compiler in gcc clang; do
     for openmp in -fopenmp -Wno-unknown-pragmas; do
         compile "$compiler" "$folder/warnings" -O3 "${warnings[@]}" "$openmp"
     done
+    for standard in c++98 c++11 c++20; do
+        echo '#include "fastopt.h"' | "$compiler" -x c++ -std=$standard "${warnings[@]}" \
+            -Ifastopt/include -fsyntax-only -
+    done
     echo "no warnings"
     if [[ $(uname -m) == x86_64 ]]; then
         vectorised "$folder/warnings/kernels_base.o" xmm
@@ -157,6 +163,10 @@ echo "-- clang: thread sanitizer, the library's own team:"
 )
 echo "-- gcc: sanitizers, serial build:"
 check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
+
+# The command by which docs/c-api.md builds a program from the sources.
+bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
+"$folder/train" | tail -n 1
 
 # The same bits on another processor: a serial build for 64-bit Arm, emulated.
 plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)

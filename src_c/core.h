@@ -1,4 +1,5 @@
-/* fastopt's C core: first-order optimizers over caller-owned arrays. This header is the manual.
+/* The inside of the C core, for the core itself, its bridge to Python, and tests. (For everyone else
+ * there is fastopt.h: less of it, checked, and stable.) This header is the manual.
  *
  * The caller owns every array; a plan borrows them:
  *
@@ -12,11 +13,11 @@
  * fo_plan_step checks nothing that its caller can check: pointers are valid, arrays dense and apart
  * (a gradient may be exactly its own parameter). It allocates nothing and cannot fail: it updates
  * everything, or (nonfinite) nothing. Bits do not depend on the number of threads or on the
- * instruction set. One plan serves one thread at a time; different plans are independent.
- *
- * This is not a public interface yet: it changes with the version. */
-#ifndef FASTOPT_H
-#define FASTOPT_H
+ * instruction set. One plan serves one thread at a time; different plans are independent. */
+#ifndef FO_CORE_H
+#define FO_CORE_H
+
+#include "fastopt.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,12 +27,7 @@
 #define FO_MAX_SLOTS 3   /* state arrays of a parameter */
 #define FO_MAX_HYPERS 12 /* hyperparameters of a rule */
 #define FO_MAX_CONSTS 12 /* constants of one step of a rule */
-
-typedef enum { FO_F32, FO_F64 } fo_dtype;
-typedef enum { FO_TORCH, FO_KERAS } fo_semantics;
-typedef enum { FO_NO_CLIP, FO_CLIP_VALUE, FO_CLIP_NORM, FO_GLOBAL_CLIP_NORM } fo_clip;
-typedef enum { FO_PROPAGATE, FO_SKIP, FO_RAISE } fo_nonfinite;
-typedef enum { FO_OK, FO_NO_MEMORY } fo_status;
+#define FO_MOST_THREADS 1024
 
 /* Who runs a step: at most max_threads, as many as recent steps have shown to pay; or, for tests,
  * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
@@ -44,6 +40,7 @@ typedef struct {
     const char *const *hyper_names; /* NULL-terminated; hyperparameters are doubles in this order */
     const char *const *slot_names;  /* NULL-terminated */
     int slot_needs[FO_MAX_SLOTS];   /* for fo_rule_uses_slot */
+    const double *defaults;         /* of the hyperparameters */
     int (*variant)(const double *hypers);
     void (*consts)(const double *hypers, fo_semantics semantics, int64_t t, double *consts);
 } fo_rule;
@@ -106,7 +103,7 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
 void fo_plan_destroy(fo_plan *plan);
 fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i);
 double *fo_plan_hypers(fo_plan *plan, int32_t group);
-fo_status fo_plan_prepare(fo_plan *plan);
+fo_status fo_plan_prepare(fo_plan *plan);  /* FO_OK or FO_NO_MEMORY */
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all tensors together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
 
@@ -124,7 +121,9 @@ void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 
-void fo_init(void); /* once, before anything else */
+void fo_init(void);             /* once, before anything else; fo_get_api does it too */
+int fo_get_num_threads(void);   /* the most that a step may use, unless it says otherwise */
+void fo_set_num_threads(int n); /* 1 to FO_MOST_THREADS */
 int fo_isa_count(void);
 const char *fo_isa_name(int i); /* compiled in, weakest first */
 bool fo_isa_supported(int i);   /* and runnable here */

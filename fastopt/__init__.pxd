@@ -1,0 +1,3 @@
+"""The C interface, for ``cimport fastopt``."""
+
+from fastopt._core cimport *

@@ -1,0 +1,79 @@
+"""What of the C core's inside (src_c/core.h, its manual) the Cython module uses."""
+
+from libc.stdint cimport int32_t, int64_t
+
+from fastopt._core cimport fo_clip, fo_dtype, fo_nonfinite, fo_semantics, fo_status
+
+
+cdef extern from "core.h" nogil:
+    enum:
+        FO_BLOCK
+        FO_MAX_SLOTS
+        FO_MAX_HYPERS
+    ctypedef enum fo_engine:
+        FO_EXACT_TEAM
+        FO_OPENMP_TEAM
+    ctypedef struct fo_rule:
+        const char *name
+        const char *const *hyper_names
+        const char *const *slot_names
+    const fo_rule fo_rules[]
+    const int fo_rule_count
+    const fo_rule *fo_find_rule(const char *name)
+    bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
+
+    ctypedef struct fo_tensor:
+        void *param
+        void *slot[FO_MAX_SLOTS]
+        void *ema
+        int64_t *step
+        int64_t size
+        fo_dtype dtype
+        int32_t group
+        void *grad
+        int32_t grad_ndim
+        const Py_ssize_t *grad_shape
+        const Py_ssize_t *grad_strides
+    ctypedef struct fo_step_args:
+        fo_semantics semantics
+        fo_clip clip
+        double clip_limit
+        fo_nonfinite nonfinite
+        double loss_scale
+        double ema_decay
+        bint ema_starts
+        bint zero_grad
+        int max_threads
+        fo_engine engine
+    ctypedef struct fo_step_result:
+        double grad_norm
+        bint has_norm
+        bint skipped
+        int64_t first_skipped
+        int threads
+    ctypedef struct fo_plan:
+        pass
+    fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
+    void fo_plan_destroy(fo_plan *plan)
+    fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
+    double *fo_plan_hypers(fo_plan *plan, int32_t group)
+    fo_status fo_plan_prepare(fo_plan *plan)
+    int64_t fo_plan_size(const fo_plan *plan)
+    void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+
+    ctypedef struct fo_limit_tensor:
+        void *updated[1 + FO_MAX_SLOTS]
+        int n_updated
+        const void *read
+        int64_t words
+    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads)
+
+    int fo_get_num_threads()
+    void fo_set_num_threads(int n)
+    int fo_isa_count()
+    const char *fo_isa_name(int i)
+    bint fo_isa_supported(int i)
+    int fo_isa_active()
+    bint fo_isa_select(const char *name)
+    const char *fo_compiler()
+    bint fo_has_openmp()

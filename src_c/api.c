@@ -1,0 +1,464 @@
+/* The stable interface, fastopt.h, over plans. Here is what a plan leaves to its caller: every
+ * argument that can be checked is, before anything changes, and a failed call says why. */
+#include "core.h"
+#include <float.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct fo_optimizer {
+    fo_plan *plan;
+    const fo_rule *rule;
+    int32_t n_groups;
+    int64_t n_params;
+    unsigned *needs;   /* of each group: bit j, whether its steps touch slot j */
+    fo_step_args args; /* but for max_threads, if that is 0 */
+    bool prepared;     /* the plan, for the sizes that the parameters have */
+};
+
+#define MOST_ELEMENTS (INT64_C(1) << 48) /* of an array: more than there are addresses for */
+
+/* ---- errors --------------------------------------------------------------------------------- */
+
+static _Thread_local char error[256];
+
+static const char *last_error(void) { return error; }
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+static fo_status
+fail(fo_status status, const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    vsnprintf(error, sizeof error, format, values);
+    va_end(values);
+    return status;
+}
+
+static fo_status null_pointer(const char *name)
+{
+    return fail(FO_BAD_POINTER, "%s must not be NULL", name);
+}
+
+/* ---- names ---------------------------------------------------------------------------------- */
+
+static const char *nth(const char *const *names, int32_t j)
+{
+    if (j < 0)
+        return NULL;
+    while (*names && j-- > 0)
+        names++;
+    return *names;
+}
+
+static int place_of(const char *const *names, const char *name)
+{
+    for (int j = 0; names[j]; j++)
+        if (strcmp(names[j], name) == 0)
+            return j;
+    return -1;
+}
+
+/* Says that `name` is none of `names`, which it lists. */
+static fo_status bad_name(const fo_rule *rule, const char *what, const char *const *names,
+                          const char *name)
+{
+    char list[128] = "";
+    for (size_t used = 0; *names && used < sizeof list; names++)
+        used += (size_t)snprintf(list + used, sizeof list - used, " %s", *names);
+    return fail(FO_BAD_NAME, "%s has no %s named '%.40s', but:%s", rule->name, what, name, list);
+}
+
+static const char *rule_name(int32_t j)
+{
+    return j >= 0 && j < fo_rule_count ? fo_rules[j].name : NULL;
+}
+
+static const char *hyper_name(const char *rule_, int32_t j)
+{
+    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
+    return rule ? nth(rule->hyper_names, j) : NULL;
+}
+
+static const char *state_name(const char *rule_, int32_t j)
+{
+    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
+    return rule ? nth(rule->slot_names, j) : NULL;
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+static void note_needs(fo_optimizer *opt, int32_t group)
+{
+    const double *hypers = fo_plan_hypers(opt->plan, group);
+    opt->needs[group] = 0;
+    for (int j = 0; opt->rule->slot_names[j]; j++)
+        if (fo_rule_uses_slot(opt->rule, hypers, j))
+            opt->needs[group] |= 1u << j;
+}
+
+static void destroy(fo_optimizer *opt)
+{
+    if (!opt)
+        return;
+    fo_plan_destroy(opt->plan);
+    free(opt->needs);
+    free(opt);
+}
+
+static fo_status create(const char *name, int32_t n_groups, int64_t n_params, fo_optimizer **made)
+{
+    if (!made)
+        return null_pointer("opt");
+    *made = NULL;
+    if (!name)
+        return null_pointer("rule");
+    const fo_rule *rule = fo_find_rule(name);
+    if (!rule)
+        return fail(FO_BAD_NAME, "there is no rule '%.40s'", name);
+    if (n_groups < 1)
+        return fail(FO_BAD_VALUE, "n_groups must be 1 at least, got %lld", (long long)n_groups);
+    if (n_params < 0 || n_params > INT32_MAX)
+        return fail(FO_BAD_VALUE, "n_params must be between 0 and 2**31 - 1, got %lld",
+                    (long long)n_params);
+    fo_optimizer *opt = calloc(1, sizeof *opt);
+    if (opt) {
+        opt->rule = rule;
+        opt->n_groups = n_groups;
+        opt->n_params = n_params;
+        opt->args.loss_scale = 1;
+        opt->plan = fo_plan_create(rule, n_groups, n_params);
+        opt->needs = calloc((size_t)n_groups, sizeof *opt->needs);
+    }
+    if (!opt || !opt->plan || !opt->needs) {
+        destroy(opt);
+        return fail(FO_NO_MEMORY, "out of memory for %lld parameters", (long long)n_params);
+    }
+    for (int32_t g = 0; g < n_groups; g++) {
+        for (int j = 0; rule->hyper_names[j]; j++)
+            fo_plan_hypers(opt->plan, g)[j] = rule->defaults[j];
+        note_needs(opt, g);
+    }
+    *made = opt;
+    return FO_OK;
+}
+
+/* ---- hyperparameters and options ------------------------------------------------------------- */
+
+static fo_status check_group(const fo_optimizer *opt, int32_t group)
+{
+    if (group < 0 || group >= opt->n_groups)
+        return fail(FO_BAD_INDEX, "there is no group %lld: there are %lld", (long long)group,
+                    (long long)opt->n_groups);
+    return FO_OK;
+}
+
+/* Finds the place of a hyperparameter or of a state array (`names` are the rule's of either). */
+static fo_status find(const fo_optimizer *opt, const char *what, const char *const *names,
+                      const char *name, int *place)
+{
+    if (!name)
+        return null_pointer("name");
+    *place = place_of(names, name);
+    return *place < 0 ? bad_name(opt->rule, what, names, name) : FO_OK;
+}
+
+static fo_status find_hyper(const fo_optimizer *opt, int32_t group, const char *name,
+                            double **hyper)
+{
+    int place = 0;
+    fo_status status = check_group(opt, group);
+    if (!status)
+        status = find(opt, "hyperparameter", opt->rule->hyper_names, name, &place);
+    if (!status)
+        *hyper = &fo_plan_hypers(opt->plan, group)[place];
+    return status;
+}
+
+static fo_status set_hyper(fo_optimizer *opt, int32_t group, const char *name, double value)
+{
+    double *hyper = NULL;
+    if (!opt)
+        return null_pointer("opt");
+    const fo_status status = find_hyper(opt, group, name, &hyper);
+    if (status)
+        return status;
+    if (value != value)
+        return fail(FO_BAD_VALUE, "%s must be a number, got a NaN", name);
+    *hyper = value;
+    note_needs(opt, group);
+    return FO_OK;
+}
+
+static fo_status get_hyper(const fo_optimizer *opt, int32_t group, const char *name, double *value)
+{
+    double *hyper = NULL;
+    if (!opt || !value)
+        return null_pointer(opt ? "value" : "opt");
+    const fo_status status = find_hyper(opt, group, name, &hyper);
+    if (!status)
+        *value = *hyper;
+    return status;
+}
+
+static fo_status uses_state(const fo_optimizer *opt, int32_t group, const char *name, int32_t *uses)
+{
+    int place = 0;
+    if (!opt || !uses)
+        return null_pointer(opt ? "uses" : "opt");
+    fo_status status = check_group(opt, group);
+    if (!status)
+        status = find(opt, "state", opt->rule->slot_names, name, &place);
+    if (!status)
+        *uses = opt->needs[group] >> place & 1;
+    return status;
+}
+
+static fo_status check_between(const char *name, int32_t value, int32_t low, int32_t high)
+{
+    if (value < low || value > high)
+        return fail(FO_BAD_VALUE, "%s must be between %d and %d, got %d", name, (int)low, (int)high,
+                    (int)value);
+    return FO_OK;
+}
+
+static fo_status check_size(const char *type, uint32_t size, size_t right)
+{
+    if (size != right)
+        return fail(FO_BAD_VALUE, "size of %s must be sizeof(%s), %zu in this fastopt, got %lu",
+                    type, type, right, (unsigned long)size);
+    return FO_OK;
+}
+
+static fo_status check_options(const fo_options *o)
+{
+    fo_status status = check_size("fo_options", o->size, sizeof *o);
+    if (!status)
+        status = check_between("semantics", o->semantics, FO_TORCH, FO_KERAS);
+    if (!status)
+        status = check_between("clip", o->clip, FO_NO_CLIP, FO_GLOBAL_CLIP_NORM);
+    if (!status)
+        status = check_between("nonfinite", o->nonfinite, FO_PROPAGATE, FO_RAISE);
+    if (!status)
+        status = check_between("num_threads", o->num_threads, 0, FO_MOST_THREADS);
+    if (!status)
+        status = check_between("reserved", o->reserved, 0, 0);
+    if (status)
+        return status;
+    if (o->clip != FO_NO_CLIP && !(o->clip_limit > 0))
+        return fail(FO_BAD_VALUE, "clip_limit must be above 0, got %g", o->clip_limit);
+    /* Its reciprocal has to be a float. */
+    if (o->loss_scale != 0 && !(o->loss_scale >= FLT_MIN && o->loss_scale <= 1 / FLT_MIN))
+        return fail(FO_BAD_VALUE, "loss_scale must be 0 (for 1) or between %g and %g, got %g",
+                    FLT_MIN, 1 / FLT_MIN, o->loss_scale);
+    if (!(o->ema_decay >= 0 && o->ema_decay <= 1))
+        return fail(FO_BAD_VALUE, "ema_decay must be between 0 and 1, got %g", o->ema_decay);
+    return FO_OK;
+}
+
+static fo_status set_options(fo_optimizer *opt, const fo_options *given)
+{
+    static const fo_options defaults = {.size = sizeof defaults};
+    const fo_options *o = given ? given : &defaults;
+    if (!opt)
+        return null_pointer("opt");
+    const fo_status status = check_options(o);
+    if (!status)
+        opt->args = (fo_step_args){
+            .semantics = o->semantics,
+            .clip = o->clip,
+            .clip_limit = o->clip_limit,
+            .nonfinite = o->nonfinite,
+            .loss_scale = o->loss_scale != 0 ? o->loss_scale : 1,
+            .ema_decay = o->ema_decay,
+            .ema_starts = o->ema_starts != 0,
+            .zero_grad = o->zero_grad != 0,
+            .max_threads = o->num_threads,
+        };
+    return status;
+}
+
+/* ---- arrays --------------------------------------------------------------------------------- */
+
+static fo_status check_param(const fo_optimizer *opt, int64_t i)
+{
+    if (!opt)
+        return null_pointer("opt");
+    if (i < 0 || i >= opt->n_params)
+        return fail(FO_BAD_INDEX, "there is no parameter %lld: there are %lld", (long long)i,
+                    (long long)opt->n_params);
+    return FO_OK;
+}
+
+/* The parameter, if it exists and is set. */
+static fo_status find_param(const fo_optimizer *opt, int64_t i, fo_tensor **tensor)
+{
+    const fo_status status = check_param(opt, i);
+    if (status)
+        return status;
+    *tensor = fo_plan_tensor(opt->plan, i);
+    if (!(*tensor)->step)
+        return fail(FO_INCOMPLETE, "parameter %lld is not set yet", (long long)i);
+    return FO_OK;
+}
+
+static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, fo_dtype dtype,
+                           int64_t size, void *param, int64_t *step)
+{
+    fo_status status = check_param(opt, i);
+    if (!status)
+        status = check_group(opt, group);
+    if (!status)
+        status = check_between("dtype", dtype, FO_F32, FO_F64);
+    if (status)
+        return status;
+    if (size < 0 || size > MOST_ELEMENTS)
+        return fail(FO_BAD_VALUE, "size must be between 0 and 2**48, got %lld", (long long)size);
+    if (!param && size > 0)
+        return null_pointer("param");
+    if (!step)
+        return null_pointer("step");
+    *fo_plan_tensor(opt->plan, i) =
+        (fo_tensor){.param = param, .step = step, .size = size, .dtype = dtype, .group = group};
+    opt->prepared = false;
+    return FO_OK;
+}
+
+static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, void *state)
+{
+    fo_tensor *tensor = NULL;
+    int place = 0;
+    fo_status status = find_param(opt, i, &tensor);
+    if (!status)
+        status = find(opt, "state", opt->rule->slot_names, name, &place);
+    if (!status)
+        tensor->slot[place] = state;
+    return status;
+}
+
+static fo_status set_average(fo_optimizer *opt, int64_t i, void *average)
+{
+    fo_tensor *tensor = NULL;
+    const fo_status status = find_param(opt, i, &tensor);
+    if (!status)
+        tensor->ema = average;
+    return status;
+}
+
+static fo_status set_grad(fo_optimizer *opt, int64_t i, void *grad)
+{
+    fo_tensor *tensor = NULL;
+    const fo_status status = find_param(opt, i, &tensor);
+    if (!status)
+        tensor->grad = grad;
+    return status;
+}
+
+/* ---- the step -------------------------------------------------------------------------------- */
+
+static atomic_int num_threads = 1;
+
+int fo_get_num_threads(void) { return atomic_load_explicit(&num_threads, memory_order_relaxed); }
+
+void fo_set_num_threads(int n) { atomic_store_explicit(&num_threads, n, memory_order_relaxed); }
+
+static int32_t get_num_threads(void) { return fo_get_num_threads(); }
+
+static fo_status set_num_threads(int32_t n)
+{
+    const fo_status status = check_between("n", n, 1, FO_MOST_THREADS);
+    if (!status)
+        fo_set_num_threads(n);
+    return status;
+}
+
+static fo_status check_complete(const fo_optimizer *opt)
+{
+    for (int64_t i = 0; i < opt->n_params; i++) {
+        fo_tensor *t = NULL;
+        const fo_status status = find_param(opt, i, &t);
+        if (status)
+            return status;
+        if (*t->step < 0 || *t->step == INT64_MAX)
+            return fail(FO_BAD_VALUE,
+                        "the number of steps of parameter %lld must be >= 0 and < 2**63 - 1, got "
+                        "%lld",
+                        (long long)i, (long long)*t->step);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            if (t->grad && !t->slot[j] && opt->needs[t->group] >> j & 1 && t->size > 0)
+                return fail(FO_INCOMPLETE, "parameter %lld lacks its state '%s'", (long long)i,
+                            opt->rule->slot_names[j]);
+    }
+    return FO_OK;
+}
+
+static fo_status step(fo_optimizer *opt, fo_result *result)
+{
+    fo_step_result done;
+    if (!opt)
+        return null_pointer("opt");
+    fo_status status = result ? check_size("fo_result", result->size, sizeof *result) : FO_OK;
+    if (!status)
+        status = check_complete(opt);
+    if (status)
+        return status;
+    if (!opt->prepared && fo_plan_prepare(opt->plan) != FO_OK)
+        return fail(FO_NO_MEMORY, "out of memory");
+    opt->prepared = true;
+
+    fo_step_args args = opt->args;
+    if (args.max_threads == 0)
+        args.max_threads = fo_get_num_threads();
+    fo_plan_step(opt->plan, &args, &done);
+    if (result)
+        *result = (fo_result){
+            .size = sizeof *result,
+            .threads = done.threads,
+            .has_norm = done.has_norm,
+            .skipped = done.skipped,
+            .nonfinite_param = done.skipped ? done.first_skipped : -1,
+            .grad_norm = done.has_norm ? done.grad_norm : 0,
+        };
+    if (done.skipped && args.nonfinite == FO_RAISE)
+        return fail(FO_NONFINITE,
+                    "the gradient of parameter %lld holds a NaN or an infinity; nothing was "
+                    "updated",
+                    (long long)done.first_skipped);
+    return FO_OK;
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+const fo_api *fo_get_api(void)
+{
+    static const fo_api table = {
+        .abi = FO_ABI,
+        .size = sizeof table,
+        .last_error = last_error,
+        .rule_name = rule_name,
+        .hyper_name = hyper_name,
+        .state_name = state_name,
+        .create = create,
+        .destroy = destroy,
+        .set_hyper = set_hyper,
+        .get_hyper = get_hyper,
+        .uses_state = uses_state,
+        .set_options = set_options,
+        .set_param = set_param,
+        .set_state = set_state,
+        .set_average = set_average,
+        .set_grad = set_grad,
+        .step = step,
+        .set_num_threads = set_num_threads,
+        .get_num_threads = get_num_threads,
+    };
+    static bool begun;
+    if (!begun)
+        fo_init();
+    begun = true;
+    return &table;
+}

@@ -1,0 +1,167 @@
+"""fastopt.h for ctypes: the C interface as tests call it, without a compiler.
+
+What is here is version 1 of the ABI, which later versions of fastopt may append to, not change.
+"""
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
+
+import numpy as np
+
+from fastopt import _core
+
+ABI = 1
+VALUES = {
+    "FO_OK": 0,
+    "FO_NO_MEMORY": 1,
+    "FO_BAD_POINTER": 2,
+    "FO_BAD_NAME": 3,
+    "FO_BAD_INDEX": 4,
+    "FO_BAD_VALUE": 5,
+    "FO_INCOMPLETE": 6,
+    "FO_NONFINITE": 7,
+    "FO_F32": 0,
+    "FO_F64": 1,
+    "FO_TORCH": 0,
+    "FO_KERAS": 1,
+    "FO_NO_CLIP": 0,
+    "FO_CLIP_VALUE": 1,
+    "FO_CLIP_NORM": 2,
+    "FO_GLOBAL_CLIP_NORM": 3,
+    "FO_PROPAGATE": 0,
+    "FO_SKIP": 1,
+    "FO_RAISE": 2,
+}
+OK, NO_MEMORY, BAD_POINTER, BAD_NAME, BAD_INDEX, BAD_VALUE, INCOMPLETE, NONFINITE = range(8)
+F32, F64 = range(2)
+SKIP, RAISE = 1, 2
+CLIPS = {"clip_value": 1, "clip_norm": 2, "global_clip_norm": 3}
+DTYPES = {np.dtype(np.float32): F32, np.dtype(np.float64): F64}
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("semantics", c_int32),
+        ("clip", c_int32),
+        ("nonfinite", c_int32),
+        ("clip_limit", c_double),
+        ("loss_scale", c_double),
+        ("ema_decay", c_double),
+        ("ema_starts", c_int32),
+        ("zero_grad", c_int32),
+        ("num_threads", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class Result(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("threads", c_int32),
+        ("has_norm", c_int32),
+        ("skipped", c_int32),
+        ("nonfinite_param", c_int64),
+        ("grad_norm", c_double),
+    ]
+
+
+STATUS, OPTIMIZER = c_int32, c_void_p
+FUNCTIONS = [
+    ("last_error", c_char_p),
+    ("rule_name", c_char_p, c_int32),
+    ("hyper_name", c_char_p, c_char_p, c_int32),
+    ("state_name", c_char_p, c_char_p, c_int32),
+    ("create", STATUS, c_char_p, c_int32, c_int64, POINTER(OPTIMIZER)),
+    ("destroy", None, OPTIMIZER),
+    ("set_hyper", STATUS, OPTIMIZER, c_int32, c_char_p, c_double),
+    ("get_hyper", STATUS, OPTIMIZER, c_int32, c_char_p, POINTER(c_double)),
+    ("uses_state", STATUS, OPTIMIZER, c_int32, c_char_p, POINTER(c_int32)),
+    ("set_options", STATUS, OPTIMIZER, POINTER(Options)),
+    ("set_param", STATUS, OPTIMIZER, c_int64, c_int32, c_int32, c_int64, c_void_p, c_void_p),
+    ("set_state", STATUS, OPTIMIZER, c_int64, c_char_p, c_void_p),
+    ("set_average", STATUS, OPTIMIZER, c_int64, c_void_p),
+    ("set_grad", STATUS, OPTIMIZER, c_int64, c_void_p),
+    ("step", STATUS, OPTIMIZER, POINTER(Result)),
+    ("set_num_threads", STATUS, c_int32),
+    ("get_num_threads", c_int32),
+]
+
+
+class Api(ctypes.Structure):
+    _fields_ = [
+        ("abi", c_uint32),
+        ("size", c_uint32),
+        *((name, ctypes.CFUNCTYPE(*signature)) for name, *signature in FUNCTIONS),
+    ]
+
+
+def read_table(capsule):
+    """Return the table that a capsule holds."""
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = c_void_p, (ctypes.py_object, c_char_p)
+    return Api.from_address(get_pointer(capsule, b"fastopt._core._C_API"))
+
+
+fo = read_table(_core._C_API)
+
+
+def address(array):
+    return None if array is None else array.ctypes.data
+
+
+def options(**given):
+    return Options(size=ctypes.sizeof(Options), **given)
+
+
+def result():
+    return Result(size=ctypes.sizeof(Result))
+
+
+class COptimizer:
+    """An optimizer of the C interface over copies of the arrays of one of a Python class."""
+
+    def __init__(self, opt, **given):
+        self.options = options(**given)
+        self.params = [p.copy(order="K") for p in opt.params]
+        self.state = [{k: a.copy(order="K") for k, a in s.items()} for s in opt.state]
+        self.ema = None if opt.ema is None else [a.copy(order="K") for a in opt.ema]
+        self.steps = 0
+        self.handle = create(opt._rule.name, len(opt.param_groups), len(opt.params))
+        for group, row in enumerate(opt._rows):
+            for name, value in zip(opt._rule.hypers, row, strict=True):
+                self.do("set_hyper", group, name.encode(), value)
+        for i, param in enumerate(self.params):
+            dtype = DTYPES[param.dtype]
+            counter = address(self.state[i]["step"])
+            self.do("set_param", i, opt._group_of[i], dtype, param.size, address(param), counter)
+            for name, array in self.state[i].items():
+                if name != "step":
+                    self.do("set_state", i, name.encode(), address(array))
+            if self.ema is not None:
+                self.do("set_average", i, address(self.ema[i]))
+
+    def __del__(self):
+        if hasattr(self, "handle"):
+            fo.destroy(self.handle)
+
+    def do(self, name, *arguments):
+        status = getattr(fo, name)(self.handle, *arguments)
+        assert status == OK, fo.last_error()
+
+    def step(self, grads):
+        for i, grad in enumerate(grads):
+            self.do("set_grad", i, address(grad))
+        self.options.ema_starts = self.steps == 0
+        self.do("set_options", self.options)
+        outcome = result()
+        self.do("step", outcome)
+        self.steps += not outcome.skipped
+        return outcome
+
+
+def create(rule, n_groups, n_params):
+    handle = OPTIMIZER()
+    status = fo.create(rule.encode(), n_groups, n_params, handle)
+    assert status == OK, fo.last_error()
+    return handle
