@@ -33,6 +33,7 @@ static bool forked;
 static int run_openmp(int members, int64_t n, fo_task *task, void *context)
 {
     int came = 1;
+    (void)members; /* of no use without OpenMP */
     if (forked)
         return run_serial(n, task, context);
 #pragma omp parallel num_threads(members)

@@ -95,6 +95,17 @@ def test_a_gradient_that_was_allowed_before_is_refused_once_it_is_to_be_zeroed()
         assert differences(everything(opt, grads), before) == []
 
 
+def test_an_error_of_the_gradients_own_iterator_is_passed_on():
+    class Broken:
+        def __iter__(self):
+            raise TypeError("of one's own")
+
+    w = np.ones(2)
+    with pytest.raises(TypeError, match="^of one's own$"):
+        fastopt.SGD([w]).step(Broken())
+    assert w.tolist() == [1, 1]
+
+
 def test_a_gradient_that_overlaps_is_found_beside_empty_parameters():
     memory = np.zeros(40)
     params = [memory[:10], memory[3:3], memory[32:34], memory[34:36]]

@@ -303,7 +303,7 @@ SIZE = 1 << 20
 grads, small = [np.ones(SIZE)], np.ones(3)
 
 def new():
-    return fastopt.SGD([np.zeros(SIZE)], lr=1.0, momentum=0.5)
+    return fastopt.RMSprop([np.zeros(SIZE)])
 
 busy, fresh = new(), new()
 saved, stop = new().state_dict(), threading.Event()
@@ -329,9 +329,14 @@ def mend(how):
     refused(busy.add_param_group, {"params": [small]})
     refused(copy.deepcopy, busy)
     refused(pickle.dumps, busy)
-    busy.param_groups[0]["momentum"] = 0.0
-    busy.param_groups[0]["momentum"] = 0.5
+    busy.param_groups[0]["momentum"] = 0.5  # which takes more state
     refused(busy.step, grads)
+    fastopt.optimizer.typed, typed = None, fastopt.optimizer.typed
+    try:
+        busy.reset()
+    except TypeError:
+        fastopt.optimizer.typed = typed
+        refused(busy.step, grads)  # the state is there, and nothing was reset
     try:
         busy.load_state_dict({})
     except ValueError:
@@ -340,10 +345,12 @@ def mend(how):
     how()
     busy.params[0][...] = 0.0
     for opt in (busy, fresh):
+        opt.param_groups[0]["momentum"] = 0.5
         opt.step(grads)
     assert busy.completed_steps == fresh.completed_steps == 1
     assert busy.params[0].tobytes() == fresh.params[0].tobytes()
-    assert busy.state[0]["momentum_buffer"].tobytes() == fresh.state[0]["momentum_buffer"].tobytes()
+    for name, array in busy.state[0].items():
+        assert array.tobytes() == fresh.state[0][name].tobytes(), name
     busy.state_dict()
 
 thread = threading.Thread(target=train)

@@ -284,6 +284,14 @@ def test_a_learning_rate_that_fails_while_a_state_dict_is_loaded_changes_nothing
     assert opt.completed_steps == 0
 
 
+def test_keys_that_cannot_be_keys_are_named():
+    opt = SGD([np.ones(2)])
+    saved = opt.state_dict()
+    saved["param_groups"][0]["params"] = [[0]]
+    with pytest.raises(TypeError, match=r"^state_dict\['param_groups'\]\[0\]\['params'\]: unhash"):
+        opt.load_state_dict(saved)
+
+
 def test_changed_groups_are_refused_before_anything_is_loaded():
     opt = SGD([{"params": np.ones(2)}, {"params": np.ones(2)}])
     saved = opt.state_dict()
