@@ -103,6 +103,7 @@ class _Update:
 
     def __init__(self, settings: Settings, variables: list[Any]) -> None:
         self._settings = settings
+        self._variables = variables  # alive: nothing else may have their ids
         self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
         self._memories = [_Memory(settings, self._specs)]
         self._lock = threading.Lock()
@@ -110,24 +111,25 @@ class _Update:
         self._traced: Any = None
         self._inputs: list[Array] = []  # of the traced function
         self._inputs_lock = threading.Lock()
-        self.is_in_graphs = False  # of others
 
-    def __call__(self, variables: list[Any], inputs: list[Any]) -> None:
+    def __call__(self, inputs: list[Any]) -> None:
         if not tf.executing_eagerly():
-            self.is_in_graphs = True
-            self._in_graph(variables, inputs)
+            _keep_with_graph(self)
+            self._in_graph(inputs)
         elif self._calls < _CALLS_BEFORE_TRACING:
             self._calls += 1
-            self._eagerly(variables, inputs)
+            self._eagerly(inputs)
         else:
-            self._by_traced_function(variables, inputs)
+            self._by_traced_function(inputs)
 
-    def _eagerly(self, variables: list[Any], inputs: list[Any]) -> None:
-        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(variables))]
+    def _eagerly(self, inputs: list[Any]) -> None:
+        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(self._variables))]
         views = self.updated(arrays, whole=False)
-        _assign(variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
+        _assign(
+            self._variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views]
+        )
 
-    def _by_traced_function(self, variables: list[Any], inputs: list[Any]) -> None:
+    def _by_traced_function(self, inputs: list[Any]) -> None:
         """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
 
         The function has no arguments, which would cost as much as is gained.
@@ -135,13 +137,13 @@ class _Update:
         with self._inputs_lock:
             self._inputs = [np.asarray(tensor) for tensor in inputs]
             if self._traced is None:
-                traced = tf.function(lambda: self._in_graph(variables, []), autograph=False)
+                traced = tf.function(lambda: self._in_graph([]), autograph=False)
                 self._traced = traced.get_concrete_function()
             self._traced()
             self._inputs = []
 
-    def _in_graph(self, variables: list[Any], inputs: list[Any]) -> None:
-        first = self._memories[0]
+    def _in_graph(self, inputs: list[Any]) -> None:
+        variables, first = self._variables, self._memories[0]
         wholes = tf.numpy_function(
             _called_from_graphs(weakref.ref(self)), [*inputs, *_values(variables)], first.dtypes
         )
@@ -169,18 +171,31 @@ def _called_from_graphs(update_ref: weakref.ref[_Update]) -> Callable[..., list[
     def updated(*arrays: Array) -> list[Array]:
         update = update_ref()
         if update is None:
-            raise RuntimeError("the optimizer of this function is no more")
+            raise RuntimeError("the graph that this step was traced in is no more")
         tf.constant(0.0)  # TensorFlow lets go of old memory when it next makes a tensor
         return update.updated(arrays, whole=True)
 
     return updated
 
 
+def _keep_with_graph(update: _Update) -> None:
+    """Let an update live as long as what is being traced: a graph may run without its optimizer."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(outer := getattr(graph, "outer_graph", None), "outer_graph"):
+        graph = outer  # what is left in the end, of loops and branches too
+    graph.fastopt_updates = getattr(graph, "fastopt_updates", set()) | {update}
+
+
 class Updates:
-    """An optimizer's updates: those in graphs, which live as long as it does, and the latest."""
+    """An optimizer's updates: the latest, and those that graphs keep.
+
+    A graph has captured its variables. So the same settings with other variables, such as a slot
+    that was replaced, are another update.
+    """
 
     def __init__(self) -> None:
-        self._by_settings: dict[Settings, _Update] = {}
+        self._latest: _Update | None = None
+        self._by_key: weakref.WeakValueDictionary[Any, _Update] = weakref.WeakValueDictionary()
 
     def __call__(
         self,
@@ -191,17 +206,17 @@ class Updates:
         iterations: Any,
     ) -> None:
         """Update variables: those of the model, each followed by its slots."""
-        update = self._by_settings.get(settings)
+        key = (settings, *map(id, variables))
+        update = self._by_key.get(key)
         if update is None:
-            self._by_settings = {s: u for s, u in self._by_settings.items() if u.is_in_graphs}
-            update = self._by_settings[settings] = _Update(settings, variables)
+            update = self._by_key[key] = _Update(settings, variables)
+        self._latest = update
         params = variables[:: len(variables) // len(grads)]
         grads = [
             g if g.dtype == p.dtype else tf.cast(g, p.dtype)
             for g, p in zip(grads, params, strict=True)
         ]
-        inputs = [tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads]
-        update(variables, inputs)
+        update([tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads])
 
 
 def _values(variables: list[Any]) -> list[Any]:

@@ -288,7 +288,85 @@ def test_steps_of_ever_other_variables_keep_only_the_latest_memory():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Gradients do not exist")
             opt.apply(grads, variables)
-    assert len(opt._updates._by_settings) == 1
+    gc.collect()
+    assert len(opt._updates._by_key) == 1
+
+
+@each_loop
+@pytest.mark.parametrize("built", ["anew", "by its next step"])
+@pytest.mark.usefixtures("only_kernels")
+def test_an_optimizer_that_is_built_for_other_variables_trains_these(loop, built):
+    results = []
+    for classes in OURS, THEIRS:
+        opt, trained = classes["Adam"](0.01), []
+        for fold in range(3):
+            variables = make_variables(["float32"])  # with the names and shapes of the last ones
+            opt.built = False
+            if built == "anew":
+                opt.build(variables)
+            step = stepper(opt, variables, loop)
+            for i in range(4):  # past the first steps, which are done another way
+                step(make_grads(variables, 10 * fold + i))
+            trained += variables
+        results.append(trained)
+    assert_close(*results)
+
+
+@each_loop
+@pytest.mark.usefixtures("only_kernels")
+def test_a_slot_variable_that_was_replaced_is_left_alone(loop):
+    results = []
+    for classes in OURS, THEIRS:
+        variables = make_variables(["float32"])
+        opt = classes["SGD"](0.1, momentum=0.9)
+        train(opt, variables, loop, range(4))
+        old = opt.momentums[1]
+        opt.momentums[1] = keras.Variable(np.zeros_like(old), name=old.name)
+        train(opt, variables, loop, range(4, 6))
+        results.append([*variables, old, *opt.momentums])
+    assert_close(*results)
+
+
+def test_a_traced_function_goes_on_without_its_optimizer():
+    variables = make_variables(["float32"])
+    grads = make_grads(variables, 0)
+
+    def traced():
+        opt = OURS["Adam"]()
+        opt.build(variables)
+        step = tf.function(lambda: opt.apply(grads, variables), autograph=False)
+        return step.get_concrete_function()
+
+    step = traced()
+    gc.collect()
+    before = values(variables)
+    step()
+    assert all((a != b).all() for a, b in zip(before, values(variables), strict=True))
+
+
+def test_memory_lives_as_long_as_the_traced_functions_that_use_it():
+    variables = make_variables(["float32"])
+    opt = OURS["Adam"]()
+    opt.build(variables)
+    grads = make_grads(variables, 0)
+
+    @tf.function
+    def some_steps(n, first):
+        for _ in tf.range(n):  # loops and branches have graphs of their own
+            if first:
+                opt.apply(grads[:2], variables[:2])
+            else:
+                opt.apply(grads[1:], variables[1:])
+
+    for i in range(3):
+        some_steps(tf.constant(2), tf.constant(i > 0))
+    opt.apply(grads, variables)
+    gc.collect()
+    assert len(opt._updates._by_key) == 3
+    assert int(opt.iterations.value) == 7
+    del some_steps
+    gc.collect()
+    assert len(opt._updates._by_key) == 1
 
 
 def test_gradients_of_another_dtype_are_cast():
@@ -800,7 +878,7 @@ def test_an_optimizer_is_collected_with_its_memory():
     for loop in LOOPS:
         opt, variables = OURS["Adam"](), make_variables()
         train(opt, variables, loop, range(5))
-        made.append(weakref.ref(next(iter(opt._updates._by_settings.values()))))
+        made.append(weakref.ref(opt._updates._latest))
     assert [type(ref()).__name__ for ref in made] == ["NoneType", "_Update"]
     del opt, variables
     gc.collect()
