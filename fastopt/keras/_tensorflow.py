@@ -19,7 +19,10 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from fastopt.keras._step import DTYPES, Array, Settings, Step
 
-_ALIGNMENT = 64  # bytes; TensorFlow copies what is aligned to less
+# Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
+# where an operation then finds it aligned to less.
+_ALIGNMENT = 64
+_SHARED_FROM = 1 << 16  # bytes; a smaller value is copied, and whoever keeps it keeps it alone
 _CALLS_BEFORE_TRACING = 2
 
 
@@ -44,7 +47,8 @@ def takes(grad: Any, variable: Any) -> bool:
     return (
         isinstance(grad, (tf.Tensor, np.ndarray, np.generic))
         and variable.dtype.name in DTYPES
-        and variable.shape.is_compatible_with(grad.shape)
+        and variable.shape.is_fully_defined()
+        and variable.shape.is_compatible_with(grad.shape)  # a graph may know less of it
         and not isinstance(variable, tf.distribute.DistributedValues)
         and "GPU" not in variable.device
     )
@@ -89,7 +93,12 @@ class _Memory:
         n = len(arrays) - len(self._arrays)
         for to, array in zip(self._arrays, arrays[n:], strict=True):
             to[...] = array
-        self._step(arrays[2:n], arrays[0], arrays[1])
+        params = self._arrays[:: len(self._arrays) // (n - 2)]
+        grads = [
+            grad if grad.shape == param.shape else np.broadcast_to(grad, param.shape)
+            for grad, param in zip(arrays[2:n], params, strict=True)
+        ]
+        self._step(grads, arrays[0], arrays[1])
         views = [array[...] for array in (self._wholes if whole else self._arrays)]
         self._lent = [weakref.ref(view) for view in views]
         return views
@@ -125,9 +134,7 @@ class _Update:
     def _eagerly(self, inputs: list[Any]) -> None:
         arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(self._variables))]
         views = self.updated(arrays, whole=False)
-        _assign(
-            self._variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views]
-        )
+        self._assign([tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
 
     def _by_traced_function(self, inputs: list[Any]) -> None:
         """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
@@ -151,7 +158,14 @@ class _Update:
             tf.reshape(tf.slice(wholes[which], [start], [size]), variable.shape)
             for variable, (which, start, size) in zip(variables, first.places, strict=True)
         ]
-        _assign(variables, tensors)
+        self._assign(tensors)
+
+    def _assign(self, tensors: list[Any]) -> None:
+        places = self._memories[0].places
+        for variable, tensor, (_, _, size) in zip(self._variables, tensors, places, strict=True):
+            if size * tensor.dtype.size < _SHARED_FROM:
+                tensor = tf.raw_ops.DeepCopy(x=tensor)
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)
 
     def updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return new values, from the arrays that a memory's update takes."""
@@ -221,8 +235,3 @@ class Updates:
 
 def _values(variables: list[Any]) -> list[Any]:
     return [tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in variables]
-
-
-def _assign(variables: list[Any], tensors: list[Any]) -> None:
-    for variable, tensor in zip(variables, tensors, strict=True):
-        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)

@@ -499,7 +499,7 @@ def test_what_others_assign_is_where_the_next_step_begins(loop):
 
 
 @each_loop
-@pytest.mark.parametrize("shape", [(64, 64), (1001,)])
+@pytest.mark.parametrize("shape", [(256, 64), (10001,)])
 def test_two_memories_take_turns_unless_tensors_are_kept(loop, shape, monkeypatch):
     made = []
     init = _tensorflow._Memory.__init__
@@ -509,18 +509,21 @@ def test_two_memories_take_turns_unless_tensors_are_kept(loop, shape, monkeypatc
         init(self, *args)
 
     monkeypatch.setattr(_tensorflow._Memory, "__init__", counting)
-    variables = make_variables(["float32"], [shape] * 3)
+    variables = make_variables(["float32"], [shape] * 3 + [(64,)])
     opt = OURS["Adam"]()
     step = stepper(opt, variables, loop)
     for i in range(10):
         step(make_grads(variables, i))
-    assert len(made) <= 2
     kept = []
     for i in range(10):
-        kept.append([v.value.read_value() for v in variables])
         step(make_grads(variables, i))
-    assert len({view.numpy().tobytes() for reads in kept for view in reads}) == 30
-    if shape == (64, 64):  # else TensorFlow makes copies
+        kept.append([variables[-1].value.read_value()])  # a small one does not hold the others
+    assert len(made) <= 2
+    for i in range(10):
+        kept.append([v.value.read_value() for v in variables[:-1]])
+        step(make_grads(variables, i))
+    assert len({view.numpy().tobytes() for reads in kept for view in reads}) == 40
+    if shape == (256, 64):  # else TensorFlow makes copies
         assert len(made) >= 10
 
 
@@ -572,6 +575,42 @@ def test_a_scalar_gradient_is_broadcast_as_keras_does(parents_updates):
         opt.apply([tf.constant(2.0)], [w])
         results.append([w])
     assert len(parents_updates) == 1
+    assert_close(*results)
+
+
+@each_loop
+def test_a_variable_whose_shape_may_change_runs_keras_own_update(loop, parents_updates):
+    results = []
+    for classes in THEIRS, OURS:
+        parents_updates.clear()
+        w = tf.Variable([1.0, 2.0], shape=tf.TensorShape([None]))
+        step = stepper(classes["SGD"](0.1), [w], loop)
+        for size in 2, 2, 2, 3:
+            w.assign(np.ones(size))
+            step([tf.ones(size)])
+        results.append([keras.Variable(w.numpy())])
+    assert len(parents_updates) == 4 if loop == "eager" else parents_updates
+    assert values(results[0])[0].shape == (3,)
+    assert_close(*results)
+
+
+@pytest.mark.usefixtures("only_kernels")
+def test_a_gradient_whose_shape_a_graph_does_not_know_is_broadcast_as_keras_does():
+    results = []
+    for classes in THEIRS, OURS:
+        variables = make_variables(["float32"], [(2, 3), (3,)])
+        opt = classes["SGD"](0.1, momentum=0.9)
+        apply = stepper(opt, variables, "eager")
+        step = tf.function(
+            lambda grad, apply=apply: apply([grad, tf.ones(3)]),
+            input_signature=[tf.TensorSpec(None)],
+            autograph=False,
+        )
+        opt.build(variables)
+        step(tf.ones((2, 3)))
+        for grad in tf.constant(2.0), tf.ones(3), tf.ones((2, 1)):
+            step(grad)
+        results.append(variables)
     assert_close(*results)
 
 
