@@ -174,6 +174,56 @@ def test_config_round_trip(name, options):
     assert type(pickle.loads(pickle.dumps(opt))) is OURS[name]
 
 
+def test_what_else_keras_optimizers_has_is_here():
+    for name in "schedules", "LossScaleOptimizer", "Optimizer", "serialize":
+        assert getattr(fastopt.keras, name) is getattr(keras.optimizers, name)
+    assert not hasattr(fastopt.keras, "Nadam")  # which would not be fastopt's
+
+
+@each_class
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_get_by_name(name, case):
+    opt = fastopt.keras.get(case(name))
+    assert type(opt) is OURS[name]
+    assert opt.get_config() == OURS[name](name=opt.name).get_config()
+    assert fastopt.keras.get(opt) is opt
+
+
+@each_option
+def test_get_and_deserialize_configurations(name, options):
+    for classes in OURS, THEIRS:
+        opt = classes[name](**options)
+        for make in fastopt.keras.get, fastopt.keras.deserialize:
+            config = fastopt.keras.serialize(opt)
+            again = make(config)
+            assert type(again) is OURS[name]
+            assert again.get_config() == opt.get_config()
+            assert type(make({"class_name": name, "config": opt.get_config()})) is OURS[name]
+
+
+def test_get_and_deserialize_give_keras_own_where_fastopt_has_none():
+    assert fastopt.keras.get(None) is None
+    assert type(fastopt.keras.get("nadam")) is keras.optimizers.Nadam
+    config = keras.optimizers.serialize(keras.optimizers.Lion(0.5))
+    assert type(fastopt.keras.deserialize(config)) is keras.optimizers.Lion
+    for wrong in "typo", {"class_name": "typo", "config": {}}, 3:
+        with pytest.raises(ValueError, match="Could not interpret") as theirs:
+            keras.optimizers.get(wrong)
+        with pytest.raises(ValueError, match="Could not interpret") as ours:
+            fastopt.keras.get(wrong)
+        assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("base", [OURS["Adam"], THEIRS["Adam"]])
+def test_get_and_deserialize_give_somebody_elses_class_of_the_same_name(base):
+    Own = type("Adam", (base,), {})
+    config = keras.optimizers.serialize(Own(0.5))
+    with keras.saving.custom_object_scope({keras.saving.get_registered_name(Own): Own}):
+        assert type(fastopt.keras.get({**config})) is Own
+    again = fastopt.keras.deserialize({**config}, {config["registered_name"]: Own})
+    assert type(again) is Own
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -876,7 +926,7 @@ def test_tensorflows_checkpoints(name, tmp_path):
 
 @pytest.mark.usefixtures("only_kernels")
 def test_docstring_examples():
-    assert doctest.testmod(fastopt.keras) == (0, 6 * len(NAMES))
+    assert doctest.testmod(fastopt.keras) == (0, 6 * len(NAMES) + 5 + 2)
 
 
 def test_the_page_of_the_documentation():
