@@ -20,11 +20,10 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras.optimizers import LossScaleOptimizer, Optimizer, schedules, serialize
 
 from fastopt import _core
-from fastopt.keras._step import Settings
+from fastopt.keras._step import RefusedError, Settings
 
 __all__ = [
     "SGD",
@@ -81,11 +80,17 @@ class _Optimizer(keras.optimizers.Optimizer):
             ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
             left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
         if left:
-            grads, variables = _unzipped(left)
-            super()._apply_weight_decay(variables)
-            super()._backend_update_step(grads, variables, learning_rate)
+            self._run_parents(left, learning_rate)
         if ours:
-            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+            try:
+                self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+            except RefusedError:  # memory that is shared, a slot of another type
+                self._run_parents(ours, learning_rate)
+
+    def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
+        grads, variables = _unzipped(pairs)
+        super()._apply_weight_decay(variables)
+        super()._backend_update_step(grads, variables, learning_rate)
 
     def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
         """Tell whether the kernels can run in this step at all."""
@@ -114,7 +119,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         variables = [_backend.native(v) for v in variables]
         indices = [self._get_variable_index(v) for v in variables]
         slots = self._slots()
-        decay = 0.0 if self.weight_decay is None else _float32(self.weight_decay)
+        decay = 0.0 if self.weight_decay is None else _backend.rounded(self.weight_decay)
         settings = Settings(
             self._rule,
             tuple((name, float(value)) for name, value in hypers.items()),
@@ -134,11 +139,6 @@ class _Optimizer(keras.optimizers.Optimizer):
 
 def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
-
-
-def _float32(value: Any) -> float:
-    """Round a hyperparameter as Keras does where it makes a tensor of it."""
-    return float(np.float32(value))
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
@@ -175,7 +175,7 @@ class SGD(_Optimizer, keras.optimizers.SGD):
     _parent = keras.optimizers.SGD
 
     def _hypers(self) -> dict[str, Any]:
-        return {"momentum": _float32(self.momentum), "nesterov": self.nesterov}
+        return {"momentum": _backend.rounded(self.momentum), "nesterov": self.nesterov}
 
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return (self.momentums if self.momentum != 0 else None,)

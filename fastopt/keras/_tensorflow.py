@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from fastopt.keras._step import DTYPES, Array, Settings, Step
+from fastopt.keras._step import DTYPES, Array, Settings, Step, with_rate
 
 # Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
 # where an operation then finds it aligned to less.
@@ -54,6 +54,24 @@ def takes(grad: Any, variable: Any) -> bool:
     )
 
 
+def rounded(value: Any) -> float:
+    """Round a hyperparameter as TensorFlow does where Keras makes a tensor of it, of any type."""
+    return float(np.float32(value))
+
+
+def _rates(
+    group: dict[str, float], dtype: type[Any], learning_rate: Array, iterations: Array
+) -> dict[str, float]:
+    row = {**group, "lr": float(learning_rate)}
+    if "bias_correction" not in row:
+        return row
+    with np.errstate(all="ignore"):
+        step = dtype(int(iterations) + 1)
+        beta1, beta2 = (dtype(rounded(row[name])) ** step for name in ("beta1", "beta2"))
+        rate = float(dtype(row["lr"]) * np.sqrt(1 - beta2) / (1 - beta1))
+    return with_rate(row, rate)
+
+
 class _Memory:
     """Memory for new values of variables, and the step that makes them there.
 
@@ -78,7 +96,7 @@ class _Memory:
             self._wholes[which][start : start + size].reshape(variable.shape)
             for variable, (which, start, size) in zip(variables, self.places, strict=True)
         ]
-        self._step = Step(settings, self._arrays)
+        self._step = Step(settings, self._arrays, _rates)
         self._lent: list[weakref.ref[Array]] = []
 
     def is_free(self) -> bool:
