@@ -31,7 +31,7 @@ def by_itself() -> bool:
 
 
 def takes(grad: Any, variable: Any) -> bool:
-    value = variable.value
+    value = variable._value  # which is what `value` returns, in several times as long
     return (
         value.dtype in _DTYPES
         and isinstance(grad, torch.Tensor)
@@ -75,7 +75,7 @@ class Updates:
         iterations: Any,
     ) -> None:
         """Update variables: those of the model, each followed by its slots."""
-        values = [v.value for v in variables]
+        values = [v._value for v in variables]
         key = (settings, *map(id, values))
         try:
             if self._step is None or key != self._key or not self._memory.in_place():
