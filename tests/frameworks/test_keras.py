@@ -377,6 +377,21 @@ def test_a_slot_variable_that_was_replaced_is_left_alone(loop):
     assert_close(*results)
 
 
+@each_loop
+def test_a_slot_of_another_dtype_runs_keras_own_update(loop, parents_updates):
+    results = []
+    for classes in THEIRS, OURS:
+        parents_updates.clear()
+        variables = make_variables(["float32"])
+        opt = classes["SGD"](0.1, momentum=0.9, weight_decay=0.1)
+        opt.build(variables)
+        opt.momentums[1] = keras.Variable(np.zeros(5), dtype="float64", name="wide")
+        train(opt, variables, loop, range(5))
+        results.append([*variables, *opt.momentums])
+    assert set(parents_updates) == {v.value.name for v in variables}
+    assert_close(*results)
+
+
 def test_a_traced_function_goes_on_without_its_optimizer():
     variables = make_variables(["float32"])
     grads = make_grads(variables, 0)
