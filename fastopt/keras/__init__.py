@@ -5,6 +5,9 @@
 Of a training step only the update of the variables, with its weight decay, is done here: all of
 them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
+``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
+``deserialize`` give the classes of this module where they are asked for one of these.
+
 ``docs/keras.md`` says what runs where, and how the memory of variables is reached.
 """
 
@@ -17,12 +20,24 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
+from keras.optimizers import LossScaleOptimizer, Optimizer, schedules, serialize
 
 from fastopt import _core
-from fastopt.keras._step import Settings
+from fastopt.keras._step import RefusedError, Settings
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "LossScaleOptimizer",
+    "Optimizer",
+    "RMSprop",
+    "deserialize",
+    "get",
+    "schedules",
+    "serialize",
+]
 
 _name = keras.backend.backend()
 if _name not in ("tensorflow", "torch"):
@@ -65,11 +80,17 @@ class _Optimizer(keras.optimizers.Optimizer):
             ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
             left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
         if left:
-            grads, variables = _unzipped(left)
-            super()._apply_weight_decay(variables)
-            super()._backend_update_step(grads, variables, learning_rate)
+            self._run_parents(left, learning_rate)
         if ours:
-            self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+            try:
+                self._run_kernels(*_unzipped(ours), hypers, learning_rate)
+            except RefusedError:  # memory that is shared, a slot of another type
+                self._run_parents(ours, learning_rate)
+
+    def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
+        grads, variables = _unzipped(pairs)
+        super()._apply_weight_decay(variables)
+        super()._backend_update_step(grads, variables, learning_rate)
 
     def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
         """Tell whether the kernels can run in this step at all."""
@@ -98,7 +119,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         variables = [_backend.native(v) for v in variables]
         indices = [self._get_variable_index(v) for v in variables]
         slots = self._slots()
-        decay = 0.0 if self.weight_decay is None else _float32(self.weight_decay)
+        decay = 0.0 if self.weight_decay is None else _backend.rounded(self.weight_decay)
         settings = Settings(
             self._rule,
             tuple((name, float(value)) for name, value in hypers.items()),
@@ -118,11 +139,6 @@ class _Optimizer(keras.optimizers.Optimizer):
 
 def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
-
-
-def _float32(value: Any) -> float:
-    """Round a hyperparameter as Keras does where it makes a tensor of it."""
-    return float(np.float32(value))
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
@@ -159,7 +175,7 @@ class SGD(_Optimizer, keras.optimizers.SGD):
     _parent = keras.optimizers.SGD
 
     def _hypers(self) -> dict[str, Any]:
-        return {"momentum": _float32(self.momentum), "nesterov": self.nesterov}
+        return {"momentum": _backend.rounded(self.momentum), "nesterov": self.nesterov}
 
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return (self.momentums if self.momentum != 0 else None,)
@@ -338,3 +354,75 @@ class AdamW(Adam, keras.optimizers.AdamW):
     """
 
     _parent = keras.optimizers.AdamW
+
+
+_BY_NAME = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
+
+
+def _class_for(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+    """Return the class here that has the place of one of Keras's, or None for any other."""
+    name, registered = config["class_name"], config.get("registered_name")
+    if registered not in (None, name):
+        return None  # somebody's own, or from here already
+    if registered and keras.saving.get_registered_object(registered, custom_objects):
+        return None
+    return _BY_NAME.get(name.lower())
+
+
+def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+    """Make an optimizer from its configuration, as ``keras.optimizers.deserialize`` does.
+
+    Parameters
+    ----------
+    config : dict
+        What ``serialize`` returned. Of Keras's ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and
+        ``AdamW`` it makes those of this module; of all others, what Keras makes.
+    custom_objects : dict, optional
+        Classes by the names that the configuration has for them.
+
+    Returns
+    -------
+    keras.optimizers.Optimizer
+
+    Examples
+    --------
+    >>> import keras
+    >>> import fastopt.keras as optimizers
+    >>> config = keras.optimizers.serialize(keras.optimizers.Adam(0.25))
+    >>> opt = optimizers.deserialize(config)
+    >>> print(type(opt).__module__, float(opt.learning_rate))
+    fastopt.keras 0.25
+    """
+    cls = _class_for(config, custom_objects)
+    if cls is not None:
+        name = keras.saving.get_registered_name(cls)
+        config = {**config, "module": cls.__module__, "registered_name": name}
+    return keras.optimizers.deserialize(config, custom_objects)
+
+
+def get(identifier: Any) -> Any:
+    """Make an optimizer from a name or a configuration, as ``keras.optimizers.get`` does.
+
+    Parameters
+    ----------
+    identifier : str, dict, keras.optimizers.Optimizer or None
+        A name, of which the case does not matter; or a configuration, as for `deserialize`; or an
+        optimizer or None, which are returned as they are.
+
+    Returns
+    -------
+    keras.optimizers.Optimizer or None
+        Of this module, if there is a class of that name here; otherwise Keras's.
+
+    Examples
+    --------
+    >>> import fastopt.keras as optimizers
+    >>> for name in "adam", "nadam":
+    ...     print(type(optimizers.get(name)).__module__)
+    fastopt.keras
+    keras.src.optimizers.nadam
+    """
+    config = {"class_name": identifier, "config": {}} if isinstance(identifier, str) else identifier
+    if isinstance(config, dict) and "class_name" in config and _class_for(config) is not None:
+        return deserialize(config)
+    return keras.optimizers.get(identifier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,15 @@ Array = NDArray[Any]
 
 DTYPES = ("float32", "float64")
 _KERAS = 1  # the number of Keras's semantics in the C core
+
+
+# From a group's hyperparameters, its type, the learning rate and the number of iterations so far to
+# a step's hyperparameters: each of Keras's backends rounds in its own way.
+Rates = Callable[[dict[str, float], type[Any], Any, Any], dict[str, float]]
+
+
+class RefusedError(Exception):
+    """The kernels cannot do a step, and have changed nothing."""
 
 
 class Settings(NamedTuple):
@@ -30,8 +39,8 @@ class Settings(NamedTuple):
 class Step:
     """A step over arrays, which it updates in place: each variable's, followed by its slots."""
 
-    def __init__(self, settings: Settings, arrays: Sequence[Array]) -> None:
-        self._rule = settings.rule
+    def __init__(self, settings: Settings, arrays: Sequence[Array], rates: Rates) -> None:
+        self._rule, self._rates = settings.rule, rates
         n, each = len(settings.names), 1 + sum(settings.kept)
         slots = [iter(arrays[i * each + 1 : (i + 1) * each]) for i in range(n)]
         kinds = list(zip(settings.decays, (a.dtype.type for a in arrays[::each]), strict=True))
@@ -39,45 +48,47 @@ class Step:
         same = {**dict(settings.hypers), "decoupled_weight_decay": 1.0}
         self._groups = [({**same, "weight_decay": decay}, dtype) for decay, dtype in groups]
         self._counters = np.zeros(n, np.int64)
-        self._plan = _core.Plan(
-            self._rule,
-            list(arrays[::each]),
-            [tuple(next(own) if kept else None for kept in settings.kept) for own in slots],
-            None,
-            [self._counters[i : i + 1].reshape(()) for i in range(n)],
-            [groups.index(kind) for kind in kinds],
-            [[0.0] * len(self._rule.hypers)] * len(groups),
-            list(settings.names),
-            semantics=_KERAS,
-            clip=0,
-            clip_limit=0.0,
-            nonfinite=0,
-            ema_decay=0.0,
-            num_threads=0,
-            completed_steps=0,
-        )
+        try:
+            self._plan = _core.Plan(
+                self._rule,
+                list(arrays[::each]),
+                [tuple(next(own) if kept else None for kept in settings.kept) for own in slots],
+                None,
+                [self._counters[i : i + 1].reshape(()) for i in range(n)],
+                [groups.index(kind) for kind in kinds],
+                [[0.0] * len(self._rule.hypers)] * len(groups),
+                list(settings.names),
+                semantics=_KERAS,
+                clip=0,
+                clip_limit=0.0,
+                nonfinite=0,
+                ema_decay=0.0,
+                num_threads=0,
+                completed_steps=0,
+            )
+        except (TypeError, ValueError) as error:
+            raise RefusedError(str(error)) from error
 
     def __call__(self, grads: Sequence[Array], learning_rate: Any, iterations: Any) -> None:
-        """Update everything, or raise and change nothing."""
+        """Update everything, or raise RefusedError and change nothing."""
         for number, (group, dtype) in enumerate(self._groups):
-            row = {**group, "lr": float(learning_rate)}
-            if "bias_correction" in row:
-                _correct(row, dtype, int(iterations) + 1)
+            row = self._rates(group, dtype, learning_rate, iterations)
             self._plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
         self._counters.fill(iterations)
-        self._plan.step(grads, 1.0, False)
+        try:
+            self._plan.step(grads, 1.0, False)
+        except (TypeError, ValueError) as error:
+            raise RefusedError(str(error)) from error
 
 
-def _correct(row: dict[str, float], dtype: type[np.floating[Any]], step: int) -> None:
-    """Put Adam's bias correction into the learning rate, as Keras forms it.
+def with_rate(row: dict[str, float], rate: float) -> dict[str, float]:
+    """Return hyperparameters with Adam's corrected learning rate, for the same weight decay.
 
-    Keras computes it in the type of the variables, from betas in float32. What cancels in
-    ``1 - beta**step`` then makes the first steps wrong by up to 2e-5: more than enough for a
-    training to part from one with Keras's own optimizer. So here it is no better.
+    Keras computes the correction in the type of the variables. What cancels in ``1 - beta**step``
+    then makes the first steps of float32 wrong by up to 2e-5: more than enough for a training to
+    part from one with Keras's own optimizer. So here it is no better.
     """
-    with np.errstate(all="ignore"):
-        beta1, beta2 = (dtype(np.float32(row[name])) ** dtype(step) for name in ("beta1", "beta2"))
-        rate = float(dtype(row["lr"]) * np.sqrt(1 - beta2) / (1 - beta1))
-    if np.isfinite(rate) and rate != 0:
-        row["weight_decay"] *= row["lr"] / rate  # which the learning rate multiplies again
-        row["lr"], row["bias_correction"] = rate, 0.0
+    if not np.isfinite(rate) or rate == 0:
+        return row
+    decay = row["weight_decay"] * row["lr"] / rate  # which the learning rate multiplies again
+    return {**row, "lr": rate, "weight_decay": decay, "bias_correction": 0.0}

@@ -17,9 +17,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from fastopt.keras._step import DTYPES, Array, Settings, Step
+from fastopt.keras._step import DTYPES, Array, Settings, Step, with_rate
 
-_ALIGNMENT = 64  # bytes; TensorFlow copies what is aligned to less
+# Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
+# where an operation then finds it aligned to less.
+_ALIGNMENT = 64
+_SHARED_FROM = 1 << 16  # bytes; a smaller value is copied, and whoever keeps it keeps it alone
 _CALLS_BEFORE_TRACING = 2
 
 
@@ -44,10 +47,29 @@ def takes(grad: Any, variable: Any) -> bool:
     return (
         isinstance(grad, (tf.Tensor, np.ndarray, np.generic))
         and variable.dtype.name in DTYPES
-        and variable.shape.is_compatible_with(grad.shape)
+        and variable.shape.is_fully_defined()
+        and variable.shape.is_compatible_with(grad.shape)  # a graph may know less of it
         and not isinstance(variable, tf.distribute.DistributedValues)
         and "GPU" not in variable.device
     )
+
+
+def rounded(value: Any) -> float:
+    """Round a hyperparameter as TensorFlow does where Keras makes a tensor of it, of any type."""
+    return float(np.float32(value))
+
+
+def _rates(
+    group: dict[str, float], dtype: type[Any], learning_rate: Array, iterations: Array
+) -> dict[str, float]:
+    row = {**group, "lr": float(learning_rate)}
+    if "bias_correction" not in row:
+        return row
+    with np.errstate(all="ignore"):
+        step = dtype(int(iterations) + 1)
+        beta1, beta2 = (dtype(rounded(row[name])) ** step for name in ("beta1", "beta2"))
+        rate = float(dtype(row["lr"]) * np.sqrt(1 - beta2) / (1 - beta1))
+    return with_rate(row, rate)
 
 
 class _Memory:
@@ -74,7 +96,7 @@ class _Memory:
             self._wholes[which][start : start + size].reshape(variable.shape)
             for variable, (which, start, size) in zip(variables, self.places, strict=True)
         ]
-        self._step = Step(settings, self._arrays)
+        self._step = Step(settings, self._arrays, _rates)
         self._lent: list[weakref.ref[Array]] = []
 
     def is_free(self) -> bool:
@@ -89,7 +111,12 @@ class _Memory:
         n = len(arrays) - len(self._arrays)
         for to, array in zip(self._arrays, arrays[n:], strict=True):
             to[...] = array
-        self._step(arrays[2:n], arrays[0], arrays[1])
+        params = self._arrays[:: len(self._arrays) // (n - 2)]
+        grads = [
+            grad if grad.shape == param.shape else np.broadcast_to(grad, param.shape)
+            for grad, param in zip(arrays[2:n], params, strict=True)
+        ]
+        self._step(grads, arrays[0], arrays[1])
         views = [array[...] for array in (self._wholes if whole else self._arrays)]
         self._lent = [weakref.ref(view) for view in views]
         return views
@@ -103,6 +130,7 @@ class _Update:
 
     def __init__(self, settings: Settings, variables: list[Any]) -> None:
         self._settings = settings
+        self._variables = variables  # alive: nothing else may have their ids
         self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
         self._memories = [_Memory(settings, self._specs)]
         self._lock = threading.Lock()
@@ -110,24 +138,23 @@ class _Update:
         self._traced: Any = None
         self._inputs: list[Array] = []  # of the traced function
         self._inputs_lock = threading.Lock()
-        self.is_in_graphs = False  # of others
 
-    def __call__(self, variables: list[Any], inputs: list[Any]) -> None:
+    def __call__(self, inputs: list[Any]) -> None:
         if not tf.executing_eagerly():
-            self.is_in_graphs = True
-            self._in_graph(variables, inputs)
+            _keep_with_graph(self)
+            self._in_graph(inputs)
         elif self._calls < _CALLS_BEFORE_TRACING:
             self._calls += 1
-            self._eagerly(variables, inputs)
+            self._eagerly(inputs)
         else:
-            self._by_traced_function(variables, inputs)
+            self._by_traced_function(inputs)
 
-    def _eagerly(self, variables: list[Any], inputs: list[Any]) -> None:
-        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(variables))]
+    def _eagerly(self, inputs: list[Any]) -> None:
+        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(self._variables))]
         views = self.updated(arrays, whole=False)
-        _assign(variables, [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
+        self._assign([tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
 
-    def _by_traced_function(self, variables: list[Any], inputs: list[Any]) -> None:
+    def _by_traced_function(self, inputs: list[Any]) -> None:
         """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
 
         The function has no arguments, which would cost as much as is gained.
@@ -135,13 +162,13 @@ class _Update:
         with self._inputs_lock:
             self._inputs = [np.asarray(tensor) for tensor in inputs]
             if self._traced is None:
-                traced = tf.function(lambda: self._in_graph(variables, []), autograph=False)
+                traced = tf.function(lambda: self._in_graph([]), autograph=False)
                 self._traced = traced.get_concrete_function()
             self._traced()
             self._inputs = []
 
-    def _in_graph(self, variables: list[Any], inputs: list[Any]) -> None:
-        first = self._memories[0]
+    def _in_graph(self, inputs: list[Any]) -> None:
+        variables, first = self._variables, self._memories[0]
         wholes = tf.numpy_function(
             _called_from_graphs(weakref.ref(self)), [*inputs, *_values(variables)], first.dtypes
         )
@@ -149,7 +176,14 @@ class _Update:
             tf.reshape(tf.slice(wholes[which], [start], [size]), variable.shape)
             for variable, (which, start, size) in zip(variables, first.places, strict=True)
         ]
-        _assign(variables, tensors)
+        self._assign(tensors)
+
+    def _assign(self, tensors: list[Any]) -> None:
+        places = self._memories[0].places
+        for variable, tensor, (_, _, size) in zip(self._variables, tensors, places, strict=True):
+            if size * tensor.dtype.size < _SHARED_FROM:
+                tensor = tf.raw_ops.DeepCopy(x=tensor)
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)
 
     def updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return new values, from the arrays that a memory's update takes."""
@@ -169,18 +203,31 @@ def _called_from_graphs(update_ref: weakref.ref[_Update]) -> Callable[..., list[
     def updated(*arrays: Array) -> list[Array]:
         update = update_ref()
         if update is None:
-            raise RuntimeError("the optimizer of this function is no more")
+            raise RuntimeError("the graph that this step was traced in is no more")
         tf.constant(0.0)  # TensorFlow lets go of old memory when it next makes a tensor
         return update.updated(arrays, whole=True)
 
     return updated
 
 
+def _keep_with_graph(update: _Update) -> None:
+    """Let an update live as long as what is being traced: a graph may run without its optimizer."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(outer := getattr(graph, "outer_graph", None), "outer_graph"):
+        graph = outer  # what is left in the end, of loops and branches too
+    graph.fastopt_updates = getattr(graph, "fastopt_updates", set()) | {update}
+
+
 class Updates:
-    """An optimizer's updates: those in graphs, which live as long as it does, and the latest."""
+    """An optimizer's updates: the latest, and those that graphs keep.
+
+    A graph has captured its variables. So the same settings with other variables, such as a slot
+    that was replaced, are another update.
+    """
 
     def __init__(self) -> None:
-        self._by_settings: dict[Settings, _Update] = {}
+        self._latest: _Update | None = None
+        self._by_key: weakref.WeakValueDictionary[Any, _Update] = weakref.WeakValueDictionary()
 
     def __call__(
         self,
@@ -191,23 +238,18 @@ class Updates:
         iterations: Any,
     ) -> None:
         """Update variables: those of the model, each followed by its slots."""
-        update = self._by_settings.get(settings)
+        key = (settings, *map(id, variables))
+        update = self._by_key.get(key)
         if update is None:
-            self._by_settings = {s: u for s, u in self._by_settings.items() if u.is_in_graphs}
-            update = self._by_settings[settings] = _Update(settings, variables)
+            update = self._by_key[key] = _Update(settings, variables)
+        self._latest = update
         params = variables[:: len(variables) // len(grads)]
         grads = [
             g if g.dtype == p.dtype else tf.cast(g, p.dtype)
             for g, p in zip(grads, params, strict=True)
         ]
-        inputs = [tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads]
-        update(variables, inputs)
+        update([tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads])
 
 
 def _values(variables: list[Any]) -> list[Any]:
     return [tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in variables]
-
-
-def _assign(variables: list[Any], tensors: list[Any]) -> None:
-    for variable, tensor in zip(variables, tensors, strict=True):
-        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)
