@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import keras
@@ -66,6 +67,9 @@ class Updates:
     _key: Any = None
     _memory: _tensors.Tensors
 
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
     def __call__(
         self,
         settings: Settings,
@@ -76,26 +80,27 @@ class Updates:
     ) -> None:
         """Update variables: those of the model, each followed by its slots."""
         values = [v._value for v in variables]
+        params = values[:: len(values) // len(grads)]
+        grads = [
+            g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=True)
+        ]
         key = (settings, *map(id, values))
-        try:
-            if self._step is None or key != self._key or not self._memory.in_place():
-                self._step = None
-                self._memory, self._key = _tensors.Tensors(torch.Tensor, values), key
-                first = values[0].dtype  # in which Keras computes the rates for all
-                self._step = Step(
-                    settings,
-                    self._memory.arrays,
-                    lambda group, _, *now: _rates(group, first, *now),
-                )
-            params = values[:: len(values) // len(grads)]
-            grads = [
-                g if g.dtype == p.dtype else g.to(p.dtype)
-                for g, p in zip(grads, params, strict=True)
-            ]
-            arrays = [_tensors.as_array(torch.Tensor, g) for g in grads]
-        except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
-            raise RefusedError(str(error)) from error
-        self._step(arrays, _number(learning_rate), _number(iterations))
+        with self._lock:
+            try:
+                arrays = [_tensors.as_array(torch.Tensor, g) for g in grads]
+                step = self._step
+                if step is None or key != self._key or not self._memory.in_place():
+                    self._step = None
+                    self._memory, self._key = _tensors.Tensors(torch.Tensor, values), key
+                    first = values[0].dtype  # in which Keras computes the rates for all
+                    step = self._step = Step(
+                        settings,
+                        self._memory.arrays,
+                        lambda group, _, *now: _rates(group, first, *now),
+                    )
+            except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
+                raise RefusedError(str(error)) from error
+            step(arrays, _number(learning_rate), _number(iterations))
         torch.autograd.graph.increment_version(values)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import tempfile
+import threading
 import warnings
 
 import keras
@@ -169,6 +170,28 @@ def what_keras_does():
     assert_close(*results)
 
 
+def threads_may_share_an_optimizer():
+    w = keras.Variable(np.zeros(300_000, np.float32))  # large enough to let other threads run
+    opt = OURS["SGD"](1.0)
+    opt.build([w])
+    errors = []
+
+    def some_steps():
+        try:
+            for _ in range(50):
+                opt.apply([torch.ones(300_000)], [w])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=some_steps) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert (values([w])[0] == -150).all()
+
+
 def negative(tensor):
     """Return a tensor of the same values that stores their negatives."""
     return torch._neg_view(-tensor)
@@ -279,6 +302,7 @@ only_kernels()
 numbers_and_checkpoints()
 rates_are_not_rounded_to_float32()
 a_step_is_kept_while_tensors_are_in_place()
+threads_may_share_an_optimizer()
 in_place_and_seen_by_autograd()
 models()
 print("all of it ran")
