@@ -101,7 +101,7 @@ def test_an_error_of_the_gradients_own_iterator_is_passed_on():
             raise TypeError("of one's own")
 
     w = np.ones(2)
-    with pytest.raises(TypeError, match="^of one's own$"):
+    with pytest.raises(TypeError, match=r"^of one's own$"):
         fastopt.SGD([w]).step(Broken())
     assert w.tolist() == [1, 1]
 

@@ -357,7 +357,7 @@ thread = threading.Thread(target=train)
 thread.start()
 torn = 0
 try:
-    for number in range(24):
+    for number in range(15):
         time.sleep(0.0007 * (number % 7))
 
         def work():

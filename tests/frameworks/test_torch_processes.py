@@ -75,7 +75,6 @@ print("end")
     [
         "import torch, sklearn.svm, fastopt.torch, fastopt",
         "import fastopt, sklearn.svm, torch, fastopt.torch",
-        "import sklearn.svm, fastopt, torch, fastopt.torch",
     ],
 )
 def test_forks_beside_pytorchs_openmp(imports):
