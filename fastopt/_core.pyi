@@ -41,6 +41,7 @@ class Plan:
     owners: tuple[int, ...]
     num_threads: int
     completed_steps: int
+    accumulated_steps: int
     def __init__(
         self,
         rule: Rule,
@@ -59,11 +60,21 @@ class Plan:
         ema_decay: float,
         num_threads: int,
         completed_steps: int,
+        sums: list[NDArray[Any]] | None = None,
+        accumulate: int = 1,
+        accumulated_steps: int = 0,
+        summed: Sequence[bool] | None = None,
     ) -> None: ...
+    def summed(self) -> list[bool]: ...
     def check(self) -> None: ...
     def set_hypers(self, group: int, row: Sequence[float]) -> None: ...
     def restore(
-        self, to: list[NDArray[Any]], values: list[NDArray[Any]], completed_steps: int
+        self,
+        to: list[NDArray[Any]],
+        values: list[NDArray[Any]],
+        completed_steps: int,
+        accumulated_steps: int = 0,
+        summed: Sequence[bool] | None = None,
     ) -> None: ...
     def step_unchanged(
         self, groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]], grads: Any

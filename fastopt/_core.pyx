@@ -229,6 +229,12 @@ cpdef bint unchanged(groups, list seen):
     return True
 
 
+# Besides the slots, what the arrays that go with a parameter are.
+cdef enum:
+    EMA = FO_MAX_SLOTS
+    SUM
+
+
 cdef struct Layout:
     char *data
     Py_ssize_t nbytes
@@ -327,6 +333,14 @@ cdef class Plan:
         Parameters of clipping and averaging.
     num_threads : int
         Upper bound on threads; 0 for the module's.
+    completed_steps : int
+        Steps taken so far.
+    sums : list of numpy.ndarray, optional
+        Where the gradients of micro-batches are summed, laid out like the parameters.
+    accumulate : int, optional
+        Every so many steps update the parameters, with the mean gradient.
+    accumulated_steps, summed : int and sequence of bool, optional
+        How many micro-batches have been summed, and which sums hold anything.
 
     Notes
     -----
@@ -338,7 +352,7 @@ cdef class Plan:
     cdef Rule rule
     cdef Py_ssize_t n, n_owned, n_groups, n_extents
     cdef readonly tuple names
-    cdef readonly tuple owned        # parameters, then slots, then averages
+    cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef Layout *layouts             # of the owned arrays
@@ -351,12 +365,14 @@ cdef class Plan:
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public int64_t completed_steps
+    cdef readonly int64_t accumulated_steps
 
     def __cinit__(
         self, Rule rule not None, list params not None, list slots not None, list ema,
         list steps not None, list groups not None, list rows not None, list names not None,
         *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
+        list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -373,8 +389,10 @@ cdef class Plan:
         self.args.clip_limit = clip_limit
         self.args.nonfinite = <fo_nonfinite>nonfinite
         self.args.ema_decay = ema_decay
+        self.args.accumulate = accumulate
         for name, given in (
-            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema)
+            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
+            ("sums", sums), ("summed", summed),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
@@ -393,10 +411,11 @@ cdef class Plan:
                     owned.append(slots[i][j])
                     owners.append(i)
                     targets.append(j)
-        if ema is not None:
-            owned.extend(ema)
-            owners.extend(range(self.n))
-            targets.extend([FO_MAX_SLOTS] * self.n)
+        for j, arrays in ((EMA, ema), (SUM, sums)):
+            if arrays is not None:
+                owned.extend(arrays)
+                owners.extend(range(self.n))
+                targets.extend([j] * self.n)
         self.owned, self.owners, self.n_owned = tuple(owned), tuple(owners), len(owned)
 
         self.n_groups = len(rows)
@@ -426,13 +445,16 @@ cdef class Plan:
             else:
                 self._check_like(array, self.owned[i], self._label(k))
                 j = targets[k - self.n]
-                self.layouts[k].target = &tensor.ema if j == FO_MAX_SLOTS else &tensor.slot[j]
+                self.layouts[k].target = (
+                    &tensor.ema if j == EMA else &tensor.sum if j == SUM else &tensor.slot[j]
+                )
             self._remember(k, array)
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self._read_owned()
         for k in range(self.n_groups):
             self.set_hypers(k, rows[k])
+        self._set_summed(accumulated_steps, summed)
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -798,12 +820,27 @@ cdef class Plan:
                         )
         memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
 
-    def restore(self, list to, list values, int64_t completed_steps):
-        """Copy arrays (broadcast) and set the number of completed steps, without interruption."""
+    def restore(
+        self, list to, list values, int64_t completed_steps, int64_t accumulated_steps=0,
+        summed=None,
+    ):
+        """Copy arrays (broadcast) and set the counts, without interruption."""
         cdef Py_ssize_t k
         for k in range(len(to)):
             PyArray_CopyInto(to[k], values[k])
         self.completed_steps = completed_steps
+        self._set_summed(accumulated_steps, summed)
+
+    cdef _set_summed(self, int64_t accumulated_steps, summed):
+        cdef Py_ssize_t i
+        self.accumulated_steps = accumulated_steps
+        for i in range(self.n):
+            fo_plan_tensor(self.plan, i).has_sum = summed is not None and bool(summed[i])
+
+    def summed(self):
+        """Return for each parameter whether its sum holds the gradient of a micro-batch."""
+        cdef Py_ssize_t i
+        return [fo_plan_tensor(self.plan, i).has_sum != 0 for i in range(self.n)]
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -853,6 +890,7 @@ cdef class Plan:
 
         args.loss_scale = loss_scale
         args.zero_grad = zero_grad
+        args.add = self.accumulated_steps + 1 < args.accumulate
         args.ema_starts = self.completed_steps == 0
         args.max_threads = self.num_threads or threads_limit
         if threads_exact:
@@ -865,7 +903,11 @@ cdef class Plan:
             with nogil:
                 fo_plan_step(self.plan, &args, out)
         if not out.skipped:
-            self.completed_steps += 1
+            if args.add:
+                self.accumulated_steps += 1
+            else:
+                self.accumulated_steps = 0
+                self.completed_steps += 1
         elif args.nonfinite == FO_RAISE:
             raise FloatingPointError(
                 f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import numpy as np
@@ -58,6 +59,48 @@ def as_params(given: Any) -> tuple[list[Any] | None, list[Any]]:
     return None, list(given)
 
 
+def left_out(no_decay: Any, keys: list[Any], params: list[Array], named: bool) -> list[bool]:
+    """Return which parameters the weight decay leaves out, as ``no_decay`` says."""
+    if no_decay is None:
+        return [False] * len(keys)
+    if callable(no_decay):
+        out = []
+        for key, param in zip(keys, params, strict=True):
+            answer = no_decay(key, param)
+            if not isinstance(answer, (bool, np.bool_)):
+                raise TypeError(f"no_decay({key!r}, ...) must return True or False, got {answer!r}")
+            out.append(bool(answer))
+        return out
+    patterns = checked_patterns(no_decay)
+    if not named:
+        raise TypeError(
+            "no_decay: patterns need named parameters (a dict); for others give a function of "
+            "(index, array)"
+        )
+    return [any(fnmatchcase(str(key), pattern) for pattern in patterns) for key in keys]
+
+
+def checked_patterns(no_decay: Any) -> list[str]:
+    patterns = [no_decay] if isinstance(no_decay, str) else no_decay
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(
+        isinstance(pattern, str) for pattern in patterns
+    ):
+        raise TypeError(
+            "no_decay must be a pattern of names like '*.bias', a list of them, or a function of "
+            f"(name, array); got {no_decay!r}"
+        )
+    return list(patterns)
+
+
+def check_matched(no_decay: Any, keys: list[Any]) -> None:
+    """Raise for a pattern that matches no name: it may be misspelt."""
+    if no_decay is None or callable(no_decay):
+        return
+    for pattern in checked_patterns(no_decay):
+        if not any(fnmatchcase(str(key), pattern) for key in keys):
+            raise ValueError(f"no_decay: {pattern!r} matches none of the names {keys}")
+
+
 def label(key: Any) -> str:
     return f"parameter {key!r}"
 
@@ -66,11 +109,15 @@ def copy_like(param: Array) -> Array:
     return np.array(param, order="K", subok=False, copy=True)
 
 
+def zeros_like(param: Array) -> Array:
+    # (asarray: a subclass may have ideas of its own.)
+    return np.zeros_like(np.asarray(param), order="K", subok=False)
+
+
 def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
-    param = np.asarray(param)  # a subclass may have ideas of its own
     state: dict[str, Array] = {"step": np.zeros((), np.int64)}
     for name in names:
-        state[name] = np.zeros_like(param, order="K", subok=False)
+        state[name] = zeros_like(param)
         state[name][...] = typed(fill.get(name, 0.0), param, name)
     return ParameterState(state)
 

@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from fastopt._params import Array
     from fastopt.optimizer import Optimizer
 
-_ENTRIES = {"rule", "semantics", "completed_steps", "param_groups", "state", "ema"}
+_ENTRIES = {
+    "rule",
+    "semantics",
+    "completed_steps",
+    "accumulated",
+    "param_groups",
+    "state",
+    "ema",
+}
 
 
 def verified(
     optimizer: Optimizer, saved: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Array]], list[Array], int]:
-    """Return copies: the groups' options, state and averages in order, and completed steps."""
+) -> tuple[
+    list[dict[str, Any]], list[dict[str, Array]], list[Array], dict[int, Array], tuple[int, int]
+]:
+    """Return copies: groups' options, state, averages, sums by number; both counts of steps."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"state_dict must be a dict, got {type(saved).__name__}")
     _same_keys("state_dict", _ENTRIES, saved)
@@ -68,7 +78,31 @@ def verified(
         _same_keys("state_dict['ema']", keys, saved["ema"])
         for key, param in zip(keys, optimizer._params, strict=True):
             ema.append(_copy(f"state_dict['ema'][{key!r}]", saved["ema"][key], param))
-    return groups, state, ema, completed_steps
+    sums, accumulated_steps = _accumulated(optimizer, saved["accumulated"])
+    return groups, state, ema, sums, (completed_steps, accumulated_steps)
+
+
+def _accumulated(optimizer: Optimizer, saved: Any) -> tuple[dict[int, Array], int]:
+    where = "state_dict['accumulated']"
+    if saved is None:
+        return {}, 0
+    _same_keys(where, ["steps", "sums"], saved)
+    steps = _count(f"{where}['steps']", saved["steps"])
+    if not 0 < steps < optimizer._accumulate:
+        raise ValueError(
+            f"{where}['steps'] must be > 0 and below the optimizer's "
+            f"accumulate={optimizer._accumulate}, got {steps}"
+        )
+    if not isinstance(saved["sums"], Mapping):
+        raise TypeError(f"{where}['sums'] must be a dict, got {type(saved['sums']).__name__}")
+    unexpected = [key for key in saved["sums"] if key not in set(optimizer._keys)]
+    if unexpected:
+        raise ValueError(f"{where}['sums']: unexpected {unexpected}")
+    return {
+        i: _copy(f"{where}['sums'][{key!r}]", saved["sums"][key], param)
+        for i, (key, param) in enumerate(zip(optimizer._keys, optimizer._params, strict=True))
+        if key in saved["sums"]
+    }, steps
 
 
 def _groups(optimizer: Optimizer, saved: Any) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ typedef struct {
     void *param;
     void *slot[FO_MAX_SLOTS]; /* in the order of slot_names; NULL: not kept, then not used either */
     void *ema;                /* NULL: no average */
+    void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
+    bool has_sum;             /* whether it holds any yet; steps see to it */
     int64_t *step;            /* steps taken so far; a step with a gradient adds one */
     int64_t size;             /* elements */
     fo_dtype dtype;
@@ -85,6 +87,8 @@ typedef struct {
     double clip_limit;
     fo_nonfinite nonfinite;
     double loss_scale;
+    int64_t accumulate; /* micro-batches whose mean is the gradient, of tensors with sums */
+    bool add;           /* this one is not the last: gradients enter the sums, and that is all */
     double ema_decay;
     bool ema_starts; /* this step's average is a copy */
     bool zero_grad;

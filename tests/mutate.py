@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["bitwise", "contract", "errors", "golden", "accuracy", "model", "state", "properties"]
+TESTS += ["accumulate"]
 THREAD_TESTS = ["bitwise", "environment", "processes"]  # for the team
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -295,14 +296,14 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
-        "before->group == t->group && step_before == *t->step",
-        "before->group == t->group",
+        "newest >= 0 && *plan->tensors[newest].step == *t->step",
+        "newest >= 0",
     ),
     Mutation(
         "constants are shared by different groups",
         "driver.c",
-        "before->group == t->group && step_before == *t->step",
-        "step_before == *t->step",
+        "plan->newest[t->group] = i;",
+        "for (int32_t j = 0; j < plan->n_groups; j++)\n                plan->newest[j] = i;",
     ),
     Mutation(
         "the first average is no copy",
@@ -313,8 +314,8 @@ MUTATIONS = [
     Mutation(
         "a skipped step that zeroes gradients updates",
         "driver.c",
-        "if (t->grad && !s->result->skipped)",
-        "if (t->grad)",
+        "} else if (takes_part(s, t) && !s->result->skipped) {",
+        "} else if (takes_part(s, t) && !s->args->add) {",
     ),
     Mutation(
         "a refused step zeroes gradients",
@@ -325,14 +326,56 @@ MUTATIONS = [
     Mutation(
         "step counters do not advance",
         "driver.c",
-        "++*plan->tensors[i].step;",
-        "(void)plan->tensors[i].step;",
+        "++*t->step;",
+        "(void)t->step;",
     ),
     Mutation(
         "counters of parameters without a gradient advance",
         "driver.c",
-        "if (plan->tensors[i].grad)\n                ++",
-        "if (plan->tensors[i].step)\n                ++",
+        "if (!takes_part(s, t))\n            continue;\n        if (!s->args->add)\n",
+        "if (!s->args->add)\n",
+    ),
+    Mutation(
+        "the mean over micro-batches is their sum",
+        "passes.inc",
+        "to[i] = (sum[i] + scale * grad[i]) / divisor;",
+        "to[i] = sum[i] + scale * grad[i];",
+    ),
+    Mutation(
+        "the mean of what came before a None is their sum",
+        "passes.inc",
+        "to[i] = sum[i] / divisor;",
+        "to[i] = sum[i];",
+    ),
+    Mutation(
+        "sums keep what has been used",
+        "driver.c",
+        "t->has_sum = s->args->add;",
+        "t->has_sum = true;",
+    ),
+    Mutation(
+        "a micro-batch that is skipped enters the sums",
+        "driver.c",
+        "if (takes_part(s, t) && !s->result->skipped && s->args->add) {",
+        "if (takes_part(s, t) && s->args->add) {",
+    ),
+    Mutation(
+        "a parameter without a gradient in the last micro-batch is left out",
+        "driver.c",
+        "return t->grad || (t->has_sum && !s->args->add);",
+        "return t->grad != NULL;",
+    ),
+    Mutation(
+        "averages follow micro-batches",
+        "driver.c",
+        "if (t->ema && !s->result->skipped && !s->args->add) {",
+        "if (t->ema && !s->result->skipped) {",
+    ),
+    Mutation(
+        "sums are scaled twice",
+        "driver.c",
+        "return t->sum ? 1 : 1 / s->args->loss_scale;",
+        "return 1 / s->args->loss_scale;",
     ),
     Mutation(
         "subnormals are flushed if the caller flushes them",
