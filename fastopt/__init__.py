@@ -22,6 +22,7 @@ from fastopt._info import apply_environment, build_info
 from fastopt._version import __version__
 from fastopt.adagrad import Adagrad
 from fastopt.adam import Adam, AdamW
+from fastopt.flat import flatten, unflatten
 from fastopt.rmsprop import RMSprop
 from fastopt.sgd import SGD
 from fastopt.threads import get_num_threads, set_num_threads
@@ -34,10 +35,12 @@ __all__ = [
     "RMSprop",
     "__version__",
     "build_info",
+    "flatten",
     "get_num_threads",
     "reference",
     "schedules",
     "set_num_threads",
+    "unflatten",
 ]
 
 apply_environment()
