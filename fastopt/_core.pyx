@@ -17,6 +17,8 @@ import sys
 
 import numpy as np
 
+from fastopt._tensors import array_over
+
 cnp.import_array()
 
 
@@ -633,13 +635,8 @@ cdef class Plan:
                     f"gradient of {self.names[i]}: a NumPy scalar cannot be zeroed in place, as "
                     "zero_grad=True asks"
                 )
-            if not scalar:
-                param = self.owned[i]
-                raise TypeError(
-                    f"gradient of {self.names[i]}: expected a numpy.ndarray of shape "
-                    f"{param.shape} and dtype {param.dtype}, or None; got {type(item).__name__}"
-                )
-            item = grads[i] = np.asarray(item)
+            array = np.asarray(item) if scalar else self._borrowed(i, item)
+            item = grads[i] = array
         grad = item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, f"gradient of {self.names[i]}")
@@ -681,6 +678,17 @@ cdef class Plan:
         elif zero_grad and low == layout.data and layout.nbytes > 0:
             self._check_apart(i, grad, low, high, alike, zero_grad)
         return 0
+
+    cdef _borrowed(self, Py_ssize_t i, item):
+        """Return an array over the memory that a gradient lends."""
+        array = array_over(item, f"gradient of {self.names[i]}")
+        if not isinstance(array, cnp.ndarray):
+            param = self.owned[i]
+            raise TypeError(
+                f"gradient of {self.names[i]}: expected a numpy.ndarray of shape {param.shape} and "
+                f"dtype {param.dtype}, or None; got {type(item).__name__}"
+            )
+        return array
 
     cdef bint _bind_strided(
         self, Py_ssize_t i, cnp.ndarray grad, fo_tensor *tensor, char **low, char **high,

@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._tensors import lends_memory
+from fastopt._trees import Structure, is_container, is_nested, taken_apart
+
 Array = NDArray[Any]
 
 
@@ -32,31 +35,43 @@ def as_groups(params: Any) -> list[dict[str, Any]]:
     """Return what was given as parameters as a list of groups."""
     if isinstance(params, Mapping):
         return [{"params": params}]
-    if isinstance(params, (np.ndarray, str, set, frozenset)) or not hasattr(params, "__iter__"):
+    if (
+        isinstance(params, (str, set, frozenset))
+        or not hasattr(params, "__iter__")
+        or (lends_memory(params))
+    ):
         raise TypeError(
-            "params must be a list, tuple or generator of arrays, a dict name -> array, or a list "
-            f"of parameter groups; got {type(params).__name__}"
+            "params must be a list, tuple or generator of arrays, a dict name -> array, either of "
+            f"them nested, or a list of parameter groups; got {type(params).__name__}"
         )
-    items = list(params)
-    are_groups = [isinstance(item, dict) for item in items]
-    if items and all(are_groups):
-        return items
-    if any(are_groups):
+    items = params if isinstance(params, tuple) else list(params)
+    if not any(isinstance(item, dict) and "params" in item for item in items):
+        return [{"params": items}]
+    if not all(isinstance(item, dict) for item in items):
         raise TypeError("params mixes arrays and parameter groups; give one or the other")
-    return [{"params": items}]
+    return list(items)
 
 
-def as_params(given: Any) -> tuple[list[Any] | None, list[Any]]:
-    """Return names (None if there are none) and arrays of one group."""
-    if isinstance(given, Mapping):
-        return list(given.keys()), list(given.values())
-    if isinstance(given, np.ndarray):
-        return None, [given]
+def as_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any], Structure | None]:
+    """Return names (None if there are none), arrays and structure of one group.
+
+    Its parameters are numbered from `first`. Without names, it is a list, without a structure.
+    """
+    if lends_memory(given):
+        return None, [given], None
     if isinstance(given, (str, set, frozenset)) or not hasattr(given, "__iter__"):
         raise TypeError(
             f"'params' of a group must be a list of arrays or a dict, got {type(given).__name__}"
         )
-    return None, list(given)
+    tree = given if is_container(given) else list(given)
+    names: list[Any] = []
+    arrays: list[Any] = []
+    structure = taken_apart(tree, names, arrays, first)
+    if is_nested(tree):
+        return names, arrays, structure
+    if isinstance(tree, Mapping):
+        return list(tree), arrays, structure
+    return None, arrays, None
 
 
 def left_out(no_decay: Any, keys: list[Any], params: list[Array], named: bool) -> list[bool]:

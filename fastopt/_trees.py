@@ -45,6 +45,8 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
 
 def merged(one: Structure, other: Structure) -> Structure:
     """Return the structure of two dicts, merged to any depth."""
+    if isinstance(one, int) and isinstance(other, int):
+        return other  # the names are equal, which is another error
     if not isinstance(one, dict) or not isinstance(other, dict):
         raise ValueError(
             "parameter groups whose parameters are nested need dicts, so that their gradients can "

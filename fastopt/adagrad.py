@@ -16,8 +16,9 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     params : list, tuple or generator of numpy.ndarray, dict, or list of dict
-        The arrays to update in place, float32 or float64; a dict name -> array; or parameter
-        groups, dicts with ``"params"`` and hyperparameters of their own.
+        The arrays to update in place, float32 or float64, or what lends the memory of one (buffer
+        protocol, DLPack); a dict name -> array; either of them with other lists, tuples and dicts
+        inside; or parameter groups, dicts with ``"params"`` and hyperparameters of their own.
     lr : float or callable, optional
         Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
     lr_decay : float, optional

@@ -31,6 +31,8 @@ from fastopt._params import (
     typed,
     zeros_like,
 )
+from fastopt._tensors import array_over, lends_memory
+from fastopt._trees import Structure, in_order, merged
 from fastopt.threads import checked_threads
 
 LearningRate = float | Callable[[int], float]
@@ -107,6 +109,7 @@ class Optimizer:
         self._params: list[Array] = []
         self._keys: list[Any] = []
         self._named = False
+        self._structure: Structure | None = None  # of named parameters
         self._group_of: list[int] = []
         self._state: list[ParameterState] = []
         self._left_out: list[bool] = []
@@ -167,15 +170,23 @@ class Optimizer:
         group_of: list[int] = []
         states: list[ParameterState] = []
         named = set()
+        structure = self._structure
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
-            names, arrays = as_params(given["params"])
-            named.add(names is not None)
             first = len(self._params) + len(params)
+            names, given_arrays, own = as_params(given["params"], first)
+            own_keys = names if names is not None else range(first, first + len(given_arrays))
+            arrays = [
+                array_over(x, label(key), keep=True)
+                for key, x in zip(own_keys, given_arrays, strict=True)
+            ]
+            named.add(names is not None)
+            if own is not None:
+                structure = own if structure is None else merged(structure, own)
             group = {"params": tuple(arrays), **self._defaults}
             group.update({name: value for name, value in given.items() if name != "params"})
-            keys += names if names is not None else range(first, first + len(arrays))
+            keys += own_keys
             params += arrays
             group_of += [number] * len(arrays)
             new_groups.append(group)
@@ -206,6 +217,7 @@ class Optimizer:
             "_params": all_params,
             "_keys": all_keys,
             "_named": is_named,
+            "_structure": structure,
             "_left_out": self._left_out + without_decay,
             "_group_of": self._group_of + group_of,
             "_group_params": self._group_params + [group["params"] for group in new_groups],
@@ -371,8 +383,8 @@ class Optimizer:
         ----------
         grads : list, tuple, iterable or dict of numpy.ndarray or None
             The gradients, structured as the parameters were given: in the order of ``params``, or
-            a dict with the same keys. Each has its parameter's shape and dtype; None leaves its
-            parameter out of this step.
+            a dict with the same keys, or the same containers in one another. Each has its
+            parameter's shape and dtype; None leaves its parameter out of this step.
             With ``accumulate=k`` every k-th call updates, with the sum of k calls divided by k, in
             which None counts as zero, unless all k are None.
         loss_scale : float, optional
@@ -435,17 +447,9 @@ class Optimizer:
 
     def _in_order(self, grads: Any) -> Sequence[Array | None]:
         """Return the gradients in the order of the parameters, having checked the structure."""
-        if self._named != isinstance(grads, Mapping):
-            expected = "a dict with the parameters' keys" if self._named else "a list or tuple"
-            raise TypeError(f"grads must be {expected}, got {type(grads).__name__}")
-        if self._named:
-            missing = [key for key in self._keys if key not in grads]
-            known = set(self._keys)
-            unexpected = [key for key in grads if key not in known]
-            if missing or unexpected:
-                raise ValueError(f"grads: missing keys {missing}, unexpected keys {unexpected}")
-            return [grads[key] for key in self._keys]
-        if isinstance(grads, (np.ndarray, np.generic, str, set, frozenset)):
+        if self._structure is not None:
+            return in_order("grads", grads, self._structure, len(self._params))
+        if isinstance(grads, (Mapping, str, set, frozenset)) or lends_memory(grads):
             raise TypeError(f"grads must be a list or tuple, got {type(grads).__name__}")
         try:
             return list(grads)
