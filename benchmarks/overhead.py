@@ -1,8 +1,9 @@
 """What a step costs besides its arithmetic: ``python benchmarks/overhead.py``
 
 Adam in float32 on arrays so small that calls and checks are most of it, beside one
-``numpy.add(a, b, out=c)`` of 1000 elements; and how much of that is below the Python of
-``Optimizer.step``. The exit status is 1 if a bound is broken.
+``numpy.add(a, b, out=c)`` of 1000 elements; how much of that is below the Python of
+``Optimizer.step``; and the same by ``fastopt.functional``. The exit status is 1 if a bound is
+broken.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import fastopt
+from fastopt import functional
 from fastopt.bench.measure import Race
 
 UNIT = "numpy.add, 1000"
@@ -43,6 +45,11 @@ def main():
         opt = fastopt.Adam(params)
         subjects[name] = subject(partial(opt.step, grads))
         subjects[f"{name}, below Python"] = subject(partial(opt._plan.step, grads, 1.0, False))
+        arrays = [params, grads, *([np.zeros_like(p) for p in params] for _ in range(2))]
+        if len(params) == 1:
+            arrays = [one for (one,) in arrays]
+        call = partial(functional.adam, *arrays, step=10, lr=1e-3)
+        subjects[f"{name}, functional"] = subject(call)
     race = Race(subjects)
     for _ in range(args.rounds):
         race.round()

@@ -17,7 +17,7 @@ except ImportError as error:
         "'pip install -e .', or run Python from another folder."
     ) from error
 
-from fastopt import reference, schedules
+from fastopt import functional, reference, schedules
 from fastopt._info import apply_environment, build_info
 from fastopt._version import __version__
 from fastopt.adagrad import Adagrad
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "build_info",
     "flatten",
+    "functional",
     "get_num_threads",
     "reference",
     "schedules",

@@ -83,6 +83,23 @@ class Plan:
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...
 
+class Update:
+    def __init__(
+        self, rule: Rule, checks: dict[str, tuple[Any, float, float]], arguments: tuple[str, ...]
+    ) -> None: ...
+    def __call__(
+        self,
+        row: tuple[Any, ...],
+        semantics: int,
+        step: int,
+        params: Any,
+        grads: Any,
+        slots: tuple[Any, ...],
+        zero_grad: bool,
+        num_threads: int,
+        out: Any,
+    ) -> None: ...
+
 class Limit:
     def __init__(
         self,

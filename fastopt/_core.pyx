@@ -7,6 +7,7 @@ algorithms: what a rule's hyperparameters and slots mean is the rule's business.
 
 cimport numpy as cnp
 from cpython.dict cimport PyDict_Next
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t
@@ -203,6 +204,72 @@ def check_parameter(array, str name):
             f"{name}: the array is not dense (shape {array.shape}, strides {array.strides}); its "
             "elements must fill one stretch of memory, in C, Fortran or another order of the axes"
         )
+
+
+cdef bint describe_strided(
+    cnp.ndarray param, cnp.ndarray grad, fo_tensor *tensor, Py_ssize_t **layout, char **low,
+    char **high,
+) except -1:
+    """Describe a gradient in its parameter's memory order; tell whether it turns out dense.
+
+    The description lies in `layout`, which is allocated if it is NULL; `low` and `high` are between
+    which addresses the gradient lies.
+    """
+    cdef int axes[64]
+    cdef int count = memory_order(param, axes), place, used
+    cdef cnp.npy_intp itemsize = cnp.PyArray_ITEMSIZE(grad), dim, stride
+    cdef Py_ssize_t *shape
+    cdef Py_ssize_t *strides
+    tensor.grad = low[0] = high[0] = cnp.PyArray_BYTES(grad)
+    tensor.grad_ndim = 0
+    if tensor.size == 0:
+        return True
+    if layout[0] == NULL:
+        layout[0] = <Py_ssize_t *>PyMem_Calloc(2 * 64, sizeof(Py_ssize_t))
+        if layout[0] == NULL:
+            raise MemoryError
+    shape, strides = layout[0], layout[0] + count
+    high[0] += itemsize
+    used = count  # written from the innermost axis outwards; neighbours that line up merge
+    for place in range(count - 1, -1, -1):
+        dim, stride = cnp.PyArray_DIM(grad, axes[place]), cnp.PyArray_STRIDE(grad, axes[place])
+        if stride < 0:
+            low[0] += (dim - 1) * stride
+        else:
+            high[0] += (dim - 1) * stride
+        if used < count and stride == strides[used] * shape[used]:
+            shape[used] *= dim
+        else:
+            used -= 1
+            shape[used], strides[used] = dim, stride
+    if used == count or (used == count - 1 and strides[used] == itemsize):
+        return True
+    tensor.grad_ndim = count - used
+    tensor.grad_shape, tensor.grad_strides = shape + used, strides + used
+    return False
+
+
+cdef bint may_overlap_itself(cnp.ndarray grad):
+    """Sorted by size, each stride must step over all that the smaller ones reach."""
+    cdef int j
+    reach = cnp.PyArray_ITEMSIZE(grad)
+    axes = [
+        (abs(cnp.PyArray_STRIDE(grad, j)), cnp.PyArray_DIM(grad, j))
+        for j in range(cnp.PyArray_NDIM(grad))
+    ]
+    for stride, dim in sorted(axis for axis in axes if axis[1] > 1):
+        if stride < reach:
+            return True
+        reach += stride * (dim - 1)
+    return False
+
+
+cdef bint share_memory(a, b):
+    """Decide exactly, where that is not too much work, whether two arrays share memory."""
+    try:
+        return np.shares_memory(np.asarray(a), np.asarray(b), max_work=1_000_000)
+    except np.exceptions.TooHardError:
+        return True
 
 
 cpdef bint unchanged(groups, list seen):
@@ -695,56 +762,13 @@ cdef class Plan:
         bint zero_grad,
     ) except -1:
         """Describe a gradient in its parameter's memory order; tell whether it turns out dense."""
-        cdef int axes[64]
-        cdef int count = memory_order(self.owned[i], axes), place, used
-        cdef cnp.npy_intp itemsize = cnp.PyArray_ITEMSIZE(grad), dim, stride
-        cdef Py_ssize_t *shape
-        cdef Py_ssize_t *strides
-        tensor.grad = low[0] = high[0] = cnp.PyArray_BYTES(grad)
-        tensor.grad_ndim = 0
-        if tensor.size == 0:
+        if describe_strided(self.owned[i], grad, tensor, &self.grad_layout[i], low, high):
             return True
-        if self.grad_layout[i] == NULL:
-            self.grad_layout[i] = <Py_ssize_t *>PyMem_Calloc(2 * count + 1, sizeof(Py_ssize_t))
-            if self.grad_layout[i] == NULL:
-                raise MemoryError
-        shape, strides = self.grad_layout[i], self.grad_layout[i] + count
-        high[0] += itemsize
-        used = count  # written from the innermost axis outwards; neighbours that line up merge
-        for place in range(count - 1, -1, -1):
-            dim, stride = cnp.PyArray_DIM(grad, axes[place]), cnp.PyArray_STRIDE(grad, axes[place])
-            if stride < 0:
-                low[0] += (dim - 1) * stride
-            else:
-                high[0] += (dim - 1) * stride
-            if used < count and stride == strides[used] * shape[used]:
-                shape[used] *= dim
-            else:
-                used -= 1
-                shape[used], strides[used] = dim, stride
-        if used == count or (used == count - 1 and strides[used] == itemsize):
-            return True
-        tensor.grad_ndim = count - used
-        tensor.grad_shape, tensor.grad_strides = shape + used, strides + used
-        if zero_grad and self._may_overlap_itself(grad):
+        if zero_grad and may_overlap_itself(grad):
             raise ValueError(
                 f"gradient of {self.names[i]}: its elements share memory (a broadcast array?), and "
                 "zero_grad=True asks to zero it"
             )
-        return False
-
-    cdef bint _may_overlap_itself(self, cnp.ndarray grad):
-        """Sorted by size, each stride must step over all that the smaller ones reach."""
-        cdef int j
-        reach = cnp.PyArray_ITEMSIZE(grad)
-        axes = [
-            (abs(cnp.PyArray_STRIDE(grad, j)), cnp.PyArray_DIM(grad, j))
-            for j in range(cnp.PyArray_NDIM(grad))
-        ]
-        for stride, dim in sorted(axis for axis in axes if axis[1] > 1):
-            if stride < reach:
-                return True
-            reach += stride * (dim - 1)
         return False
 
     cdef int _check_apart(
@@ -765,20 +789,13 @@ cdef class Plan:
             left += 1
             if k == i and alike and low == self.layouts[i].data and not zero_grad:
                 continue
-            if alike or self._shares_memory(grad, self._array(k)):
+            if alike or share_memory(grad, self._array(k)):
                 own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
                 raise ValueError(
                     f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
                     "gradient needs memory of its own"
                 )
         return 0
-
-    cdef bint _shares_memory(self, a, b):
-        """Decide exactly, where that is not too much work, whether two arrays share memory."""
-        try:
-            return np.shares_memory(np.asarray(a), np.asarray(b), max_work=1_000_000)
-        except np.exceptions.TooHardError:
-            return True
 
     cdef int _check_grads_apart(self, list grads) except -1:
         """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
@@ -794,7 +811,7 @@ cdef class Plan:
             while k < count and self.sorting[k].low < self.sorting[j].high:
                 first, second = self.sorting[j].index, self.sorting[k].index
                 first, second = min(first, second), max(first, second)
-                if self._shares_memory(grads[first], grads[second]):
+                if share_memory(grads[first], grads[second]):
                     raise ValueError(
                         f"gradients of {self.names[first]} and {self.names[second]} share memory, "
                         "and zero_grad=True asks to zero them"
@@ -922,6 +939,470 @@ cdef class Plan:
                 f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
             )
         return result
+
+
+# ---- one call, without a plan of the caller's ----------------------------------------------------
+
+cdef class Scratch:
+    """What a call of an Update on so many parameters needs, kept for the next such call."""
+
+    cdef fo_plan *plan
+    cdef Py_ssize_t n
+    cdef int64_t count
+    cdef Py_ssize_t **grad_layout
+    cdef Extent *extents      # of each parameter and its slots in turn, then of the gradients
+    cdef Extent *known_apart  # the same, of the last call
+    cdef Py_ssize_t n_known
+    cdef bint known_strictly  # no gradient was its own parameter, none shared memory
+    cdef Extent *sorted       # what of `extents` is not empty, by address
+    cdef Py_ssize_t n_sorted
+
+    def __cinit__(self, Rule rule not None, Py_ssize_t n):
+        cdef Py_ssize_t room = (FO_MAX_SLOTS + 2) * n + 1
+        self.n = n
+        self.plan = fo_plan_create(rule.rule, 1, n)
+        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(n + 1, sizeof(Py_ssize_t *))
+        self.extents = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        self.known_apart = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        self.sorted = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        if (
+            self.plan == NULL or self.grad_layout == NULL or self.extents == NULL
+            or self.known_apart == NULL or self.sorted == NULL
+        ):
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        fo_plan_destroy(self.plan)
+        if self.grad_layout != NULL:
+            for i in range(self.n):
+                PyMem_Free(self.grad_layout[i])
+        PyMem_Free(self.grad_layout)
+        PyMem_Free(self.extents)
+        PyMem_Free(self.known_apart)
+        PyMem_Free(self.sorted)
+
+    cdef int sort(self, Py_ssize_t begin, Py_ssize_t end) noexcept:
+        """Sort the extents from begin to end; their index becomes their number."""
+        cdef Py_ssize_t k
+        self.n_sorted = 0
+        for k in range(begin, end):
+            if self.extents[k].low != self.extents[k].high:
+                self.sorted[self.n_sorted] = self.extents[k]
+                self.sorted[self.n_sorted].index = k
+                self.n_sorted += 1
+        qsort(self.sorted, self.n_sorted, sizeof(Extent), by_low)
+        return 0
+
+    cdef Py_ssize_t first_above(self, char *low) noexcept:
+        """Return the first of the sorted extents that ends above an address."""
+        cdef Py_ssize_t left = 0, right = self.n_sorted, middle
+        while left < right:
+            middle = (left + right) // 2
+            if self.sorted[middle].high > low:
+                right = middle
+            else:
+                left = middle + 1
+        return left
+
+
+cdef class Update:
+    """A rule as a function of arrays that the caller keeps, for `fastopt.functional`.
+
+    Parameters
+    ----------
+    rule : Rule
+        The update rule.
+    checks : dict
+        For each hyperparameter, a function of (name, value) that returns a float or raises, and
+        bounds: a float with ``low <= value < below`` needs no check.
+    arguments : tuple of str
+        What the caller calls the parameters, the gradients, and each slot of ``rule.slots``.
+    """
+
+    cdef Rule rule
+    cdef tuple checks, arguments
+    cdef double lows[FO_MAX_HYPERS]
+    cdef double belows[FO_MAX_HYPERS]
+    cdef list spare
+
+    def __cinit__(self, Rule rule not None, dict checks not None, tuple arguments not None):
+        cdef int j
+        self.rule, self.arguments, self.spare = rule, arguments, []
+        self.checks = tuple([checks[name][0] for name in rule.hypers])
+        for j in range(len(rule.hypers)):
+            self.lows[j], self.belows[j] = checks[rule.hypers[j]][1:]
+
+    def __call__(
+        self, tuple row not None, int semantics, int64_t step, params, grads, tuple slots not None,
+        bint zero_grad, int num_threads, out,
+    ):
+        """Check everything, then update everything.
+
+        Parameters
+        ----------
+        row : tuple
+            Hyperparameters, in the order of ``rule.hypers``.
+        semantics : int
+            As the C core numbers them.
+        step : int
+            The number of this step; the first is 1.
+        params, grads : numpy.ndarray or list
+            Arrays, or lists of as many.
+        slots : tuple
+            For each slot, the array or the list; None for one that is not used.
+        zero_grad : bool
+            Whether to zero the gradients afterwards.
+        num_threads : int
+            Upper bound on threads; 0 for the module's.
+        out : tuple or None
+            Where to write the parameters and the used slots, each an array or a list; None: into
+            those that are given.
+        """
+        cdef double hypers[FO_MAX_HYPERS]
+        cdef fo_step_args args
+        cdef fo_step_result result
+        cdef Scratch scratch = None
+        cdef list used = [], names = [self.arguments[0]]
+        cdef list given, written, bound, sources
+        cdef Py_ssize_t n, k
+        cdef int j
+        cdef bint many = type(params) is list or type(params) is tuple
+        memset(hypers, 0, sizeof(hypers))
+        self.read(row, hypers)
+        n = len(params) if many else 1
+        bound = self.listed(grads, self.arguments[1], n, many)
+        given = [self.listed(params, self.arguments[0], n, many)]
+        for j in range(len(slots)):
+            if fo_rule_uses_slot(self.rule.rule, hypers, j):
+                used.append(j)
+                names.append(self.arguments[2 + j])
+                given.append(self.listed(slots[j], self.arguments[2 + j], n, many))
+        written = given
+        if out is not None:
+            if type(out) is not tuple and type(out) is not list or len(out) != len(given):
+                raise ValueError(
+                    f"out must be a tuple of {len(given)}: where to write {', '.join(names)}"
+                )
+            sources = names
+            names = [f"out[{k}]" for k in range(len(given))]
+            written = [self.listed(out[k], names[k], n, many) for k in range(len(given))]
+        if self.spare:
+            scratch = self.spare.pop()
+        if scratch is None or scratch.n != n:
+            scratch = Scratch.__new__(Scratch, self.rule, n)
+        self.bind(scratch, written, names, used, bound, zero_grad, out is not None, many)
+        if out is not None:
+            self.copy(scratch, given, written, names, sources, many)
+        memcpy(fo_plan_hypers(scratch.plan, 0), hypers, sizeof(hypers))
+        if fo_plan_prepare(scratch.plan) != FO_OK:
+            raise MemoryError
+        scratch.count = step - 1
+        memset(&args, 0, sizeof(args))
+        args.semantics = <fo_semantics>semantics
+        args.loss_scale = 1
+        args.accumulate = 1
+        args.zero_grad = zero_grad
+        args.max_threads = num_threads or threads_limit
+        if threads_exact:
+            args.engine = exact_engine
+            if threads_exact > 0:
+                args.max_threads = threads_exact
+        if fo_plan_size(scratch.plan) < KEEP_GIL_BELOW:
+            fo_plan_step(scratch.plan, &args, &result)
+        else:
+            with nogil:
+                fo_plan_step(scratch.plan, &args, &result)
+        if not self.spare:
+            self.spare.append(scratch)
+
+    cdef int read(self, tuple row, double *values) except -1:
+        """Check the hyperparameters; those at once that are floats within their bounds."""
+        cdef int j
+        for j in range(len(self.checks)):
+            value = row[j]
+            if self.belows[j] == 0 and (value is False or value is True):  # a switch
+                values[j] = value is True
+                continue
+            if PyFloat_Check(value):
+                values[j] = PyFloat_AS_DOUBLE(value)
+                if self.lows[j] <= values[j] < self.belows[j]:
+                    continue
+            values[j] = self.checks[j](self.rule.hypers[j], value)
+        return 0
+
+    cdef list listed(self, given, str name, Py_ssize_t n, bint many):
+        """Return an argument as a list of its own."""
+        if not many:
+            return [given]
+        if type(given) is not list and type(given) is not tuple:
+            raise TypeError(
+                f"{name} must be a list or tuple, as {self.arguments[0]} is; got "
+                f"{type(given).__name__}"
+            )
+        if len(given) != n:
+            raise ValueError(f"{name}: expected {n} arrays, got {len(given)}")
+        return list(given)
+
+    cdef int bind(
+        self, Scratch scratch, list written, list names, list used, list grads, bint zero_grad,
+        bint copies, bint many,
+    ) except -1:
+        """Check all arrays but those that are copied; tell the C plan where they are."""
+        cdef Py_ssize_t i, k, count = 0, n_lists = len(written)
+        cdef fo_tensor *tensor
+        cdef cnp.ndarray param = None, array
+        cdef list arrays
+        cdef bint strict = zero_grad or copies
+        for i in range(scratch.n):
+            tensor = fo_plan_tensor(scratch.plan, i)
+            tensor.step = &scratch.count
+            for k in range(FO_MAX_SLOTS):
+                tensor.slot[k] = NULL
+            for k in range(n_lists):
+                arrays = written[k]
+                array = updatable(arrays, i, names[k], many)
+                if k == 0:
+                    param = array
+                    tensor.param = cnp.PyArray_DATA(array)
+                    tensor.size = cnp.PyArray_SIZE(array)
+                    tensor.dtype = (
+                        FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else FO_F32
+                    )
+                else:
+                    if not laid_out_alike(array, param):
+                        raise ValueError(
+                            f"{label(names[k], i, many)}: shape {(<object>array).shape}, dtype "
+                            f"{array.dtype} or memory order is not that of "
+                            f"{label(names[0], i, many)}: {(<object>param).shape}, {param.dtype}"
+                        )
+                    tensor.slot[<int>used[k - 1]] = cnp.PyArray_DATA(array)
+                scratch.extents[count].low = cnp.PyArray_BYTES(array)
+                scratch.extents[count].high = cnp.PyArray_BYTES(array) + cnp.PyArray_NBYTES(array)
+                scratch.extents[count].index = 0
+                count += 1
+            self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
+        count += scratch.n
+        if (
+            copies
+            or scratch.n_known != count
+            or memcmp(scratch.extents, scratch.known_apart, count * sizeof(Extent))
+            or strict > scratch.known_strictly
+        ):
+            scratch.n_known = 0
+            self.check_apart(scratch, written, names, grads, zero_grad, copies, many)
+            memcpy(scratch.known_apart, scratch.extents, count * sizeof(Extent))
+            scratch.n_known, scratch.known_strictly = count, strict
+        return 0
+
+    cdef int bind_grad(
+        self, Scratch scratch, cnp.ndarray param, list grads, Py_ssize_t i, Py_ssize_t n_lists,
+        bint zero_grad, bint many,
+    ) except -1:
+        cdef fo_tensor *tensor = fo_plan_tensor(scratch.plan, i)
+        cdef Extent *extent = &scratch.extents[n_lists * scratch.n + i]
+        cdef cnp.ndarray grad
+        cdef bint alike
+        item = grads[i]
+        tensor.grad = extent.low = extent.high = NULL
+        tensor.grad_ndim = extent.index = 0
+        if item is None:
+            return 0
+        name = self.arguments[1]
+        if not isinstance(item, cnp.ndarray):
+            if cnp.PyArray_NDIM(param) == 0 and type(item) in NUMPY_SCALARS and not zero_grad:
+                item = np.asarray(item)
+            else:
+                item = array_over(item, label(name, i, many))
+            if not isinstance(item, cnp.ndarray):
+                raise TypeError(
+                    f"{label(name, i, many)}: expected a numpy.ndarray of shape "
+                    f"{(<object>param).shape} and dtype {param.dtype}, or None; got "
+                    f"{type(item).__name__}"
+                )
+            grads[i] = item
+        grad = item
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, label(name, i, many))
+        if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
+            raise TypeError(
+                f"{label(name, i, many)}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
+                f"parameter's {param.dtype} in native byte order"
+            )
+        if not same_shape(grad, param):
+            raise ValueError(
+                f"{label(name, i, many)}: shape {item.shape} is not the parameter's "
+                f"{(<object>param).shape}"
+            )
+        alike = laid_out_alike(grad, param)
+        if alike:
+            tensor.grad = extent.low = cnp.PyArray_BYTES(grad)
+            extent.high = extent.low + cnp.PyArray_NBYTES(grad)
+        else:
+            alike = describe_strided(
+                param, grad, tensor, &scratch.grad_layout[i], &extent.low, &extent.high
+            )
+        extent.index = alike
+        if zero_grad:
+            if not cnp.PyArray_ISWRITEABLE(grad):
+                raise ValueError(
+                    f"{label(name, i, many)}: read-only, and zero_grad=True asks to zero it"
+                )
+            if not alike and may_overlap_itself(grad):
+                raise ValueError(
+                    f"{label(name, i, many)}: its elements share memory (a broadcast array?), and "
+                    "zero_grad=True asks to zero it"
+                )
+        return 0
+
+    cdef int check_apart(
+        self, Scratch scratch, list written, list names, list grads, bint zero_grad, bint copies,
+        bint many,
+    ) except -1:
+        """Raise if arrays share memory; a gradient may be its own parameter, if nothing is zeroed.
+
+        In the end the sorted extents are those of what is written.
+        """
+        cdef Py_ssize_t n_lists = len(written), n_owned = n_lists * scratch.n, k, j, i
+        cdef Extent *grad
+        if zero_grad:
+            scratch.sort(n_owned, n_owned + scratch.n)
+            for k in range(scratch.n_sorted):
+                j = k + 1
+                while j < scratch.n_sorted and scratch.sorted[j].low < scratch.sorted[k].high:
+                    first = scratch.sorted[k].index - n_owned
+                    second = scratch.sorted[j].index - n_owned
+                    if share_memory(grads[first], grads[second]):
+                        raise ValueError(
+                            f"{label(self.arguments[1], min(first, second), many)} and "
+                            f"{label(self.arguments[1], max(first, second), many)} share memory, "
+                            "and zero_grad=True asks to zero them"
+                        )
+                    j += 1
+        scratch.sort(0, n_owned)
+        for k in range(1, scratch.n_sorted):
+            if scratch.sorted[k].low < scratch.sorted[k - 1].high:
+                first, second = scratch.sorted[k - 1].index, scratch.sorted[k].index
+                first, second = min(first, second), max(first, second)
+                raise ValueError(
+                    f"{label(names[second % n_lists], second // n_lists, many)} overlaps "
+                    f"{label(names[first % n_lists], first // n_lists, many)} in memory; each "
+                    "needs memory of its own"
+                )
+        for i in range(scratch.n):
+            grad = &scratch.extents[n_owned + i]
+            if grad.low == grad.high:
+                continue
+            k = scratch.first_above(grad.low)
+            while k < scratch.n_sorted and scratch.sorted[k].low < grad.high:
+                j = scratch.sorted[k].index
+                k += 1
+                if (
+                    j == i * n_lists and grad.index and grad.low == scratch.extents[j].low
+                    and not zero_grad and not copies
+                ):
+                    continue
+                if grad.index or share_memory(grads[i], written[j % n_lists][j // n_lists]):
+                    raise ValueError(
+                        f"{label(self.arguments[1], i, many)} overlaps "
+                        f"{label(names[j % n_lists], j // n_lists, many)} in memory; a gradient "
+                        "needs memory of its own"
+                    )
+        return 0
+
+    cdef int copy(
+        self, Scratch scratch, list given, list written, list names, list sources, bint many,
+    ) except -1:
+        """Copy what is given to where it is to be written, after checking all of it."""
+        cdef Py_ssize_t n_lists = len(written), i, k, j, at
+        cdef char *low
+        cdef list arrays
+        cdef cnp.ndarray source, target
+        pairs = []
+        for i in range(scratch.n):
+            for k in range(n_lists):
+                arrays = given[k]
+                name = label(sources[k], i, many)
+                item, target = array_over(arrays[i], name), written[k][i]
+                if not isinstance(item, cnp.ndarray):
+                    raise TypeError(f"{name}: expected a numpy.ndarray, got {type(item).__name__}")
+                source = item
+                refuse_masked(source, name)
+                if (
+                    cnp.PyArray_TYPE(source) != cnp.PyArray_TYPE(target)
+                    or not cnp.PyArray_ISNOTSWAPPED(source) or not same_shape(source, target)
+                ):
+                    raise ValueError(
+                        f"{name}: shape {item.shape} or dtype {item.dtype} is not that of "
+                        f"{label(names[k], i, many)}: {(<object>target).shape}, {target.dtype}"
+                    )
+                if cnp.PyArray_SIZE(source) == 0 or (
+                    cnp.PyArray_BYTES(source) == cnp.PyArray_BYTES(target)
+                    and laid_out_alike(source, target)
+                ):
+                    continue
+                bounds = np.lib.array_utils.byte_bounds(np.asarray(source))
+                low = <char *><size_t>bounds[0]
+                at = scratch.first_above(low)
+                while (
+                    at < scratch.n_sorted and <size_t>scratch.sorted[at].low < <size_t>bounds[1]
+                ):
+                    j = scratch.sorted[at].index
+                    at += 1
+                    if share_memory(source, written[j % n_lists][j // n_lists]):
+                        raise ValueError(
+                            f"{name} overlaps {label(names[j % n_lists], j // n_lists, many)} in "
+                            "memory; what is written needs memory of its own"
+                        )
+                pairs.append((target, source))
+        for to, values in pairs:
+            PyArray_CopyInto(to, values)
+        return 0
+
+
+cdef str label(str name, Py_ssize_t i, bint many):
+    return f"{name}[{i}]" if many else name
+
+
+cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
+    cdef int ndim = cnp.PyArray_NDIM(one), axis
+    if cnp.PyArray_NDIM(other) != ndim:
+        return False
+    for axis in range(ndim):
+        if cnp.PyArray_DIM(one, axis) != cnp.PyArray_DIM(other, axis):
+            return False
+    return True
+
+
+cdef bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
+    """Tell whether dtypes, shapes, and the strides that matter are the same."""
+    cdef int axis
+    if cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not same_shape(one, other):
+        return False
+    if cnp.PyArray_SIZE(one) == 0:
+        return True
+    for axis in range(cnp.PyArray_NDIM(one)):
+        if (
+            cnp.PyArray_STRIDE(one, axis) != cnp.PyArray_STRIDE(other, axis)
+            and cnp.PyArray_DIM(one, axis) != 1
+        ):
+            return False
+    return True
+
+
+cdef cnp.ndarray updatable(list arrays, Py_ssize_t i, str name, bint many):
+    """Return an array of a list if the core can update it; one that was lent is put there."""
+    item = arrays[i]
+    if isinstance(item, cnp.ndarray):
+        if (
+            PyArray_CheckExact(item) and is_native_float(item)
+            and cnp.PyArray_ISWRITEABLE(item) and cnp.PyArray_IS_C_CONTIGUOUS(item)
+        ):
+            return item
+    else:
+        item = arrays[i] = array_over(item, label(name, i, many))
+    check_parameter(item, label(name, i, many))
+    return item
 
 
 # ---- the limit -----------------------------------------------------------------------------------

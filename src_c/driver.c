@@ -35,6 +35,7 @@ struct fo_plan {
     int64_t *newest;      /* of each group, the tensor whose constants were computed last */
     int64_t *first_block; /* of each tensor, and n_blocks at the end */
     fo_tuner tuners[2];   /* how many threads have paid; [1]: where gradients were only added */
+    int64_t block_room;   /* blocks that the next two are for */
     double *block_sum;    /* of squares, unscaled gradients */
     bool *block_finite;   /* whether all its values are */
 };
@@ -82,11 +83,14 @@ fo_status fo_plan_prepare(fo_plan *plan)
         plan->size += size;
     }
     plan->first_block[plan->n_tensors] = plan->n_blocks = blocks;
+    if (blocks < plan->block_room)
+        return FO_OK;
     free(plan->block_sum);
     free(plan->block_finite);
     plan->block_sum = calloc((size_t)blocks + 1, sizeof *plan->block_sum);
     plan->block_finite = calloc((size_t)blocks + 1, sizeof *plan->block_finite);
-    return plan->block_sum && plan->block_finite ? FO_OK : FO_NO_MEMORY;
+    plan->block_room = plan->block_sum && plan->block_finite ? blocks + 1 : 0;
+    return plan->block_room ? FO_OK : FO_NO_MEMORY;
 }
 
 void fo_plan_destroy(fo_plan *plan)
