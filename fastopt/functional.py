@@ -77,8 +77,8 @@ _rmsprop = _update(
 _adam = _update(
     "adam",
     ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
-    beta1=(partial(real, below=1.0), 0.0, 1.0),
-    beta2=(partial(real, below=1.0), 0.0, 1.0),
+    beta1=(partial(real, high=1.0), 0.0, 1.0),
+    beta2=(partial(real, high=1.0), 0.0, 1.0),
     eps=_AT_LEAST_0,
     amsgrad=_SWITCH,
     bias_correction=_SWITCH,
@@ -303,8 +303,14 @@ def rmsprop(
     """
     _rmsprop(
         (
-            *(lr, weight_decay, decoupled_weight_decay, maximize),
-            *(alpha, eps, momentum, grad_avgs is not None),
+            lr,
+            weight_decay,
+            decoupled_weight_decay,
+            maximize,
+            alpha,
+            eps,
+            momentum,
+            grad_avgs is not None,
         ),
         _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
         1,
@@ -353,7 +359,8 @@ def adam(
     lr : float
         Learning rate. A negative one ascends, and the state is that of the gradients as they are.
     betas : tuple of float, optional
-        What the averages keep of themselves, at least 0 and below 1.
+        What the averages keep of themselves, at least 0 and below 1; without bias correction, 1
+        is allowed.
     eps : float, optional
         Added to the corrected root, :math:`\sqrt{\hat v} + \epsilon`.
     eps_hat : bool, optional
@@ -390,10 +397,19 @@ def adam(
         raise TypeError(f"betas must be a tuple of two numbers, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must have two elements, got {betas!r}")
+    if (betas[0] == 1 or betas[1] == 1) and bias_correction is not False:
+        raise ValueError(f"betas must be < 1 where the bias is corrected, got {betas!r}")
     _adam(
         (
-            *(lr, weight_decay, decoupled_weight_decay, maximize),
-            *(betas[0], betas[1], eps, max_exp_avg_sqs is not None, bias_correction),
+            lr,
+            weight_decay,
+            decoupled_weight_decay,
+            maximize,
+            betas[0],
+            betas[1],
+            eps,
+            max_exp_avg_sqs is not None,
+            bias_correction,
         ),
         _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
         _number(step),

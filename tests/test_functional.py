@@ -183,7 +183,7 @@ def test_a_rate_corrected_by_the_caller_gives_the_bits_of_the_usual_expression(t
     m2 = 0.9 * m + (1 - 0.9) * g
     v2 = 0.999 * v + (1 - 0.999) * g**2
     w2 = w + -lr * m2 / (np.sqrt(v2) + 1e-8)
-    functional.adam(w, g, m, v, lr=lr, eps_hat=True, bias_correction=False)
+    functional.adam(w, g, m, v, lr=lr, bias_correction=False)
     assert [a.tobytes() for a in (w, m, v)] == [a.tobytes() for a in (w2, m2, v2)]
 
 
@@ -310,7 +310,8 @@ BAD = [
     (set_option(lr=True), TypeError, "lr must be a real number, got True"),
     (set_option(eps=-1.0), ValueError, "eps must be >= 0, got -1.0"),
     (set_option(weight_decay=-1), ValueError, "weight_decay must be >= 0, got -1"),
-    (set_option(betas=(0.9, 1.0)), ValueError, "beta2 must be >= 0 and < 1, got 1.0"),
+    (set_option(betas=(0.9, 1.0)), ValueError, "betas must be < 1 where the bias is corr"),
+    (set_option(betas=(0.9, 1.5)), ValueError, "beta2 must be >= 0 and <= 1, got 1.5"),
     (set_option(betas=(0.9,)), ValueError, "betas must have two elements"),
     (set_option(betas=0.9), TypeError, "betas must be a tuple of two numbers"),
     (set_option(maximize=1), TypeError, "maximize must be True or False, got 1"),
