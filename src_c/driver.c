@@ -24,6 +24,12 @@ typedef struct {
     double gscale;
 } work;
 
+/* The constants of a group that were computed last, and for which step count. */
+typedef struct {
+    int64_t step;
+    const double *consts;
+} newest;
+
 struct fo_plan {
     const fo_rule *rule;
     int32_t n_groups;
@@ -32,7 +38,7 @@ struct fo_plan {
     double *hypers;       /* FO_MAX_HYPERS a group */
     double *consts;       /* FO_MAX_CONSTS a tensor */
     work *works;          /* one a tensor */
-    int64_t *newest;      /* of each group, the tensor whose constants were computed last */
+    newest *newest;       /* one a group */
     int64_t *first_block; /* of each tensor, and n_blocks at the end */
     fo_tuner tuners[2];   /* how many threads have paid; [1]: where gradients were only added */
     int64_t block_room;   /* blocks that the next two are for */
@@ -237,10 +243,11 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
     const size_t start = (size_t)offset * item_size[t->dtype];
     char *param = (char *)t->param + start;
     (void)block;
-    if (takes_part(s, t) && !s->result->skipped && s->args->add) {
+    const bool part = takes_part(s, t) && !s->result->skipped;
+    if (part && s->args->add) {
         memcpy((char *)t->sum + start, whole_grad(s, t, offset, n, buffer),
                (size_t)n * item_size[t->dtype]);
-    } else if (takes_part(s, t) && !s->result->skipped) {
+    } else if (part) {
         void *slot[FO_MAX_SLOTS];
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
@@ -321,7 +328,7 @@ static int64_t assign_work(const step *s)
     fo_plan *plan = s->plan;
     int64_t touched = 0;
     for (int32_t j = 0; j < plan->n_groups; j++)
-        plan->newest[j] = -1;
+        plan->newest[j].step = -1;
     for (int64_t i = 0; i < plan->n_tensors; i++) {
         const fo_tensor *t = &plan->tensors[i];
         work *w = &plan->works[i];
@@ -335,15 +342,13 @@ static int64_t assign_work(const step *s)
         w->update = s->table->update[t->dtype][plan->rule - fo_rules][variant];
         const double scale = unscale(s, t);
         w->gscale = ((const fo_common_hypers *)hypers)->maximize != 0 ? -scale : scale;
-        const int64_t newest = plan->newest[t->group];
-        if (newest >= 0 && *plan->tensors[newest].step == *t->step) {
-            w->consts = plan->works[newest].consts;
-        } else {
+        newest *known = &plan->newest[t->group];
+        if (known->step != *t->step) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
             fo_rule_consts(plan->rule, hypers, s->args->semantics, *t->step + 1, consts);
-            w->consts = consts;
-            plan->newest[t->group] = i;
+            *known = (newest){*t->step, consts};
         }
+        w->consts = known->consts;
     }
     return touched;
 }
@@ -401,7 +406,8 @@ static void count(const step *s)
             continue;
         if (!s->args->add)
             ++*t->step;
-        t->has_sum = s->args->add;
+        if (t->sum)
+            t->has_sum = s->args->add;
     }
 }
 

@@ -67,7 +67,6 @@ typedef struct {
     void *slot[FO_MAX_SLOTS]; /* in the order of slot_names; NULL: not kept, then not used either */
     void *ema;                /* NULL: no average */
     void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
-    bool has_sum;             /* whether it holds any yet; steps see to it */
     int64_t *step;            /* steps taken so far; a step with a gradient adds one */
     int64_t size;             /* elements */
     fo_dtype dtype;
@@ -78,6 +77,7 @@ typedef struct {
     /* 0: grad is laid out as the parameter. Otherwise its shape and its strides in bytes, both in
      * the parameter's memory order, outermost axis first. */
     int32_t grad_ndim;
+    bool has_sum; /* not bound, but kept by steps: whether `sum` holds any gradient yet */
     const ptrdiff_t *grad_shape, *grad_strides;
 } fo_tensor;
 

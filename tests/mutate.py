@@ -296,14 +296,14 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
-        "newest >= 0 && *plan->tensors[newest].step == *t->step",
-        "newest >= 0",
+        "if (known->step != *t->step) {",
+        "if (known->step < 0) {",
     ),
     Mutation(
         "constants are shared by different groups",
         "driver.c",
-        "plan->newest[t->group] = i;",
-        "for (int32_t j = 0; j < plan->n_groups; j++)\n                plan->newest[j] = i;",
+        "newest *known = &plan->newest[t->group];",
+        "newest *known = &plan->newest[0];",
     ),
     Mutation(
         "the first average is no copy",
@@ -314,8 +314,8 @@ MUTATIONS = [
     Mutation(
         "a skipped step that zeroes gradients updates",
         "driver.c",
-        "} else if (takes_part(s, t) && !s->result->skipped) {",
-        "} else if (takes_part(s, t) && !s->args->add) {",
+        "} else if (part) {",
+        "} else if (takes_part(s, t)) {",
     ),
     Mutation(
         "a refused step zeroes gradients",
@@ -356,7 +356,7 @@ MUTATIONS = [
     Mutation(
         "a micro-batch that is skipped enters the sums",
         "driver.c",
-        "if (takes_part(s, t) && !s->result->skipped && s->args->add) {",
+        "if (part && s->args->add) {",
         "if (takes_part(s, t) && s->args->add) {",
     ),
     Mutation(
