@@ -1154,6 +1154,7 @@ cdef class Update:
         cdef cnp.ndarray param = None, array
         cdef list arrays
         cdef bint strict = zero_grad or copies
+        cdef bint gaps = False  # in gradients: their extents do not say what they share
         for i in range(scratch.n):
             tensor = fo_plan_tensor(scratch.plan, i)
             tensor.step = &scratch.count
@@ -1181,10 +1182,11 @@ cdef class Update:
                 scratch.extents[count].high = cnp.PyArray_BYTES(array) + cnp.PyArray_NBYTES(array)
                 scratch.extents[count].index = 0
                 count += 1
-            self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
+            gaps |= not self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
         count += scratch.n
         if (
             copies
+            or gaps
             or scratch.n_known != count
             or memcmp(scratch.extents, scratch.known_apart, count * sizeof(Extent))
             or strict > scratch.known_strictly
@@ -1195,10 +1197,11 @@ cdef class Update:
             scratch.n_known, scratch.known_strictly = count, strict
         return 0
 
-    cdef int bind_grad(
+    cdef bint bind_grad(
         self, Scratch scratch, cnp.ndarray param, list grads, Py_ssize_t i, Py_ssize_t n_lists,
         bint zero_grad, bint many,
     ) except -1:
+        """Check a gradient, and tell the C plan where it is; tell whether it is dense, or None."""
         cdef fo_tensor *tensor = fo_plan_tensor(scratch.plan, i)
         cdef Extent *extent = &scratch.extents[n_lists * scratch.n + i]
         cdef cnp.ndarray grad
@@ -1207,7 +1210,7 @@ cdef class Update:
         tensor.grad = extent.low = extent.high = NULL
         tensor.grad_ndim = extent.index = 0
         if item is None:
-            return 0
+            return True
         name = self.arguments[1]
         if not isinstance(item, cnp.ndarray):
             if cnp.PyArray_NDIM(param) == 0 and type(item) in NUMPY_SCALARS and not zero_grad:
@@ -1253,7 +1256,7 @@ cdef class Update:
                     f"{label(name, i, many)}: its elements share memory (a broadcast array?), and "
                     "zero_grad=True asks to zero it"
                 )
-        return 0
+        return alike
 
     cdef int check_apart(
         self, Scratch scratch, list written, list names, list grads, bint zero_grad, bint copies,

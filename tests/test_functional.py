@@ -356,6 +356,21 @@ def test_a_call_that_fails_writes_nothing(case, warm):
     assert [a.tobytes() for a in every] == before
 
 
+def test_a_gradient_with_gaps_is_looked_at_each_time():
+    """Two that begin and end alike, one around the parameter and one over it."""
+    memory = np.zeros(32)
+    w = memory[9:13].reshape(2, 2)
+
+    def gradient(*strides):
+        return np.lib.stride_tricks.as_strided(memory[8:], (2, 2), [8 * s for s in strides])
+
+    around, over = gradient(6, 0), gradient(1, 5)  # 8, 8, 14, 14 and 8, 13, 9, 14
+    for _ in range(2):
+        functional.sgd(w, around, lr=1.0)
+        with pytest.raises(ValueError, match=r"^grads overlaps params in memory"):
+            functional.sgd(w, over, lr=1.0)
+
+
 def test_an_out_that_does_not_fit_is_refused_and_nothing_is_written():
     w, g, b = (np.arange(5.0) + k for k in range(3))
     memory = np.zeros(20)
