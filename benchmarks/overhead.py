@@ -1,9 +1,10 @@
 """What a step costs besides its arithmetic: ``python benchmarks/overhead.py``
 
 Adam in float32 on arrays so small that calls and checks are most of it, beside one
-``numpy.add(a, b, out=c)`` of 1000 elements; and how much of that is below the Python of
+``numpy.add(a, b, out=c)`` of 1000 elements; how much of that is below the Python of
 ``Optimizer.step``, and below all Python: the same through the C interface, from a loop in C, which
-CC (or cc) compiles. The exit status is 1 if a bound is broken.
+CC (or cc) compiles; and the same by ``fastopt.functional``. The exit status is 1 if a bound is
+broken.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import fastopt
-from fastopt import _core
+from fastopt import _core, functional
 from fastopt.bench.measure import Race
 
 UNIT = "numpy.add, 1000"
@@ -84,6 +85,11 @@ def main():
         in_c = dict(c_subjects(library, table, name, sizes))
         subjects |= in_c
         steps |= dict.fromkeys(in_c, C_STEPS)
+        arrays = [params, grads, *([np.zeros_like(p) for p in params] for _ in range(2))]
+        if len(params) == 1:
+            arrays = [one for (one,) in arrays]
+        call = partial(functional.adam, *arrays, step=10, lr=1e-3)
+        subjects[f"{name}, functional"] = subject(call)
     race = Race(subjects)
     for _ in range(args.rounds):
         race.round()

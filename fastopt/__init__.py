@@ -17,11 +17,12 @@ except ImportError as error:
         "'pip install -e .', or run Python from another folder."
     ) from error
 
-from fastopt import reference, schedules
+from fastopt import functional, reference, schedules
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._version import __version__
 from fastopt.adagrad import Adagrad
 from fastopt.adam import Adam, AdamW
+from fastopt.flat import flatten, unflatten
 from fastopt.rmsprop import RMSprop
 from fastopt.sgd import SGD
 from fastopt.threads import get_num_threads, set_num_threads
@@ -34,12 +35,15 @@ __all__ = [
     "RMSprop",
     "__version__",
     "build_info",
+    "flatten",
+    "functional",
     "get_include",
     "get_library",
     "get_num_threads",
     "reference",
     "schedules",
     "set_num_threads",
+    "unflatten",
 ]
 
 apply_environment()

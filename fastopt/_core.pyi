@@ -19,6 +19,8 @@ def force_threads(team: int, *, openmp: bool = False) -> None: ...
 def rule_names() -> list[str]: ...
 def note_fork() -> None: ...
 def set_items(dicts: list[dict[str, Any]], items: list[dict[str, Any]]) -> None: ...
+def lends_memory(given: Any) -> bool: ...
+def array_over(given: Any, name: str, *, keep: bool = False) -> Any: ...
 def check_parameter(array: Any, name: str) -> None: ...
 def unchanged(groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]) -> bool: ...
 
@@ -45,6 +47,7 @@ class Plan:
     owners: tuple[int, ...]
     num_threads: int
     completed_steps: int
+    accumulated_steps: int
     def __init__(
         self,
         rule: Rule,
@@ -63,7 +66,12 @@ class Plan:
         ema_decay: float,
         num_threads: int,
         completed_steps: int,
+        sums: list[NDArray[Any]] | None = None,
+        accumulate: int = 1,
+        accumulated_steps: int = 0,
+        summed: Sequence[bool] | None = None,
     ) -> None: ...
+    def summed(self) -> list[bool]: ...
     def check(self) -> None: ...
     def set_hypers(self, group: int, row: Sequence[float]) -> None: ...
     @property
@@ -75,6 +83,8 @@ class Plan:
         values: list[NDArray[Any]],
         completed_steps: int,
         done: list[bool],
+        accumulated_steps: int = 0,
+        summed: Sequence[bool] | None = None,
     ) -> None: ...
     def step_unchanged(
         self, groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]], grads: Any
@@ -82,6 +92,23 @@ class Plan:
     def step(
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...
+
+class Update:
+    def __init__(
+        self, rule: Rule, checks: dict[str, tuple[Any, float, float]], arguments: tuple[str, ...]
+    ) -> None: ...
+    def __call__(
+        self,
+        row: tuple[Any, ...],
+        semantics: int,
+        step: int,
+        params: Any,
+        grads: Any,
+        slots: tuple[Any, ...],
+        zero_grad: bool,
+        num_threads: int,
+        out: Any,
+    ) -> None: ...
 
 class Limit:
     def __init__(

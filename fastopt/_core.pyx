@@ -7,7 +7,9 @@ algorithms: what a rule's hyperparameters and slots mean is the rule's business.
 
 cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
@@ -231,6 +233,109 @@ def check_parameter(array, str name):
         )
 
 
+cdef bint describe_strided(
+    cnp.ndarray param, cnp.ndarray grad, fo_tensor *tensor, Py_ssize_t **layout, char **low,
+    char **high,
+) except -1:
+    """Describe a gradient in its parameter's memory order; tell whether it turns out dense.
+
+    The description lies in `layout`, which is allocated if it is NULL; `low` and `high` are between
+    which addresses the gradient lies.
+    """
+    cdef int axes[64]
+    cdef int count = memory_order(param, axes), place, used
+    cdef cnp.npy_intp itemsize = cnp.PyArray_ITEMSIZE(grad), dim, stride
+    cdef Py_ssize_t *shape
+    cdef Py_ssize_t *strides
+    tensor.grad = low[0] = high[0] = cnp.PyArray_BYTES(grad)
+    tensor.grad_ndim = 0
+    if tensor.size == 0:
+        return True
+    if layout[0] == NULL:
+        layout[0] = <Py_ssize_t *>PyMem_Calloc(2 * 64, sizeof(Py_ssize_t))
+        if layout[0] == NULL:
+            raise MemoryError
+    shape, strides = layout[0], layout[0] + count
+    high[0] += itemsize
+    used = count  # written from the innermost axis outwards; neighbours that line up merge
+    for place in range(count - 1, -1, -1):
+        dim, stride = cnp.PyArray_DIM(grad, axes[place]), cnp.PyArray_STRIDE(grad, axes[place])
+        if stride < 0:
+            low[0] += (dim - 1) * stride
+        else:
+            high[0] += (dim - 1) * stride
+        if used < count and stride == strides[used] * shape[used]:
+            shape[used] *= dim
+        else:
+            used -= 1
+            shape[used], strides[used] = dim, stride
+    if used == count or (used == count - 1 and strides[used] == itemsize):
+        return True
+    tensor.grad_ndim = count - used
+    tensor.grad_shape, tensor.grad_strides = shape + used, strides + used
+    return False
+
+
+cdef bint may_overlap_itself(cnp.ndarray grad):
+    """Sorted by size, each stride must step over all that the smaller ones reach."""
+    cdef int j
+    reach = cnp.PyArray_ITEMSIZE(grad)
+    axes = [
+        (abs(cnp.PyArray_STRIDE(grad, j)), cnp.PyArray_DIM(grad, j))
+        for j in range(cnp.PyArray_NDIM(grad))
+    ]
+    for stride, dim in sorted(axis for axis in axes if axis[1] > 1):
+        if stride < reach:
+            return True
+        reach += stride * (dim - 1)
+    return False
+
+
+cdef bint share_memory(a, b):
+    """Decide exactly, where that is not too much work, whether two arrays share memory."""
+    try:
+        return np.shares_memory(np.asarray(a), np.asarray(b), max_work=1_000_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def lends_memory(given):
+    """Tell whether an object is an array, a tensor, or has a buffer."""
+    return (
+        isinstance(given, (np.ndarray, np.generic))
+        or hasattr(type(given), "__dlpack__")
+        or PyObject_CheckBuffer(given)
+    )
+
+
+def array_over(given, str name, *, bint keep=False):
+    """Return an ndarray over the memory that an object lends; the object itself, if it lends none.
+
+    An ndarray or NumPy scalar is returned as it is. With `keep`, the memory stays although the
+    object should go over to other memory. Raises TypeError for memory of which there can be no
+    ndarray here.
+    """
+    if isinstance(given, (np.ndarray, np.generic)):
+        return given
+    kind = type(given)
+    try:
+        if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
+            from fastopt import _tensors  # which may need Python's lock; arrays do without
+
+            return _tensors.borrow(
+                kind, given.detach() if keep and hasattr(kind, "detach") else given
+            )
+        if hasattr(kind, "__dlpack__"):
+            return np.from_dlpack(given)
+        if PyObject_CheckBuffer(given):
+            return np.asarray(memoryview(given))
+    except Exception as error:  # the library's own
+        raise TypeError(
+            f"{name}: the memory of a {kind.__name__} cannot be used: {error}"
+        ) from error
+    return given
+
+
 cdef void put(cnp.ndarray array, cnp.ndarray value) noexcept:
     """Copy into a dense array what is laid out alike, or one element everywhere."""
     cdef char *to = cnp.PyArray_BYTES(array)
@@ -279,6 +384,12 @@ cpdef bint unchanged(groups, list seen):
         if not same:
             return False
     return True
+
+
+# Besides the slots, what the arrays that go with a parameter are.
+cdef enum:
+    EMA = FO_MAX_SLOTS
+    SUM
 
 
 cdef struct Layout:
@@ -379,6 +490,14 @@ cdef class Plan:
         Parameters of clipping and averaging.
     num_threads : int
         Upper bound on threads; 0 for the module's.
+    completed_steps : int
+        Steps taken so far.
+    sums : list of numpy.ndarray, optional
+        Where the gradients of micro-batches are summed, laid out like the parameters.
+    accumulate : int, optional
+        Every so many steps update the parameters, with the mean gradient.
+    accumulated_steps, summed : int and sequence of bool, optional
+        How many micro-batches have been summed, and which sums hold anything.
 
     Notes
     -----
@@ -390,7 +509,7 @@ cdef class Plan:
     cdef Rule rule
     cdef Py_ssize_t n, n_owned, n_groups, n_extents
     cdef readonly tuple names
-    cdef readonly tuple owned        # parameters, then slots, then averages
+    cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef Layout *layouts             # of the owned arrays
@@ -403,12 +522,14 @@ cdef class Plan:
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public int64_t completed_steps
+    cdef readonly int64_t accumulated_steps
 
     def __cinit__(
         self, Rule rule not None, list params not None, list slots not None, list ema,
         list steps not None, list groups not None, list rows not None, list names not None,
         *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
+        list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -425,11 +546,15 @@ cdef class Plan:
         self.args.clip_limit = clip_limit
         self.args.nonfinite = <fo_nonfinite>nonfinite
         self.args.ema_decay = ema_decay
+        self.args.accumulate = accumulate
         for name, given in (
-            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema)
+            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
+            ("sums", sums),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
+        if accumulate < 1 or (accumulate > 1 and sums is None):
+            raise ValueError(f"accumulate={accumulate}: expected 1, or more and sums")
         for i in range(self.n):
             if not isinstance(steps[i], cnp.ndarray):
                 raise TypeError(f"step counter of {names[i]}: expected a numpy.ndarray")
@@ -445,10 +570,11 @@ cdef class Plan:
                     owned.append(slots[i][j])
                     owners.append(i)
                     targets.append(j)
-        if ema is not None:
-            owned.extend(ema)
-            owners.extend(range(self.n))
-            targets.extend([FO_MAX_SLOTS] * self.n)
+        for j, arrays in ((EMA, ema), (SUM, sums)):
+            if arrays is not None:
+                owned.extend(arrays)
+                owners.extend(range(self.n))
+                targets.extend([j] * self.n)
         self.owned, self.owners, self.n_owned = tuple(owned), tuple(owners), len(owned)
 
         self.n_groups = len(rows)
@@ -478,13 +604,16 @@ cdef class Plan:
             else:
                 self._check_like(array, self.owned[i], self._label(k))
                 j = targets[k - self.n]
-                self.layouts[k].target = &tensor.ema if j == FO_MAX_SLOTS else &tensor.slot[j]
+                self.layouts[k].target = (
+                    &tensor.ema if j == EMA else &tensor.sum if j == SUM else &tensor.slot[j]
+                )
             self._remember(k, array)
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self._read_owned()
         for k in range(self.n_groups):
             self.set_hypers(k, rows[k])
+        self._set_summed(accumulated_steps, self._as_flags(summed))
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -663,13 +792,8 @@ cdef class Plan:
                     f"gradient of {self.names[i]}: a NumPy scalar cannot be zeroed in place, as "
                     "zero_grad=True asks"
                 )
-            if not scalar:
-                param = self.owned[i]
-                raise TypeError(
-                    f"gradient of {self.names[i]}: expected a numpy.ndarray of shape "
-                    f"{param.shape} and dtype {param.dtype}, or None; got {type(item).__name__}"
-                )
-            item = grads[i] = np.asarray(item)
+            array = np.asarray(item) if scalar else self._borrowed(i, item)
+            item = grads[i] = array
         grad = item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, f"gradient of {self.names[i]}")
@@ -712,61 +836,29 @@ cdef class Plan:
             self._check_apart(i, grad, low, high, alike, zero_grad)
         return 0
 
+    cdef _borrowed(self, Py_ssize_t i, item):
+        """Return an array over the memory that a gradient lends."""
+        array = array_over(item, f"gradient of {self.names[i]}")
+        if not isinstance(array, cnp.ndarray):
+            param = self.owned[i]
+            raise TypeError(
+                f"gradient of {self.names[i]}: expected a numpy.ndarray of shape {param.shape} and "
+                f"dtype {param.dtype}, or None; got {type(item).__name__}"
+            )
+        return array
+
     cdef bint _bind_strided(
         self, Py_ssize_t i, cnp.ndarray grad, fo_tensor *tensor, char **low, char **high,
         bint zero_grad,
     ) except -1:
         """Describe a gradient in its parameter's memory order; tell whether it turns out dense."""
-        cdef int axes[64]
-        cdef int count = memory_order(self.owned[i], axes), place, used
-        cdef cnp.npy_intp itemsize = cnp.PyArray_ITEMSIZE(grad), dim, stride
-        cdef Py_ssize_t *shape
-        cdef Py_ssize_t *strides
-        tensor.grad = low[0] = high[0] = cnp.PyArray_BYTES(grad)
-        tensor.grad_ndim = 0
-        if tensor.size == 0:
+        if describe_strided(self.owned[i], grad, tensor, &self.grad_layout[i], low, high):
             return True
-        if self.grad_layout[i] == NULL:
-            self.grad_layout[i] = <Py_ssize_t *>PyMem_Calloc(2 * count + 1, sizeof(Py_ssize_t))
-            if self.grad_layout[i] == NULL:
-                raise MemoryError
-        shape, strides = self.grad_layout[i], self.grad_layout[i] + count
-        high[0] += itemsize
-        used = count  # written from the innermost axis outwards; neighbours that line up merge
-        for place in range(count - 1, -1, -1):
-            dim, stride = cnp.PyArray_DIM(grad, axes[place]), cnp.PyArray_STRIDE(grad, axes[place])
-            if stride < 0:
-                low[0] += (dim - 1) * stride
-            else:
-                high[0] += (dim - 1) * stride
-            if used < count and stride == strides[used] * shape[used]:
-                shape[used] *= dim
-            else:
-                used -= 1
-                shape[used], strides[used] = dim, stride
-        if used == count or (used == count - 1 and strides[used] == itemsize):
-            return True
-        tensor.grad_ndim = count - used
-        tensor.grad_shape, tensor.grad_strides = shape + used, strides + used
-        if zero_grad and self._may_overlap_itself(grad):
+        if zero_grad and may_overlap_itself(grad):
             raise ValueError(
                 f"gradient of {self.names[i]}: its elements share memory (a broadcast array?), and "
                 "zero_grad=True asks to zero it"
             )
-        return False
-
-    cdef bint _may_overlap_itself(self, cnp.ndarray grad):
-        """Sorted by size, each stride must step over all that the smaller ones reach."""
-        cdef int j
-        reach = cnp.PyArray_ITEMSIZE(grad)
-        axes = [
-            (abs(cnp.PyArray_STRIDE(grad, j)), cnp.PyArray_DIM(grad, j))
-            for j in range(cnp.PyArray_NDIM(grad))
-        ]
-        for stride, dim in sorted(axis for axis in axes if axis[1] > 1):
-            if stride < reach:
-                return True
-            reach += stride * (dim - 1)
         return False
 
     cdef int _check_apart(
@@ -787,20 +879,13 @@ cdef class Plan:
             left += 1
             if k == i and alike and low == self.layouts[i].data and not zero_grad:
                 continue
-            if alike or self._shares_memory(grad, self._array(k)):
+            if alike or share_memory(grad, self._array(k)):
                 own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
                 raise ValueError(
                     f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
                     "gradient needs memory of its own"
                 )
         return 0
-
-    cdef bint _shares_memory(self, a, b):
-        """Decide exactly, where that is not too much work, whether two arrays share memory."""
-        try:
-            return np.shares_memory(np.asarray(a), np.asarray(b), max_work=1_000_000)
-        except np.exceptions.TooHardError:
-            return True
 
     cdef int _check_grads_apart(self, list grads) except -1:
         """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
@@ -816,7 +901,7 @@ cdef class Plan:
             while k < count and self.sorting[k].low < self.sorting[j].high:
                 first, second = self.sorting[j].index, self.sorting[k].index
                 first, second = min(first, second), max(first, second)
-                if self._shares_memory(grads[first], grads[second]):
+                if share_memory(grads[first], grads[second]):
                     raise ValueError(
                         f"gradients of {self.names[first]} and {self.names[second]} share memory, "
                         "and zero_grad=True asks to zero them"
@@ -873,8 +958,11 @@ cdef class Plan:
             raise RuntimeError(TORN)
         return 0
 
-    def restore(self, list to, list values, int64_t completed_steps, list done):
-        """Copy arrays and set the number of completed steps: all of it, or nothing and raise.
+    def restore(
+        self, list to, list values, int64_t completed_steps, list done,
+        int64_t accumulated_steps=0, summed=None,
+    ):
+        """Copy arrays and set the counts of steps: all of it, or nothing and raise.
 
         Mends a torn plan.
 
@@ -888,9 +976,11 @@ cdef class Plan:
             The number of completed steps.
         done : list of bool
             Its first entry becomes True: a signal may raise right after this method returns.
+        accumulated_steps, summed : int and sequence of bool, optional
+            As for the constructor.
         """
         cdef Py_ssize_t k, n = len(to)
-        cdef list ready = list(values)
+        cdef list ready = list(values), flags = self._as_flags(summed)
         for k in range(n):
             value, array = values[k], to[k]
             if value.dtype != array.dtype or value.shape not in ((), array.shape):
@@ -902,8 +992,27 @@ cdef class Plan:
         for k in range(n):  # from here on nothing can fail
             put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
         self.completed_steps = completed_steps
+        self._set_summed(accumulated_steps, flags)
         done[0] = True
         self.writing = 0
+
+    cdef list _as_flags(self, summed):
+        """Return which sums hold something, as ``True`` and ``False``; None: none does."""
+        cdef list flags = [False] * self.n if summed is None else [bool(flag) for flag in summed]
+        if len(flags) != self.n:
+            raise ValueError(f"summed: expected {self.n}, one for each parameter")
+        return flags
+
+    cdef void _set_summed(self, int64_t accumulated_steps, list flags) noexcept:
+        cdef Py_ssize_t i
+        self.accumulated_steps = accumulated_steps
+        for i in range(self.n):
+            fo_plan_tensor(self.plan, i).has_sum = flags[i] is True
+
+    def summed(self):
+        """Return for each parameter whether its sum holds the gradient of a micro-batch."""
+        cdef Py_ssize_t i
+        return [fo_plan_tensor(self.plan, i).has_sum != 0 for i in range(self.n)]
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -951,6 +1060,7 @@ cdef class Plan:
 
         args.loss_scale = loss_scale
         args.zero_grad = zero_grad
+        args.add = self.accumulated_steps + 1 < args.accumulate
         args.ema_starts = self.completed_steps == 0
         args.max_threads = self.num_threads or fo_get_num_threads()
         if threads_exact:
@@ -963,13 +1073,486 @@ cdef class Plan:
             with nogil:
                 fo_plan_step(self.plan, &args, out)
         if not out.skipped:
-            self.completed_steps += 1
+            if args.add:
+                self.accumulated_steps += 1
+            else:
+                self.accumulated_steps = 0
+                self.completed_steps += 1
         elif args.nonfinite == FO_RAISE:
             raise FloatingPointError(
                 f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"
                 f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
             )
         return result
+
+
+# ---- one call, without a plan of the caller's ----------------------------------------------------
+
+cdef class Scratch:
+    """What a call of an Update on so many parameters needs, kept for the next such call."""
+
+    cdef fo_plan *plan
+    cdef Py_ssize_t n
+    cdef int64_t count
+    cdef Py_ssize_t **grad_layout
+    cdef Extent *extents      # of each parameter and its slots in turn, then of the gradients
+    cdef Extent *known_apart  # the same, of the last call
+    cdef Py_ssize_t n_known
+    cdef bint known_strictly  # no gradient was its own parameter, none shared memory
+    cdef Extent *sorted       # what of `extents` is not empty, by address
+    cdef Py_ssize_t n_sorted
+
+    def __cinit__(self, Rule rule not None, Py_ssize_t n):
+        cdef Py_ssize_t room = (FO_MAX_SLOTS + 2) * n + 1
+        self.n = n
+        self.plan = fo_plan_create(rule.rule, 1, n)
+        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(n + 1, sizeof(Py_ssize_t *))
+        self.extents = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        self.known_apart = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        self.sorted = <Extent *>PyMem_Calloc(room, sizeof(Extent))
+        if (
+            self.plan == NULL or self.grad_layout == NULL or self.extents == NULL
+            or self.known_apart == NULL or self.sorted == NULL
+        ):
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        fo_plan_destroy(self.plan)
+        if self.grad_layout != NULL:
+            for i in range(self.n):
+                PyMem_Free(self.grad_layout[i])
+        PyMem_Free(self.grad_layout)
+        PyMem_Free(self.extents)
+        PyMem_Free(self.known_apart)
+        PyMem_Free(self.sorted)
+
+    cdef int sort(self, Py_ssize_t begin, Py_ssize_t end) noexcept:
+        """Sort the extents from begin to end; their index becomes their number."""
+        cdef Py_ssize_t k
+        self.n_sorted = 0
+        for k in range(begin, end):
+            if self.extents[k].low != self.extents[k].high:
+                self.sorted[self.n_sorted] = self.extents[k]
+                self.sorted[self.n_sorted].index = k
+                self.n_sorted += 1
+        qsort(self.sorted, self.n_sorted, sizeof(Extent), by_low)
+        return 0
+
+    cdef Py_ssize_t first_above(self, char *low) noexcept:
+        """Return the first of the sorted extents that ends above an address."""
+        cdef Py_ssize_t left = 0, right = self.n_sorted, middle
+        while left < right:
+            middle = (left + right) // 2
+            if self.sorted[middle].high > low:
+                right = middle
+            else:
+                left = middle + 1
+        return left
+
+
+cdef class Update:
+    """A rule as a function of arrays that the caller keeps, for `fastopt.functional`.
+
+    Parameters
+    ----------
+    rule : Rule
+        The update rule.
+    checks : dict
+        For each hyperparameter, a function of (name, value) that returns a float or raises, and
+        bounds: a float with ``low <= value < below`` needs no check.
+    arguments : tuple of str
+        What the caller calls the parameters, the gradients, and each slot of ``rule.slots``.
+    """
+
+    cdef Rule rule
+    cdef tuple checks, arguments
+    cdef double lows[FO_MAX_HYPERS]
+    cdef double belows[FO_MAX_HYPERS]
+    cdef list spare
+
+    def __cinit__(self, Rule rule not None, dict checks not None, tuple arguments not None):
+        cdef int j
+        self.rule, self.arguments, self.spare = rule, arguments, []
+        self.checks = tuple([checks[name][0] for name in rule.hypers])
+        for j in range(len(rule.hypers)):
+            self.lows[j], self.belows[j] = checks[rule.hypers[j]][1:]
+
+    def __call__(
+        self, tuple row not None, int semantics, int64_t step, params, grads, tuple slots not None,
+        bint zero_grad, int num_threads, out,
+    ):
+        """Check everything, then update everything.
+
+        Parameters
+        ----------
+        row : tuple
+            Hyperparameters, in the order of ``rule.hypers``.
+        semantics : int
+            As the C core numbers them.
+        step : int
+            The number of this step; the first is 1.
+        params, grads : numpy.ndarray or list
+            Arrays, or lists of as many.
+        slots : tuple
+            For each slot, the array or the list; None for one that is not used.
+        zero_grad : bool
+            Whether to zero the gradients afterwards.
+        num_threads : int
+            Upper bound on threads; 0 for the module's.
+        out : tuple or None
+            Where to write the parameters and the used slots, each an array or a list; None: into
+            those that are given.
+        """
+        cdef double hypers[FO_MAX_HYPERS]
+        cdef fo_step_args args
+        cdef fo_step_result result
+        cdef Scratch scratch = None
+        cdef list used = [], names = [self.arguments[0]]
+        cdef list given, written, bound, sources
+        cdef Py_ssize_t n, k
+        cdef int j
+        cdef bint many = type(params) is list or type(params) is tuple
+        memset(hypers, 0, sizeof(hypers))
+        self.read(row, hypers)
+        n = len(params) if many else 1
+        bound = self.listed(grads, self.arguments[1], n, many)
+        given = [self.listed(params, self.arguments[0], n, many)]
+        for j in range(len(slots)):
+            if fo_rule_uses_slot(self.rule.rule, hypers, j):
+                used.append(j)
+                names.append(self.arguments[2 + j])
+                given.append(self.listed(slots[j], self.arguments[2 + j], n, many))
+        written = given
+        if out is not None:
+            if type(out) is not tuple and type(out) is not list or len(out) != len(given):
+                raise ValueError(
+                    f"out must be a tuple of {len(given)}: where to write {', '.join(names)}"
+                )
+            sources = names
+            names = [f"out[{k}]" for k in range(len(given))]
+            written = [self.listed(out[k], names[k], n, many) for k in range(len(given))]
+        with cython.critical_section(self):
+            if self.spare:
+                scratch = self.spare.pop()
+        if scratch is None or scratch.n != n:
+            scratch = Scratch.__new__(Scratch, self.rule, n)
+        self.bind(scratch, written, names, used, bound, zero_grad, out is not None, many)
+        if out is not None:
+            self.copy(scratch, given, written, names, sources, many)
+        memcpy(fo_plan_hypers(scratch.plan, 0), hypers, sizeof(hypers))
+        if fo_plan_prepare(scratch.plan) != FO_OK:
+            raise MemoryError
+        scratch.count = step - 1
+        memset(&args, 0, sizeof(args))
+        args.semantics = <fo_semantics>semantics
+        args.loss_scale = 1
+        args.accumulate = 1
+        args.zero_grad = zero_grad
+        args.max_threads = num_threads or fo_get_num_threads()
+        if threads_exact:
+            args.engine = exact_engine
+            if threads_exact > 0:
+                args.max_threads = threads_exact
+        if fo_plan_size(scratch.plan) < KEEP_GIL_BELOW:
+            fo_plan_step(scratch.plan, &args, &result)
+        else:
+            with nogil:
+                fo_plan_step(scratch.plan, &args, &result)
+        with cython.critical_section(self):
+            if not self.spare:
+                self.spare.append(scratch)
+
+    cdef int read(self, tuple row, double *values) except -1:
+        """Check the hyperparameters; those at once that are floats within their bounds."""
+        cdef int j
+        for j in range(len(self.checks)):
+            value = row[j]
+            if self.belows[j] == 0 and (value is False or value is True):  # a switch
+                values[j] = value is True
+                continue
+            if PyFloat_Check(value):
+                values[j] = PyFloat_AS_DOUBLE(value)
+                if self.lows[j] <= values[j] < self.belows[j]:
+                    continue
+            values[j] = self.checks[j](self.rule.hypers[j], value)
+        return 0
+
+    cdef list listed(self, given, str name, Py_ssize_t n, bint many):
+        """Return an argument as a list of its own."""
+        if not many:
+            return [given]
+        if type(given) is not list and type(given) is not tuple:
+            raise TypeError(
+                f"{name} must be a list or tuple, as {self.arguments[0]} is; got "
+                f"{type(given).__name__}"
+            )
+        if len(given) != n:
+            raise ValueError(f"{name}: expected {n} arrays, got {len(given)}")
+        return list(given)
+
+    cdef int bind(
+        self, Scratch scratch, list written, list names, list used, list grads, bint zero_grad,
+        bint copies, bint many,
+    ) except -1:
+        """Check all arrays but those that are copied; tell the C plan where they are."""
+        cdef Py_ssize_t i, k, count = 0, n_lists = len(written)
+        cdef fo_tensor *tensor
+        cdef cnp.ndarray param = None, array
+        cdef list arrays
+        cdef bint strict = zero_grad or copies
+        cdef bint gaps = False  # in gradients: their extents do not say what they share
+        for i in range(scratch.n):
+            tensor = fo_plan_tensor(scratch.plan, i)
+            tensor.step = &scratch.count
+            for k in range(FO_MAX_SLOTS):
+                tensor.slot[k] = NULL
+            for k in range(n_lists):
+                arrays = written[k]
+                array = updatable(arrays, i, names[k], many)
+                if k == 0:
+                    param = array
+                    tensor.param = cnp.PyArray_DATA(array)
+                    tensor.size = cnp.PyArray_SIZE(array)
+                    tensor.dtype = (
+                        FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else FO_F32
+                    )
+                else:
+                    if not laid_out_alike(array, param):
+                        raise ValueError(
+                            f"{label(names[k], i, many)}: shape {(<object>array).shape}, dtype "
+                            f"{array.dtype} or memory order is not that of "
+                            f"{label(names[0], i, many)}: {(<object>param).shape}, {param.dtype}"
+                        )
+                    tensor.slot[<int>used[k - 1]] = cnp.PyArray_DATA(array)
+                scratch.extents[count].low = cnp.PyArray_BYTES(array)
+                scratch.extents[count].high = cnp.PyArray_BYTES(array) + cnp.PyArray_NBYTES(array)
+                scratch.extents[count].index = 0
+                count += 1
+            gaps |= not self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
+        count += scratch.n
+        if (
+            copies
+            or gaps
+            or scratch.n_known != count
+            or memcmp(scratch.extents, scratch.known_apart, count * sizeof(Extent))
+            or strict > scratch.known_strictly
+        ):
+            scratch.n_known = 0
+            self.check_apart(scratch, written, names, grads, zero_grad, copies, many)
+            memcpy(scratch.known_apart, scratch.extents, count * sizeof(Extent))
+            scratch.n_known, scratch.known_strictly = count, strict
+        return 0
+
+    cdef bint bind_grad(
+        self, Scratch scratch, cnp.ndarray param, list grads, Py_ssize_t i, Py_ssize_t n_lists,
+        bint zero_grad, bint many,
+    ) except -1:
+        """Check a gradient, and tell the C plan where it is; tell whether it is dense, or None."""
+        cdef fo_tensor *tensor = fo_plan_tensor(scratch.plan, i)
+        cdef Extent *extent = &scratch.extents[n_lists * scratch.n + i]
+        cdef cnp.ndarray grad
+        cdef bint alike
+        item = grads[i]
+        tensor.grad = extent.low = extent.high = NULL
+        tensor.grad_ndim = extent.index = 0
+        if item is None:
+            return True
+        name = self.arguments[1]
+        if not isinstance(item, cnp.ndarray):
+            if cnp.PyArray_NDIM(param) == 0 and type(item) in NUMPY_SCALARS and not zero_grad:
+                item = np.asarray(item)
+            else:
+                item = array_over(item, label(name, i, many))
+            if not isinstance(item, cnp.ndarray):
+                raise TypeError(
+                    f"{label(name, i, many)}: expected a numpy.ndarray of shape "
+                    f"{(<object>param).shape} and dtype {param.dtype}, or None; got "
+                    f"{type(item).__name__}"
+                )
+            grads[i] = item
+        grad = item
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, label(name, i, many))
+        if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
+            raise TypeError(
+                f"{label(name, i, many)}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
+                f"parameter's {param.dtype} in native byte order"
+            )
+        if not same_shape(grad, param):
+            raise ValueError(
+                f"{label(name, i, many)}: shape {item.shape} is not the parameter's "
+                f"{(<object>param).shape}"
+            )
+        alike = laid_out_alike(grad, param)
+        if alike:
+            tensor.grad = extent.low = cnp.PyArray_BYTES(grad)
+            extent.high = extent.low + cnp.PyArray_NBYTES(grad)
+        else:
+            alike = describe_strided(
+                param, grad, tensor, &scratch.grad_layout[i], &extent.low, &extent.high
+            )
+        extent.index = alike
+        if zero_grad:
+            if not cnp.PyArray_ISWRITEABLE(grad):
+                raise ValueError(
+                    f"{label(name, i, many)}: read-only, and zero_grad=True asks to zero it"
+                )
+            if not alike and may_overlap_itself(grad):
+                raise ValueError(
+                    f"{label(name, i, many)}: its elements share memory (a broadcast array?), and "
+                    "zero_grad=True asks to zero it"
+                )
+        return alike
+
+    cdef int check_apart(
+        self, Scratch scratch, list written, list names, list grads, bint zero_grad, bint copies,
+        bint many,
+    ) except -1:
+        """Raise if arrays share memory; a gradient may be its own parameter, if nothing is zeroed.
+
+        In the end the sorted extents are those of what is written.
+        """
+        cdef Py_ssize_t n_lists = len(written), n_owned = n_lists * scratch.n, k, j, i
+        cdef Extent *grad
+        if zero_grad:
+            scratch.sort(n_owned, n_owned + scratch.n)
+            for k in range(scratch.n_sorted):
+                j = k + 1
+                while j < scratch.n_sorted and scratch.sorted[j].low < scratch.sorted[k].high:
+                    first = scratch.sorted[k].index - n_owned
+                    second = scratch.sorted[j].index - n_owned
+                    if share_memory(grads[first], grads[second]):
+                        raise ValueError(
+                            f"{label(self.arguments[1], min(first, second), many)} and "
+                            f"{label(self.arguments[1], max(first, second), many)} share memory, "
+                            "and zero_grad=True asks to zero them"
+                        )
+                    j += 1
+        scratch.sort(0, n_owned)
+        for k in range(1, scratch.n_sorted):
+            if scratch.sorted[k].low < scratch.sorted[k - 1].high:
+                first, second = scratch.sorted[k - 1].index, scratch.sorted[k].index
+                first, second = min(first, second), max(first, second)
+                raise ValueError(
+                    f"{label(names[second % n_lists], second // n_lists, many)} overlaps "
+                    f"{label(names[first % n_lists], first // n_lists, many)} in memory; each "
+                    "needs memory of its own"
+                )
+        for i in range(scratch.n):
+            grad = &scratch.extents[n_owned + i]
+            if grad.low == grad.high:
+                continue
+            k = scratch.first_above(grad.low)
+            while k < scratch.n_sorted and scratch.sorted[k].low < grad.high:
+                j = scratch.sorted[k].index
+                k += 1
+                if (
+                    j == i * n_lists and grad.index and grad.low == scratch.extents[j].low
+                    and not zero_grad and not copies
+                ):
+                    continue
+                if grad.index or share_memory(grads[i], written[j % n_lists][j // n_lists]):
+                    raise ValueError(
+                        f"{label(self.arguments[1], i, many)} overlaps "
+                        f"{label(names[j % n_lists], j // n_lists, many)} in memory; a gradient "
+                        "needs memory of its own"
+                    )
+        return 0
+
+    cdef int copy(
+        self, Scratch scratch, list given, list written, list names, list sources, bint many,
+    ) except -1:
+        """Copy what is given to where it is to be written, after checking all of it."""
+        cdef Py_ssize_t n_lists = len(written), i, k, j, at
+        cdef char *low
+        cdef list arrays
+        cdef cnp.ndarray source, target
+        pairs = []
+        for i in range(scratch.n):
+            for k in range(n_lists):
+                arrays = given[k]
+                name = label(sources[k], i, many)
+                item, target = array_over(arrays[i], name), written[k][i]
+                if not isinstance(item, cnp.ndarray):
+                    raise TypeError(f"{name}: expected a numpy.ndarray, got {type(item).__name__}")
+                source = item
+                refuse_masked(source, name)
+                if (
+                    cnp.PyArray_TYPE(source) != cnp.PyArray_TYPE(target)
+                    or not cnp.PyArray_ISNOTSWAPPED(source) or not same_shape(source, target)
+                ):
+                    raise ValueError(
+                        f"{name}: shape {item.shape} or dtype {item.dtype} is not that of "
+                        f"{label(names[k], i, many)}: {(<object>target).shape}, {target.dtype}"
+                    )
+                if cnp.PyArray_SIZE(source) == 0 or (
+                    cnp.PyArray_BYTES(source) == cnp.PyArray_BYTES(target)
+                    and laid_out_alike(source, target)
+                ):
+                    continue
+                bounds = np.lib.array_utils.byte_bounds(np.asarray(source))
+                low = <char *><size_t>bounds[0]
+                at = scratch.first_above(low)
+                while (
+                    at < scratch.n_sorted and <size_t>scratch.sorted[at].low < <size_t>bounds[1]
+                ):
+                    j = scratch.sorted[at].index
+                    at += 1
+                    if share_memory(source, written[j % n_lists][j // n_lists]):
+                        raise ValueError(
+                            f"{name} overlaps {label(names[j % n_lists], j // n_lists, many)} in "
+                            "memory; what is written needs memory of its own"
+                        )
+                pairs.append((target, source))
+        for to, values in pairs:
+            PyArray_CopyInto(to, values)
+        return 0
+
+
+cdef str label(str name, Py_ssize_t i, bint many):
+    return f"{name}[{i}]" if many else name
+
+
+cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
+    cdef int ndim = cnp.PyArray_NDIM(one), axis
+    if cnp.PyArray_NDIM(other) != ndim:
+        return False
+    for axis in range(ndim):
+        if cnp.PyArray_DIM(one, axis) != cnp.PyArray_DIM(other, axis):
+            return False
+    return True
+
+
+cdef bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
+    """Tell whether dtypes, shapes, and the strides that matter are the same."""
+    cdef int axis
+    if cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not same_shape(one, other):
+        return False
+    if cnp.PyArray_SIZE(one) == 0:
+        return True
+    for axis in range(cnp.PyArray_NDIM(one)):
+        if (
+            cnp.PyArray_STRIDE(one, axis) != cnp.PyArray_STRIDE(other, axis)
+            and cnp.PyArray_DIM(one, axis) != 1
+        ):
+            return False
+    return True
+
+
+cdef cnp.ndarray updatable(list arrays, Py_ssize_t i, str name, bint many):
+    """Return an array of a list if the core can update it; one that was lent is put there."""
+    item = arrays[i]
+    if isinstance(item, cnp.ndarray):
+        if (
+            PyArray_CheckExact(item) and is_native_float(item)
+            and cnp.PyArray_ISWRITEABLE(item) and cnp.PyArray_IS_C_CONTIGUOUS(item)
+        ):
+            return item
+    else:
+        item = arrays[i] = array_over(item, label(name, i, many))
+    check_parameter(item, label(name, i, many))
+    return item
 
 
 # ---- the limit -----------------------------------------------------------------------------------

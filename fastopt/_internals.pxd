@@ -26,6 +26,8 @@ cdef extern from "core.h" nogil:
         void *param
         void *slot[FO_MAX_SLOTS]
         void *ema
+        void *sum
+        bint has_sum
         int64_t *step
         int64_t size
         fo_dtype dtype
@@ -40,6 +42,8 @@ cdef extern from "core.h" nogil:
         double clip_limit
         fo_nonfinite nonfinite
         double loss_scale
+        int64_t accumulate
+        bint add
         double ema_decay
         bint ema_starts
         bint zero_grad

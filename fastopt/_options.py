@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,16 @@ def flag(name: str, value: Any) -> float:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """Check a number of things, of which there is one at least."""
+    if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    number = int(value)
+    if not 1 <= number < 2**31:
+        raise ValueError(f"{name} must be >= 1 and < 2**31, got {value!r}")
+    return number
 
 
 def choice(name: str, value: Any, choices: Collection[str]) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastopt._core import lends_memory
+from fastopt._trees import Structure, is_container, is_nested, taken_apart
 
 Array = NDArray[Any]
 
@@ -31,31 +35,85 @@ def as_groups(params: Any) -> list[dict[str, Any]]:
     """Return what was given as parameters as a list of groups."""
     if isinstance(params, Mapping):
         return [{"params": params}]
-    if isinstance(params, (np.ndarray, str, set, frozenset)) or not hasattr(params, "__iter__"):
+    if (
+        isinstance(params, (str, set, frozenset))
+        or not hasattr(params, "__iter__")
+        or lends_memory(params)
+    ):
         raise TypeError(
-            "params must be a list, tuple or generator of arrays, a dict name -> array, or a list "
-            f"of parameter groups; got {type(params).__name__}"
+            "params must be a list, tuple or generator of arrays, a dict name -> array, either of "
+            f"them nested, or a list of parameter groups; got {type(params).__name__}"
         )
-    items = list(params)
-    are_groups = [isinstance(item, dict) for item in items]
-    if items and all(are_groups):
-        return items
-    if any(are_groups):
+    items = params if isinstance(params, tuple) else list(params)
+    if not any(isinstance(item, dict) and "params" in item for item in items):
+        return [{"params": items}]
+    if not all(isinstance(item, dict) for item in items):
         raise TypeError("params mixes arrays and parameter groups; give one or the other")
-    return [{"params": items}]
+    return list(items)
 
 
-def as_params(given: Any) -> tuple[list[Any] | None, list[Any]]:
-    """Return names (None if there are none) and arrays of one group."""
-    if isinstance(given, Mapping):
-        return list(given.keys()), list(given.values())
-    if isinstance(given, np.ndarray):
-        return None, [given]
+def as_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any], Structure | None]:
+    """Return names (None if there are none), arrays and structure of one group.
+
+    Its parameters are numbered from `first`. Without names, it is a list, without a structure.
+    """
+    if lends_memory(given):
+        return None, [given], None
     if isinstance(given, (str, set, frozenset)) or not hasattr(given, "__iter__"):
         raise TypeError(
             f"'params' of a group must be a list of arrays or a dict, got {type(given).__name__}"
         )
-    return None, list(given)
+    tree = given if is_container(given) else list(given)
+    names: list[Any] = []
+    arrays: list[Any] = []
+    structure = taken_apart(tree, names, arrays, first)
+    if is_nested(tree):
+        return names, arrays, structure
+    if isinstance(tree, Mapping):
+        return list(tree), arrays, structure
+    return None, arrays, None
+
+
+def left_out(no_decay: Any, keys: list[Any], params: list[Array], named: bool) -> list[bool]:
+    """Return which parameters the weight decay leaves out, as ``no_decay`` says."""
+    if no_decay is None:
+        return [False] * len(keys)
+    if callable(no_decay):
+        out = []
+        for key, param in zip(keys, params, strict=True):
+            answer = no_decay(key, param)
+            if not isinstance(answer, (bool, np.bool_)):
+                raise TypeError(f"no_decay({key!r}, ...) must return True or False, got {answer!r}")
+            out.append(bool(answer))
+        return out
+    patterns = checked_patterns(no_decay)
+    if not named:
+        raise TypeError(
+            "no_decay: patterns need named parameters (a dict); for others give a function of "
+            "(index, array)"
+        )
+    return [any(fnmatchcase(str(key), pattern) for pattern in patterns) for key in keys]
+
+
+def checked_patterns(no_decay: Any) -> list[str]:
+    patterns = [no_decay] if isinstance(no_decay, str) else no_decay
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(
+        isinstance(pattern, str) for pattern in patterns
+    ):
+        raise TypeError(
+            "no_decay must be a pattern of names like '*.bias', a list of them, or a function of "
+            f"(name, array); got {no_decay!r}"
+        )
+    return list(patterns)
+
+
+def check_matched(no_decay: Any, keys: list[Any]) -> None:
+    """Raise for a pattern that matches no name: it may be misspelt."""
+    if no_decay is None or callable(no_decay):
+        return
+    for pattern in checked_patterns(no_decay):
+        if not any(fnmatchcase(str(key), pattern) for key in keys):
+            raise ValueError(f"no_decay: {pattern!r} matches none of the names {keys}")
 
 
 def label(key: Any) -> str:
@@ -66,11 +124,15 @@ def copy_like(param: Array) -> Array:
     return np.array(param, order="K", subok=False, copy=True)
 
 
+def zeros_like(param: Array) -> Array:
+    # (asarray: a subclass may have ideas of its own.)
+    return np.zeros_like(np.asarray(param), order="K", subok=False)
+
+
 def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
-    param = np.asarray(param)  # a subclass may have ideas of its own
     state: dict[str, Array] = {"step": np.zeros((), np.int64)}
     for name in names:
-        state[name] = np.zeros_like(param, order="K", subok=False)
+        state[name] = zeros_like(param)
         state[name][...] = typed(fill.get(name, 0.0), param, name)
     return ParameterState(state)
 

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from fastopt._params import Array
     from fastopt.optimizer import Optimizer
 
-_ENTRIES = {"rule", "semantics", "completed_steps", "param_groups", "state", "ema"}
+_ENTRIES = {
+    "rule",
+    "semantics",
+    "completed_steps",
+    "accumulated",
+    "param_groups",
+    "state",
+    "ema",
+}
 
 
 class Verified(NamedTuple):
@@ -23,6 +31,8 @@ class Verified(NamedTuple):
     ema: list[Array]
     params: list[Array]  # of a checkpoint
     completed_steps: int
+    accumulated_steps: int
+    sums: dict[int, Array]  # by the parameters' numbers
 
 
 def verified(
@@ -89,7 +99,42 @@ def verified(
         raise ValueError(f"{source}['ema']: only {who} averages of the weights (ema_decay)")
     ema = [] if saved["ema"] is None else in_order("ema")
     params = in_order("params") if checkpoint else []
-    return Verified(groups, state, ema, params, completed_steps)
+    accumulated_steps, sums = _accumulated(
+        optimizer, saved["accumulated"], f"{source}['accumulated']"
+    )
+    return Verified(
+        groups,
+        state,
+        ema,
+        params,
+        completed_steps,
+        accumulated_steps,
+        {
+            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, optimizer._params[i])
+            for i, array in sums.items()
+        },
+    )
+
+
+def _accumulated(optimizer: Optimizer, saved: Any, source: str) -> tuple[int, dict[int, Any]]:
+    """Return how many micro-batches were summed, and the sums by the parameters' numbers."""
+    if saved is None:
+        return 0, {}
+    _same_keys(source, ["steps", "sums"], saved)
+    steps = _count(f"{source}['steps']", saved["steps"])
+    if not 0 < steps < optimizer._accumulate:
+        raise ValueError(
+            f"{source}['steps'] must be > 0 and below the optimizer's "
+            f"accumulate={optimizer._accumulate}, got {steps}"
+        )
+    sums = saved["sums"]
+    if not isinstance(sums, Mapping):
+        raise TypeError(f"{source}['sums'] must be a dict, got {type(sums).__name__}")
+    numbers = {key: i for i, key in enumerate(optimizer._keys)}
+    unexpected = [key for key in sums if key not in numbers]
+    if unexpected:
+        raise ValueError(f"{source}['sums']: unexpected {_few(unexpected)}")
+    return steps, {numbers[key]: array for key, array in sums.items()}
 
 
 def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any]]:

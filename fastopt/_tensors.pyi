@@ -5,6 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 def as_array(kind: type, tensor: Any) -> NDArray[Any]: ...
+def borrow(kind: type, given: Any) -> NDArray[Any]: ...
 
 class Tensors:
     arrays: list[NDArray[Any]]

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Tensors of another library, shown to a plan as ndarrays.
+"""Arrays and tensors of another library, shown to a plan as ndarrays.
 
-They are read through DLPack's C exchange API: a table of functions that a tensor type carries, of
-which one fills in address, shape, strides and dtype without allocating anything. So no library is
-needed here, neither to build nor to import. What a tensor is for is its adapter's business.
+Tensors are read through DLPack's C exchange API: a table of functions that a tensor type carries,
+of which one fills in address, shape, strides and dtype without allocating anything. So no library
+is needed here, neither to build nor to import. What a tensor is for is its adapter's business.
 """
 
 cimport numpy as cnp
@@ -46,6 +46,19 @@ cdef struct DLTensor:
     int64_t *strides  # in elements
     uint64_t byte_offset
 
+cdef enum:
+    DL_READ_ONLY = 1
+    DL_IS_COPIED = 2
+
+cdef struct ManagedTensor:  # DLManagedTensorVersioned
+    uint32_t major
+    uint32_t minor
+    void *context
+    void (*deleter)(ManagedTensor *self)
+    uint64_t flags
+    DLTensor tensor
+
+ctypedef int (*Lender)(PyObject *tensor, ManagedTensor **out) except -1
 ctypedef int (*Reader)(PyObject *tensor, DLTensor *out) except -1
 
 cdef struct DLPackExchangeAPI:
@@ -53,14 +66,14 @@ cdef struct DLPackExchangeAPI:
     uint32_t minor
     DLPackExchangeAPI *previous
     void *managed_tensor_allocator
-    void *managed_tensor_from_py_object_no_sync
+    Lender managed_tensor_from_py_object_no_sync
     void *managed_tensor_to_py_object_no_sync
     Reader dltensor_from_py_object_no_sync
     void *current_work_stream
 
 
-cdef Reader reader(kind) except NULL:
-    """Return the function that reads tensors of this type."""
+cdef DLPackExchangeAPI *exchange_api(kind) except NULL:
+    """Return version 1 of the table that a tensor type carries."""
     cdef DLPackExchangeAPI *api = <DLPackExchangeAPI *>PyCapsule_GetPointer(
         kind.__dlpack_c_exchange_api__, "dlpack_exchange_api"
     )
@@ -68,7 +81,12 @@ cdef Reader reader(kind) except NULL:
         api = api.previous
     if api == NULL or api.dltensor_from_py_object_no_sync == NULL:
         raise TypeError(f"{kind.__name__} cannot be read through version 1 of DLPack's C API")
-    return api.dltensor_from_py_object_no_sync
+    return api
+
+
+cdef Reader reader(kind) except NULL:
+    """Return the function that reads tensors of this type."""
+    return exchange_api(kind).dltensor_from_py_object_no_sync
 
 
 cdef inline char *address(DLTensor *tensor) noexcept:
@@ -80,15 +98,19 @@ cdef cnp.ndarray view(DLTensor *tensor):
     cdef cnp.npy_intp strides[64]
     cdef cnp.npy_intp size = 1
     cdef int axis
+    cdef cnp.npy_intp dense = tensor.bits // 8
     if tensor.device_type != DL_CPU:
         raise TypeError("not in the CPU's memory")
     if tensor.code != DL_FLOAT or tensor.bits not in (32, 64) or tensor.lanes != 1:
         raise TypeError("neither float32 nor float64")
     if tensor.ndim > 64:
         raise TypeError("more than 64 axes")
-    for axis in range(tensor.ndim):
+    for axis in range(tensor.ndim - 1, -1, -1):
         size *= tensor.shape[axis]
-        strides[axis] = tensor.strides[axis] * (tensor.bits // 8)
+        strides[axis] = dense
+        if tensor.strides != NULL:  # else in C order
+            strides[axis] = tensor.strides[axis] * (tensor.bits // 8)
+        dense *= tensor.shape[axis]
     if tensor.data == NULL and size > 0:
         raise TypeError("has no memory")
     return PyArray_New(
@@ -110,6 +132,39 @@ def as_array(kind, tensor):
     reader(kind)(<PyObject *>tensor, &read)
     return view(&read)
 
+
+# ---- tensors that lend their memory --------------------------------------------------------------
+
+cdef class Loan:
+    """A tensor's memory, kept for as long as an array uses it."""
+
+    cdef ManagedTensor *managed
+
+    def __dealloc__(self):
+        if self.managed != NULL and self.managed.deleter != NULL:
+            self.managed.deleter(self.managed)
+
+
+def borrow(kind, given):
+    """Return an ndarray over a tensor's memory, which it keeps alive."""
+    cdef DLPackExchangeAPI *api = exchange_api(kind)
+    cdef Loan loan = Loan.__new__(Loan)
+    cdef cnp.ndarray array
+    if getattr(given, "is_neg", None) is not None and given.is_neg():
+        raise TypeError("it holds the negatives of its elements")
+    if api.managed_tensor_from_py_object_no_sync == NULL:
+        return np.from_dlpack(given)
+    api.managed_tensor_from_py_object_no_sync(<PyObject *>given, &loan.managed)
+    if loan.managed.flags & DL_IS_COPIED:
+        raise TypeError("it would be copied")
+    array = view(&loan.managed.tensor)
+    cnp.set_array_base(array, loan)
+    if loan.managed.flags & DL_READ_ONLY:
+        array.flags.writeable = False
+    return array
+
+
+# ---- tensors that an adapter watches -------------------------------------------------------------
 
 cdef class Tensors:
     """Tensors whose memory a plan borrows: are they still where and what they were?

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from fastopt import _core
 from fastopt._options import flag, real
-from fastopt.optimizer import LearningRate, Optimizer
+from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
 class Adam(Optimizer):
@@ -16,8 +16,9 @@ class Adam(Optimizer):
     Parameters
     ----------
     params : list, tuple or generator of numpy.ndarray, dict, or list of dict
-        The arrays to update in place, float32 or float64; a dict name -> array; or parameter
-        groups, dicts with ``"params"`` and hyperparameters of their own.
+        The arrays to update in place, float32 or float64, or what lends the memory of one (buffer
+        protocol, DLPack); a dict name -> array; either of them with other lists, tuples and dicts
+        inside; or parameter groups, dicts with ``"params"`` and hyperparameters of their own.
     lr : float or callable, optional
         Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
     betas : tuple of two floats, optional
@@ -44,6 +45,12 @@ class Adam(Optimizer):
         every parameter, state array and counter as it was.
     ema_decay : float, optional
         Keep an exponential moving average of the weights, in ``ema``.
+    accumulate : int, optional
+        Update at every so many calls of ``step``, with the mean of their gradients: with that many
+        micro-batches to a batch.
+    no_decay : str, list of str, or callable, optional
+        Parameters that the weight decay leaves out: patterns of their names, such as ``"*.bias"``,
+        or a function of (name, array); of (index, array) if they have no names.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 
@@ -112,6 +119,8 @@ class Adam(Optimizer):
         global_clip_norm: float | None = None,
         nonfinite: str = "propagate",
         ema_decay: float | None = None,
+        accumulate: int = 1,
+        no_decay: NoDecay | None = None,
         num_threads: int | None = None,
     ) -> None:
         super().__init__(
@@ -132,6 +141,8 @@ class Adam(Optimizer):
             global_clip_norm=global_clip_norm,
             nonfinite=nonfinite,
             ema_decay=ema_decay,
+            accumulate=accumulate,
+            no_decay=no_decay,
             num_threads=num_threads,
         )
 
@@ -162,7 +173,7 @@ class AdamW(Adam):
         As for :class:`Adam`, with another default for ``weight_decay``.
     semantics, maximize, bias_correction, clip_value, clip_norm, global_clip_norm
         As for :class:`Adam`.
-    nonfinite, ema_decay, num_threads
+    nonfinite, ema_decay, accumulate, no_decay, num_threads
         As for :class:`Adam`.
     decoupled_weight_decay : bool, optional
         True; False makes it :class:`Adam` again.
@@ -200,6 +211,8 @@ class AdamW(Adam):
         global_clip_norm: float | None = None,
         nonfinite: str = "propagate",
         ema_decay: float | None = None,
+        accumulate: int = 1,
+        no_decay: NoDecay | None = None,
         num_threads: int | None = None,
     ) -> None:
         super().__init__(
@@ -218,5 +231,7 @@ class AdamW(Adam):
             global_clip_norm=global_clip_norm,
             nonfinite=nonfinite,
             ema_decay=ema_decay,
+            accumulate=accumulate,
+            no_decay=no_decay,
             num_threads=num_threads,
         )

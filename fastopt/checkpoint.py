@@ -1,9 +1,11 @@
 """Checkpoints: one safetensors file with an optimizer's parameters, state and averages.
 
 The file holds a tensor ``params/NAME`` for each parameter, ``state/NAME/SLOT`` for each of its
-state arrays, and ``ema/NAME`` for its average; NAME is the parameter's name or index. The rest is
-in the header's metadata: the format and its version, hyperparameters and counters, and a checksum
-of everything. Whether it all fits an optimizer is asked in ``_state_dict``, as for any other state.
+state arrays, and ``ema/NAME`` for its average; NAME is the parameter's name or index. Between two
+updates with ``accumulate``, ``sum/NAME`` holds the sum of its gradients so far, and
+``accumulated_steps`` of how many micro-batches. The rest is in the header's metadata: the format
+and its version, hyperparameters and counters, and a checksum of everything. Whether it all fits an
+optimizer is asked in ``_state_dict``, as for any other state.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ __all__ = ["load", "save"]
 
 FORMAT = "fastopt checkpoint"
 VERSION = "1"  # of the format; files of every version up to this one can be read
+
+# A tensor, not metadata: a reader that knows of no sums refuses it, even where all gradients so far
+# were None.
+_ACCUMULATED_STEPS = "accumulated_steps"
 
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
 
@@ -93,6 +99,10 @@ def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
             arrays[f"state/{texts[key]}/{slot}"] = array
         if saved["ema"] is not None:
             arrays[f"ema/{texts[key]}"] = saved["ema"][key]
+    if saved["accumulated"] is not None:
+        arrays[_ACCUMULATED_STEPS] = np.array(saved["accumulated"]["steps"], np.int64)
+        for key, array in saved["accumulated"]["sums"].items():
+            arrays[f"sum/{texts[key]}"] = array
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -130,8 +140,12 @@ def _saved(
 ) -> dict[str, Any]:
     """Return a file's content as a state dict that has parameters too."""
     keys = {text: key for key, text in _texts(optimizer._keys).items()}
-    saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}}
+    saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}, "sum": {}}
+    accumulated: dict[str, Any] = {}
     for tensor, array in arrays.items():
+        if tensor == _ACCUMULATED_STEPS:
+            accumulated["steps"] = array
+            continue
         kind, _, text = tensor.partition("/")
         if kind not in saved:
             raise ValueError(f"{_called(name)}: unexpected tensor {tensor!r}")
@@ -141,6 +155,8 @@ def _saved(
         else:
             saved[kind][keys.get(text, text)] = array
     saved["ema"] = saved["ema"] or None
+    sums = saved.pop("sum")
+    saved["accumulated"] = {**accumulated, "sums": sums} if accumulated or sums else None
     for entry in ("rule", "semantics"):
         saved[entry] = metadata.get(entry)
     for entry in ("completed_steps", "param_groups"):

@@ -11,30 +11,43 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, Self
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
 
 from fastopt import _core
-from fastopt._options import choice, flag, real
+from fastopt._options import choice, count, flag, real
 from fastopt._params import (
     Array,
     ParameterState,
     as_groups,
     as_params,
+    check_matched,
     copy_like,
     label,
+    left_out,
     new_state,
     typed,
+    zeros_like,
 )
+from fastopt._trees import Structure, in_order, merged
 from fastopt.threads import checked_threads
 
 LearningRate = float | Callable[[int], float]
+NoDecay = str | Collection[str] | Callable[[Any, Any], bool]
 
 _SEMANTICS = ("torch", "keras")
 _NONFINITE = ("propagate", "skip", "raise")
 _CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
+
+
+class Counts(NamedTuple):
+    """How far an optimizer is."""
+
+    completed_steps: int = 0
+    accumulated_steps: int = 0
+    summed: tuple[bool, ...] = ()  # which parameters' sums hold the gradient of a micro-batch
 
 
 class Optimizer:
@@ -66,6 +79,8 @@ class Optimizer:
         global_clip_norm: float | None,
         nonfinite: str,
         ema_decay: float | None,
+        accumulate: int,
+        no_decay: NoDecay | None,
         num_threads: int | None,
     ) -> None:
         self._semantics = choice("semantics", semantics, _SEMANTICS)
@@ -79,6 +94,8 @@ class Optimizer:
         if len(self._clips) > 1:
             raise ValueError(f"at most one of {', '.join(_CLIPS)} may be set, got {self._clips}")
         self._ema_decay = None if ema_decay is None else real("ema_decay", ema_decay, high=1.0)
+        self._accumulate = count("accumulate", accumulate)
+        self._no_decay = no_decay
         self._num_threads = (
             None if num_threads is None else checked_threads(num_threads, "num_threads")
         )
@@ -91,12 +108,15 @@ class Optimizer:
         self._params: list[Array] = []
         self._keys: list[Any] = []
         self._named = False
+        self._structure: Structure | None = None  # of named parameters
         self._group_of: list[int] = []
         self._state: list[ParameterState] = []
+        self._left_out: list[bool] = []
         self._ema: list[Array] | None = None if self._ema_decay is None else []
+        self._sums: list[Array] | None = None if self._accumulate == 1 else []
         self._lock = threading.RLock()
         self._calling = False
-        self._extend(as_groups(params), completed_steps=0)
+        self._extend(as_groups(params), Counts())
         _live.add(self)
 
     # ---- parameters and groups ------------------------------------------------------------------
@@ -121,6 +141,11 @@ class Optimizer:
         """How many calls of :meth:`step` updated something (were not skipped)."""
         return self._plan.completed_steps
 
+    @property
+    def accumulated_steps(self) -> int:
+        """How many micro-batches have been summed since the last update, with ``accumulate``."""
+        return self._plan.accumulated_steps
+
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own.
 
@@ -136,9 +161,9 @@ class Optimizer:
             if not isinstance(group, dict):
                 raise TypeError(f"a parameter group must be a dict, got {type(group).__name__}")
             self._refresh()
-            self._extend([group], self.completed_steps)
+            self._extend([group], self._counts())
 
-    def _extend(self, groups: list[dict[str, Any]], completed_steps: int) -> None:
+    def _extend(self, groups: list[dict[str, Any]], counts: Counts) -> None:
         """Check and add groups; nothing has changed if this raises."""
         n_before = len(self.param_groups)
         new_groups: list[dict[str, Any]] = []
@@ -147,15 +172,23 @@ class Optimizer:
         group_of: list[int] = []
         states: list[ParameterState] = []
         named = set()
+        structure = self._structure
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
-            names, arrays = as_params(given["params"])
-            named.add(names is not None)
             first = len(self._params) + len(params)
+            names, given_arrays, own = as_params(given["params"], first)
+            own_keys = names if names is not None else range(first, first + len(given_arrays))
+            arrays = [
+                _core.array_over(x, label(key), keep=True)
+                for key, x in zip(own_keys, given_arrays, strict=True)
+            ]
+            named.add(names is not None)
+            if own is not None:
+                structure = own if structure is None else merged(structure, own)
             group = {"params": tuple(arrays), **self._defaults}
             group.update({name: value for name, value in given.items() if name != "params"})
-            keys += names if names is not None else range(first, first + len(arrays))
+            keys += own_keys
             params += arrays
             group_of += [number] * len(arrays)
             new_groups.append(group)
@@ -171,39 +204,56 @@ class Optimizer:
         for key, param in zip(all_keys, all_params, strict=True):
             _core.check_parameter(param, label(key))
         rows = [
-            self._row(self._checked(group, f"param_groups[{number}]: ", completed_steps))
+            self._row(self._checked(group, f"param_groups[{number}]: ", counts.completed_steps))
             for number, group in enumerate(new_groups, n_before)
         ]
         for param, number in zip(params, group_of, strict=True):
             used = self._rule.used_slots(rows[number - n_before])
             states.append(new_state(param, used, self._initial(new_groups[number - n_before])))
 
+        is_named = True in named or self._named
+        without_decay = left_out(self._no_decay, keys, params, is_named)
+        if not self._params:
+            check_matched(self._no_decay, keys)
         changed: dict[str, Any] = {
             "_params": all_params,
             "_keys": all_keys,
-            "_named": True in named or self._named,
+            "_named": is_named,
+            "_structure": structure,
+            "_left_out": self._left_out + without_decay,
             "_group_of": self._group_of + group_of,
             "_group_params": self._group_params + [group["params"] for group in new_groups],
             "_rows": self._rows + rows,
             "_state": self._state + states,
             "_ema": None if self._ema is None else self._ema + [copy_like(p) for p in params],
+            "_sums": None if self._sums is None else self._sums + [zeros_like(p) for p in params],
             "param_groups": self.param_groups + new_groups,
         }
-        changed["_plan"] = self._make_plan(changed, completed_steps)
+        counts = counts._replace(summed=counts.summed + (False,) * len(params))
+        changed["_plan"] = self._make_plan(changed, counts)
         changed |= _as_seen(changed["param_groups"])
         self.__dict__.update(changed)
 
-    def _make_plan(self, of: Mapping[str, Any], completed_steps: int) -> _core.Plan:
-        """Make a plan over the arrays of an optimizer with these attributes."""
+    def _counts(self) -> Counts:
+        plan = self._plan
+        return Counts(plan.completed_steps, plan.accumulated_steps, tuple(plan.summed()))
+
+    def _make_plan(self, of: Mapping[str, Any], counts: Counts) -> _core.Plan:
+        """Make a plan over the arrays of an optimizer with these attributes.
+
+        To the plan, each group is followed by another like it but without weight decay, which has
+        the group's parameters that are left out of it.
+        """
         ((clip, limit),) = self._clips.items() or (("", 0.0),)
+        rows = [row for own in of["_rows"] for row in (own, self._without_decay(own))]
         return _core.Plan(
             self._rule,
             of["_params"],
             [tuple(s.get(name) for name in self._rule.slots) for s in of["_state"]],
             of["_ema"],
             [s["step"] for s in of["_state"]],
-            of["_group_of"],
-            of["_rows"],
+            [2 * group + out for group, out in zip(of["_group_of"], of["_left_out"], strict=True)],
+            rows,
             [label(key) for key in of["_keys"]],
             semantics=_SEMANTICS.index(self._semantics),
             clip=("", *_CLIPS).index(clip),
@@ -211,8 +261,22 @@ class Optimizer:
             nonfinite=_NONFINITE.index(self._nonfinite),
             ema_decay=self._ema_decay or 0.0,
             num_threads=self._num_threads or 0,
-            completed_steps=completed_steps,
+            completed_steps=counts.completed_steps,
+            sums=of["_sums"],
+            accumulate=self._accumulate,
+            accumulated_steps=counts.accumulated_steps,
+            summed=counts.summed,
         )
+
+    def _without_decay(self, row: list[float]) -> list[float]:
+        row = row.copy()
+        row[self._rule.hypers.index("weight_decay")] = 0.0
+        return row
+
+    def _set_row(self, number: int, row: list[float]) -> None:
+        self._plan.set_hypers(2 * number, row)
+        if self._no_decay is not None:
+            self._plan.set_hypers(2 * number + 1, self._without_decay(row))
 
     # ---- hyperparameters ------------------------------------------------------------------------
 
@@ -304,7 +368,7 @@ class Optimizer:
             rows[number] = rows[number].copy()
             rows[number][place] = self._called_lr(lr, where, self.completed_steps)
         for number in self._called:
-            self._plan.set_hypers(number, rows[number])
+            self._set_row(number, rows[number])
         self._rows = rows
 
     def _apply(self, rows: list[list[float]], slots: Sequence[Iterable[str]]) -> None:
@@ -320,11 +384,11 @@ class Optimizer:
                 state[i] = ParameterState(dict(new) | dict(state[i]))
         if all(new is old for new, old in zip(state, self._state, strict=True)):
             for number, row in enumerate(rows):
-                self._plan.set_hypers(number, row)
+                self._set_row(number, row)
             self._rows = rows
             return
         changed: dict[str, Any] = {"_state": state, "_rows": rows}
-        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self.completed_steps)
+        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self._counts())
         changed["_plan"].take_over_tear(self._plan)
         self.__dict__.update(changed)
 
@@ -343,8 +407,10 @@ class Optimizer:
         ----------
         grads : list, tuple, iterable or dict of numpy.ndarray or None
             The gradients, structured as the parameters were given: in the order of ``params``, or
-            a dict with the same keys. Each has its parameter's shape and dtype; None leaves its
-            parameter out of this step.
+            a dict with the same keys, or the same containers in one another. Each has its
+            parameter's shape and dtype; None leaves its parameter out of this step.
+            With ``accumulate=k`` every k-th call updates, with the sum of k calls divided by k, in
+            which None counts as zero, unless all k are None.
         loss_scale : float, optional
             The gradients are divided by it first.
         zero_grad : bool, optional
@@ -407,17 +473,9 @@ class Optimizer:
 
     def _in_order(self, grads: Any) -> Sequence[Array | None]:
         """Return the gradients in the order of the parameters, having checked the structure."""
-        if self._named != isinstance(grads, Mapping):
-            expected = "a dict with the parameters' keys" if self._named else "a list or tuple"
-            raise TypeError(f"grads must be {expected}, got {type(grads).__name__}")
-        if self._named:
-            missing = [key for key in self._keys if key not in grads]
-            known = set(self._keys)
-            unexpected = [key for key in grads if key not in known]
-            if missing or unexpected:
-                raise ValueError(f"grads: missing keys {missing}, unexpected keys {unexpected}")
-            return [grads[key] for key in self._keys]
-        if isinstance(grads, (np.ndarray, np.generic, str, set, frozenset)):
+        if self._structure is not None:
+            return in_order("grads", grads, self._structure, len(self._params))
+        if isinstance(grads, (Mapping, str, set, frozenset)) or _core.lends_memory(grads):
             raise TypeError(f"grads must be a list or tuple, got {type(grads).__name__}")
         try:
             return list(grads)
@@ -441,7 +499,7 @@ class Optimizer:
             for average, param in zip(self._ema or (), self._params, strict=False):
                 to.append(average)
                 values.append(param)
-            self._plan.restore(to, values, 0, [False])
+            self._plan.restore(to, values, 0, [False])  # no micro-batch is summed any more
 
     # ---- state dict, copies ---------------------------------------------------------------------
 
@@ -453,8 +511,9 @@ class Optimizer:
         dict
             ``state`` and ``ema``, dicts by parameter key (its name, or its index);
             ``param_groups``, with the keys of their parameters in place of the arrays;
-            ``completed_steps``, ``rule`` and ``semantics``. A learning rate that is a callable is
-            left out.
+            ``accumulated``, None between updates, otherwise ``steps``, the number of micro-batches
+            so far, and ``sums`` of their gradients by parameter key; ``completed_steps``, ``rule``
+            and ``semantics``. A learning rate that is a callable is left out.
         """
         with self._lock:
             self._check_whole("state_dict()")
@@ -463,6 +522,7 @@ class Optimizer:
     def _as_dict(self, given: Callable[[Array], Array]) -> dict[str, Any]:
         """Return a state dict of what is given out for each array."""
         groups, first = [], 0
+        counts = self._counts()
         for group in self.param_groups:
             saved = {
                 name: tuple(value) if isinstance(value, list) else value
@@ -477,7 +537,19 @@ class Optimizer:
         return {
             "rule": self._rule.name,
             "semantics": self._semantics,
-            "completed_steps": self.completed_steps,
+            "completed_steps": counts.completed_steps,
+            "accumulated": None
+            if counts.accumulated_steps == 0
+            else {
+                "steps": counts.accumulated_steps,
+                "sums": {
+                    key: given(array)
+                    for key, array, any_yet in zip(
+                        self._keys, self._sums or (), counts.summed, strict=True
+                    )
+                    if any_yet
+                },
+            },
             "param_groups": groups,
             "state": {
                 key: {name: given(array) for name, array in param_state.items()}
@@ -528,10 +600,15 @@ class Optimizer:
                     for name, array in own.items()
                 ]
                 values += new.ema
+                to += [self._sums[i] for i in new.sums] if self._sums else []
+                values += new.sums.values()
                 if checkpoint:
                     to += self._params
                     values += new.params
-                self._plan.restore(to, values, new.completed_steps, done)
+                summed = [i in new.sums for i in range(len(self._params))]
+                self._plan.restore(
+                    to, values, new.completed_steps, done, new.accumulated_steps, summed
+                )
             except BaseException:
                 if done[0]:  # and a signal raised only then
                     raise
@@ -642,20 +719,21 @@ class Optimizer:
             }
             kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
-            kept["completed_steps"] = self.completed_steps
+            kept["counts"] = self._counts()
             return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        completed_steps = kept.pop("completed_steps")
+        counts = kept.pop("counts")
         self.__dict__.update(kept)
         self._lock = threading.RLock()
         self._calling = False
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
         self._rows = [
-            self._row(self._checked(group, "", completed_steps)) for group in self.param_groups
+            self._row(self._checked(group, "", counts.completed_steps))
+            for group in self.param_groups
         ]
-        self._plan = self._make_plan(self.__dict__, completed_steps)
+        self._plan = self._make_plan(self.__dict__, counts)
         self.__dict__.update(_as_seen(self.param_groups))
         _live.add(self)
 

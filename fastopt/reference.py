@@ -34,6 +34,7 @@ __all__ = [
     "average",
     "clip_factor",
     "grad_norm",
+    "mean",
     "one_minus_power",
     "rmsprop",
     "sgd",
@@ -248,6 +249,21 @@ def clip_factor(norm: float, limit: float, semantics: str = "torch") -> float:
     if semantics == "keras":
         return limit / max(norm, limit)
     return min(1.0, limit / (norm + 1e-6))
+
+
+def mean(total: Array | None, grad: Array | None, k: int = 1, loss_scale: float = 1.0) -> Array:
+    """Return ``(total + grad / loss_scale) / k``: what becomes of the gradients of micro-batches.
+
+    With the default of `k` it is the next total. None counts as nothing.
+    """
+    some = total if grad is None else grad
+    assert some is not None
+    c = some.dtype.type
+    with np.errstate(all="ignore"):
+        if grad is not None:
+            grad = c(1 / loss_scale) * grad
+            total = grad if total is None else total + grad
+        return np.asarray(total / c(k))
 
 
 def average(ema: Array, param: Array, decay: float, *, first: bool) -> None:

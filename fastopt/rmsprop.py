@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastopt import _core
 from fastopt._options import flag, real
-from fastopt.optimizer import LearningRate, Optimizer
+from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
 class RMSprop(Optimizer):
@@ -15,8 +15,9 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     params : list, tuple or generator of numpy.ndarray, dict, or list of dict
-        The arrays to update in place, float32 or float64; a dict name -> array; or parameter
-        groups, dicts with ``"params"`` and hyperparameters of their own.
+        The arrays to update in place, float32 or float64, or what lends the memory of one (buffer
+        protocol, DLPack); a dict name -> array; either of them with other lists, tuples and dicts
+        inside; or parameter groups, dicts with ``"params"`` and hyperparameters of their own.
     lr : float or callable, optional
         Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
     alpha : float, optional
@@ -43,6 +44,12 @@ class RMSprop(Optimizer):
         every parameter, state array and counter as it was.
     ema_decay : float, optional
         Keep an exponential moving average of the weights, in ``ema``.
+    accumulate : int, optional
+        Update at every so many calls of ``step``, with the mean of their gradients: with that many
+        micro-batches to a batch.
+    no_decay : str, list of str, or callable, optional
+        Parameters that the weight decay leaves out: patterns of their names, such as ``"*.bias"``,
+        or a function of (name, array); of (index, array) if they have no names.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 
@@ -116,6 +123,8 @@ class RMSprop(Optimizer):
         global_clip_norm: float | None = None,
         nonfinite: str = "propagate",
         ema_decay: float | None = None,
+        accumulate: int = 1,
+        no_decay: NoDecay | None = None,
         num_threads: int | None = None,
     ) -> None:
         super().__init__(
@@ -136,5 +145,7 @@ class RMSprop(Optimizer):
             global_clip_norm=global_clip_norm,
             nonfinite=nonfinite,
             ema_decay=ema_decay,
+            accumulate=accumulate,
+            no_decay=no_decay,
             num_threads=num_threads,
         )

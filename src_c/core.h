@@ -63,6 +63,7 @@ typedef struct {
     void *param;
     void *slot[FO_MAX_SLOTS]; /* in the order of slot_names; NULL: not kept, then not used either */
     void *ema;                /* NULL: no average */
+    void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
     int64_t *step;            /* steps taken so far; a step with a gradient adds one */
     int64_t size;             /* elements */
     fo_dtype dtype;
@@ -73,6 +74,7 @@ typedef struct {
     /* 0: grad is laid out as the parameter. Otherwise its shape and its strides in bytes, both in
      * the parameter's memory order, outermost axis first. */
     int32_t grad_ndim;
+    bool has_sum; /* not bound, but kept by steps: whether `sum` holds any gradient yet */
     const ptrdiff_t *grad_shape, *grad_strides;
 } fo_tensor;
 
@@ -82,6 +84,8 @@ typedef struct {
     double clip_limit;
     fo_nonfinite nonfinite;
     double loss_scale;
+    int64_t accumulate; /* micro-batches whose mean is the gradient, of tensors with sums */
+    bool add;           /* this one is not the last: gradients enter the sums, and that is all */
     double ema_decay;
     bool ema_starts; /* this step's average is a copy */
     bool zero_grad;

@@ -25,15 +25,24 @@ typedef struct {
     double gscale;
 } work;
 
+/* The constants of a group that were computed last, and for which step count. */
+typedef struct {
+    int64_t step;
+    const double *consts;
+} newest;
+
 struct fo_plan {
     const fo_rule *rule;
+    int32_t n_groups;
     int64_t n_tensors, n_blocks, size;
     fo_tensor *tensors;
     double *hypers;       /* FO_MAX_HYPERS a group */
     double *consts;       /* FO_MAX_CONSTS a tensor */
     work *works;          /* one a tensor */
+    newest *newest;       /* one a group */
     int64_t *first_block; /* of each tensor, and n_blocks at the end */
-    fo_tuner tuner;       /* how many threads have paid */
+    fo_tuner tuners[2];   /* how many threads have paid; [1]: where gradients were only added */
+    int64_t block_room;   /* blocks that the next two are for */
     double *block_sum;    /* of squares, unscaled gradients */
     bool *block_finite;   /* whether all its values are */
 };
@@ -55,13 +64,16 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
         return NULL;
     const size_t n = (size_t)n_tensors, groups = (size_t)n_groups;
     plan->rule = rule;
+    plan->n_groups = n_groups;
     plan->n_tensors = n_tensors;
     plan->tensors = calloc(n + 1, sizeof *plan->tensors);
     plan->hypers = calloc(groups + 1, FO_MAX_HYPERS * sizeof *plan->hypers);
     plan->consts = calloc(n + 1, FO_MAX_CONSTS * sizeof *plan->consts);
     plan->works = calloc(n + 1, sizeof *plan->works);
+    plan->newest = calloc(groups + 1, sizeof *plan->newest);
     plan->first_block = calloc(n + 1, sizeof *plan->first_block);
-    if (plan->tensors && plan->hypers && plan->consts && plan->works && plan->first_block)
+    if (plan->tensors && plan->hypers && plan->consts && plan->works && plan->newest &&
+        plan->first_block)
         return plan;
     fo_plan_destroy(plan);
     return NULL;
@@ -78,11 +90,14 @@ fo_status fo_plan_prepare(fo_plan *plan)
         plan->size += size;
     }
     plan->first_block[plan->n_tensors] = plan->n_blocks = blocks;
+    if (blocks < plan->block_room)
+        return FO_OK;
     free(plan->block_sum);
     free(plan->block_finite);
     plan->block_sum = calloc((size_t)blocks + 1, sizeof *plan->block_sum);
     plan->block_finite = calloc((size_t)blocks + 1, sizeof *plan->block_finite);
-    return plan->block_sum && plan->block_finite ? FO_OK : FO_NO_MEMORY;
+    plan->block_room = plan->block_sum && plan->block_finite ? blocks + 1 : 0;
+    return plan->block_room ? FO_OK : FO_NO_MEMORY;
 }
 
 void fo_plan_destroy(fo_plan *plan)
@@ -93,6 +108,7 @@ void fo_plan_destroy(fo_plan *plan)
     free(plan->hypers);
     free(plan->consts);
     free(plan->works);
+    free(plan->newest);
     free(plan->first_block);
     free(plan->block_sum);
     free(plan->block_finite);
@@ -151,7 +167,7 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
     }
 }
 
-/* The block's gradient as contiguous memory. */
+/* The block's gradient, as it is given, as contiguous memory. */
 static const void *contiguous_grad(const fo_tensor *t, int64_t offset, int64_t n, char *buffer)
 {
     if (t->grad_ndim == 0)
@@ -178,6 +194,31 @@ typedef struct {
     const fo_table *table;
 } step;
 
+/* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
+static bool takes_part(const step *s, const fo_tensor *t)
+{
+    return t->grad || (t->has_sum && !s->args->add);
+}
+
+/* What the given gradient is still to be multiplied by; sums have it behind them. */
+static double unscale(const step *s, const fo_tensor *t)
+{
+    return t->sum ? 1 : 1 / s->args->loss_scale;
+}
+
+/* The block's gradient, summed over micro-batches so far; at the last one, their mean. */
+static const void *whole_grad(const step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                              char *buffer)
+{
+    if (!t->sum)
+        return contiguous_grad(t, offset, n, buffer);
+    const char *sum = (const char *)t->sum + (size_t)offset * item_size[t->dtype];
+    const void *grad = t->grad ? contiguous_grad(t, offset, n, buffer) : NULL;
+    s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, 1 / s->args->loss_scale,
+                             s->args->add ? 1 : (double)s->args->accumulate);
+    return buffer;
+}
+
 typedef void block_pass(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
                         char *buffer);
 
@@ -185,10 +226,10 @@ static void scan_block(const step *s, int64_t tensor, int64_t block, int64_t off
                        char *buffer)
 {
     const fo_tensor *t = &s->plan->tensors[tensor];
-    if (!t->grad)
+    if (!takes_part(s, t))
         return;
-    const void *grad = contiguous_grad(t, offset, n, buffer);
-    const double scale = 1 / s->args->loss_scale;
+    const void *grad = whole_grad(s, t, offset, n, buffer);
+    const double scale = unscale(s, t);
     const double sum = s->table->sum_of_squares[t->dtype](n, grad, scale);
     s->plan->block_sum[block] = sum;
     /* A finite sum has finite terms; one that is not may have overflowed. */
@@ -203,15 +244,18 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
     const size_t start = (size_t)offset * item_size[t->dtype];
     char *param = (char *)t->param + start;
     (void)block;
-    if (t->grad && !s->result->skipped) {
+    const bool part = takes_part(s, t) && !s->result->skipped;
+    if (part && s->args->add) {
+        memcpy((char *)t->sum + start, whole_grad(s, t, offset, n, buffer),
+               (size_t)n * item_size[t->dtype]);
+    } else if (part) {
         void *slot[FO_MAX_SLOTS];
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        w->update(n, param, contiguous_grad(t, offset, n, buffer), slot, w->consts, w->gscale,
-                  gmax);
+        w->update(n, param, whole_grad(s, t, offset, n, buffer), slot, w->consts, w->gscale, gmax);
     }
-    if (t->ema && !s->result->skipped) {
+    if (t->ema && !s->result->skipped && !s->args->add) {
         char *ema = (char *)t->ema + start;
         if (s->args->ema_starts)
             memcpy(ema, param, (size_t)n * item_size[t->dtype]);
@@ -249,7 +293,7 @@ static void for_blocks(void *job_, int64_t begin, int64_t end)
         while (block >= first[tensor + 1])
             tensor++;
         const fo_tensor *t = &plan->tensors[tensor];
-        blocks = j->once && t->grad_ndim == 0 && !t->ema ? first[tensor + 1] - block : 1;
+        blocks = j->once && t->grad_ndim == 0 && !t->ema && !t->sum ? first[tensor + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;
         const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
@@ -263,7 +307,7 @@ static void for_blocks(void *job_, int64_t begin, int64_t end)
 
 static bool norm_needed(const fo_step_args *args)
 {
-    return args->clip == FO_CLIP_NORM || args->clip == FO_GLOBAL_CLIP_NORM;
+    return !args->add && (args->clip == FO_CLIP_NORM || args->clip == FO_GLOBAL_CLIP_NORM);
 }
 
 /* The factor that clips a gradient of this norm; NaN for a NaN norm. */
@@ -278,34 +322,34 @@ static double clip_factor(const fo_step_args *args, double norm)
     return factor < 1 || factor != factor ? factor : 1;
 }
 
-/* Chooses each tensor's loop and computes its constants. Neighbours of one group and one step count
- * share them. Returns how many elements the step will touch. */
+/* Chooses each tensor's loop and computes its constants. Within a group, tensors that follow one
+ * another with the same step count share them. Returns how many elements the step will touch. */
 static int64_t assign_work(const step *s)
 {
     fo_plan *plan = s->plan;
-    const fo_tensor *before = NULL;
-    int64_t touched = 0, step_before = -1;
+    int64_t touched = 0;
+    for (int32_t j = 0; j < plan->n_groups; j++)
+        plan->newest[j].step = -1;
     for (int64_t i = 0; i < plan->n_tensors; i++) {
         const fo_tensor *t = &plan->tensors[i];
         work *w = &plan->works[i];
-        if (t->grad || t->ema)
+        const bool part = takes_part(s, t);
+        if (part || (t->ema && !s->args->add))
             touched += t->size;
-        if (!t->grad)
+        if (!part)
             continue;
         const double *hypers = plan->hypers + (size_t)t->group * FO_MAX_HYPERS;
         const int variant = plan->rule->variant(hypers);
         w->update = s->table->update[t->dtype][plan->rule - fo_rules][variant];
-        const double scale = 1 / s->args->loss_scale;
+        const double scale = unscale(s, t);
         w->gscale = ((const fo_common_hypers *)hypers)->maximize != 0 ? -scale : scale;
-        if (before && before->group == t->group && step_before == *t->step) {
-            w->consts = plan->works[before - plan->tensors].consts;
-        } else {
+        newest *known = &plan->newest[t->group];
+        if (known->step != *t->step) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
             fo_rule_consts(plan->rule, hypers, s->args->semantics, *t->step + 1, consts);
-            w->consts = consts;
+            *known = (newest){*t->step, consts};
         }
-        before = t;
-        step_before = *t->step;
+        w->consts = known->consts;
     }
     return touched;
 }
@@ -318,7 +362,7 @@ static void decide(const step *s)
     double total = 0;
     for (int64_t i = 0; i < plan->n_tensors; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        if (!t->grad)
+        if (!takes_part(s, t))
             continue;
         double sum = 0;
         for (int64_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++) {
@@ -354,6 +398,20 @@ static void run(const step *s, block_pass *pass, int threads)
         s->result->threads = came;
 }
 
+/* After a step: counts it, and notes which sums hold something. */
+static void count(const step *s)
+{
+    for (int64_t i = 0; i < s->plan->n_tensors; i++) {
+        fo_tensor *t = &s->plan->tensors[i];
+        if (!takes_part(s, t))
+            continue;
+        if (!s->args->add)
+            ++*t->step;
+        if (t->sum)
+            t->has_sum = s->args->add;
+    }
+}
+
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
     const step s = {plan, args, result, fo_active_table()};
@@ -364,10 +422,11 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     int threads = args->max_threads;
     if (args->engine == FO_TEAM && useful < threads)
         threads = (int)useful;
+    fo_tuner *tuner = &plan->tuners[args->add];
     const bool tuned = FO_OPENMP && args->engine == FO_TEAM && threads > 1;
     const double begin = tuned ? fo_seconds() : 0;
     if (tuned)
-        threads = fo_tuner_choose(&plan->tuner, threads);
+        threads = fo_tuner_choose(tuner, threads);
 
     if (norm_needed(args) || args->nonfinite != FO_PROPAGATE) {
         run(&s, scan_block, threads);
@@ -376,11 +435,8 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     if (update_follows(&s))
         run(&s, update_block, threads);
     if (tuned)
-        fo_tuner_learn(&plan->tuner, threads, result->threads, fo_seconds() - begin,
-                       (double)touched);
+        fo_tuner_learn(tuner, threads, result->threads, fo_seconds() - begin, (double)touched);
     if (!result->skipped)
-        for (int64_t i = 0; i < plan->n_tensors; i++)
-            if (plan->tensors[i].grad)
-                ++*plan->tensors[i].step;
+        count(&s);
     fo_fpenv_leave(saved);
 }

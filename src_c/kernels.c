@@ -83,5 +83,6 @@ const fo_table FO_CAT(fo_table, FO_ISA) = {
     .sum_of_squares = {sum_of_squares_f32, sum_of_squares_f64},
     .all_finite = {all_finite_f32, all_finite_f64},
     .average = {average_f32, average_f64},
+    .mean = {mean_f32, mean_f64},
     .move = move,
 };

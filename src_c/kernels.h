@@ -24,6 +24,10 @@ typedef bool fo_all_finite(int64_t n, const void *grad, double scale);
 /* ema = decay*ema + (1 - decay)*param */
 typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
 
+/* to = (sum + scale*grad) / divisor; sum or grad may be NULL, and counts as nothing. */
+typedef void fo_mean(int64_t n, void *to, const void *sum, const void *grad, double scale,
+                     double divisor);
+
 /* Moves words from..to of the arrays into one another. */
 typedef void fo_move(int64_t from, int64_t to, void *const *updated, int n_updated,
                      const void *read);
@@ -34,6 +38,7 @@ typedef struct {
     fo_sum_of_squares *sum_of_squares[2];
     fo_all_finite *all_finite[2];
     fo_average *average[2];
+    fo_mean *mean[2];
     fo_move *move;
 } fo_table;
 

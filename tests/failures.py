@@ -76,7 +76,6 @@ gradient_kinds(TypeError, KIND + "float", EVERY, of_gradient(number=lambda g: 0.
 gradient_kinds(TypeError, KIND + "str", EVERY, of_gradient(text=lambda g: "g"))
 gradient_kinds(TypeError, KIND + "list", EVERY, of_gradient(nested_list=lambda g: [g.tolist()]))
 gradient_kinds(TypeError, KIND + "ArrayLike", EVERY, of_gradient(array_like=ArrayLike))
-gradient_kinds(TypeError, KIND + "memoryview", EVERY, of_gradient(buffer=memoryview))
 gradient_kinds(TypeError, KIND, EVERY[1:], of_gradient(a_scalar=lambda g: g.dtype.type(1)))
 gradient_kinds(
     TypeError,
@@ -92,6 +91,7 @@ gradient_kinds(
         object=lambda g: g.astype(object),
         structured=lambda g: np.zeros(g.shape, [("g", g.dtype)]),
         byte_swapped=lambda g: g.astype(g.dtype.newbyteorder()),
+        buffer_of_bytes=lambda g: memoryview(g.tobytes()),
     ),
 )
 gradient_kinds(
@@ -102,6 +102,7 @@ gradient_kinds(
 )
 SHAPE = r"gradient of {label}: shape \(.*\) is not the parameter's \("
 gradient_kinds(ValueError, SHAPE, EVERY, of_gradient(one_more_axis=lambda g: g[None]))
+gradient_kinds(ValueError, SHAPE, EVERY, of_gradient(buffer=lambda g: memoryview(g[None])))
 gradient_kinds(
     ValueError,
     SHAPE,

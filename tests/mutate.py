@@ -34,6 +34,7 @@ TESTS = [
     "state",
     "properties",
     "c_api",
+    "accumulate",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"team.c": THREAD_TESTS, "api.c": ["c_api"]}  # instead
@@ -306,14 +307,14 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
-        "before->group == t->group && step_before == *t->step",
-        "before->group == t->group",
+        "if (known->step != *t->step) {",
+        "if (known->step < 0) {",
     ),
     Mutation(
         "constants are shared by different groups",
         "driver.c",
-        "before->group == t->group && step_before == *t->step",
-        "step_before == *t->step",
+        "newest *known = &plan->newest[t->group];",
+        "newest *known = &plan->newest[0];",
     ),
     Mutation(
         "the first average is no copy",
@@ -324,8 +325,8 @@ MUTATIONS = [
     Mutation(
         "a skipped step that zeroes gradients updates",
         "driver.c",
-        "if (t->grad && !s->result->skipped)",
-        "if (t->grad)",
+        "} else if (part) {",
+        "} else if (takes_part(s, t)) {",
     ),
     Mutation(
         "a refused step zeroes gradients",
@@ -336,14 +337,56 @@ MUTATIONS = [
     Mutation(
         "step counters do not advance",
         "driver.c",
-        "++*plan->tensors[i].step;",
-        "(void)plan->tensors[i].step;",
+        "++*t->step;",
+        "(void)t->step;",
     ),
     Mutation(
         "counters of parameters without a gradient advance",
         "driver.c",
-        "if (plan->tensors[i].grad)\n                ++",
-        "if (plan->tensors[i].step)\n                ++",
+        "if (!takes_part(s, t))\n            continue;\n        if (!s->args->add)\n",
+        "if (!s->args->add)\n",
+    ),
+    Mutation(
+        "the mean over micro-batches is their sum",
+        "passes.inc",
+        "to[i] = (sum[i] + scale * grad[i]) / divisor;",
+        "to[i] = sum[i] + scale * grad[i];",
+    ),
+    Mutation(
+        "the mean of what came before a None is their sum",
+        "passes.inc",
+        "to[i] = sum[i] / divisor;",
+        "to[i] = sum[i];",
+    ),
+    Mutation(
+        "sums keep what has been used",
+        "driver.c",
+        "t->has_sum = s->args->add;",
+        "t->has_sum = true;",
+    ),
+    Mutation(
+        "a micro-batch that is skipped enters the sums",
+        "driver.c",
+        "if (part && s->args->add) {",
+        "if (takes_part(s, t) && s->args->add) {",
+    ),
+    Mutation(
+        "a parameter without a gradient in the last micro-batch is left out",
+        "driver.c",
+        "return t->grad || (t->has_sum && !s->args->add);",
+        "return t->grad != NULL;",
+    ),
+    Mutation(
+        "averages follow micro-batches",
+        "driver.c",
+        "if (t->ema && !s->result->skipped && !s->args->add) {",
+        "if (t->ema && !s->result->skipped) {",
+    ),
+    Mutation(
+        "sums are scaled twice",
+        "driver.c",
+        "return t->sum ? 1 : 1 / s->args->loss_scale;",
+        "return 1 / s->args->loss_scale;",
     ),
     Mutation(
         "subnormals are flushed if the caller flushes them",

@@ -71,8 +71,25 @@ class Oracle:
         self.ema = None if opt.ema is None else [a.copy(order="K") for a in opt.ema]
         self.groups = [g for g in opt.param_groups for _ in g["params"]]
         self.completed = 0
+        self.totals, self.summed = [None] * len(self.params), 0
 
     def step(self, grads, loss_scale=1.0):
+        k = self.kwargs.get("accumulate", 1)
+        if k > 1:
+            self.summed = (self.summed + 1) % k
+            self.totals = [
+                total if total is grad is None else reference.mean(total, grad, 1, loss_scale)
+                for total, grad in zip(self.totals, grads, strict=True)
+            ]
+            if self.summed:
+                return
+            grads = [
+                total if total is None else reference.mean(total, None, k) for total in self.totals
+            ]
+            self.totals, loss_scale = [None] * len(self.params), 1.0
+        self.update(grads, loss_scale)
+
+    def update(self, grads, loss_scale):
         rule, names = RULES[self.opt_class]
         semantics = self.kwargs.get("semantics", "torch")
         clip = {k: self.kwargs.get(k) for k in ("clip_value", "clip_norm", "global_clip_norm")}

@@ -134,6 +134,7 @@ def everything(opt, grads=()):
     for k, state in enumerate(opt.state):
         arrays.update({f"state {k} {name}": array for name, array in state.items()})
     arrays.update({f"ema {k}": array for k, array in enumerate(opt.ema or ())})
+    arrays.update({f"sum {k}": array for k, array in enumerate(opt._sums or ())})
     arrays.update({f"grad {k}": array for k, array in enumerate(grads)})
     owners, seen = {}, {}
     for name, array in arrays.items():
@@ -141,6 +142,7 @@ def everything(opt, grads=()):
         memory = root(array).tobytes("A") if owner == name else owner
         seen[name] = (array.shape, array.strides, array.dtype.str, array.flags.writeable, memory)
     seen["completed_steps"] = opt.completed_steps
+    seen["accumulated"] = opt.accumulated_steps, opt._plan.summed()
     for number, group in enumerate(opt.param_groups):
         seen[f"group {number}"] = [(k, v) for k, v in group.items() if k != "params"]
     return seen

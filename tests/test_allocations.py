@@ -71,7 +71,7 @@ def construct(run):
     type(run.opt)(arrays, ema_decay=0.5)
 
 def prepare(act):
-    run = Run(config)
+    run = Run(config, accumulate=int(sys.argv[3]))
     group = run.opt.param_groups[-1]
     if act is step_with_new_hyperparameters:
         group["lr"] = quarter
@@ -133,15 +133,16 @@ def allocator(tmp_path_factory):
     return built
 
 
-@pytest.mark.parametrize("config", ["adagrad", "rmsprop"])  # groups, and a dict
-def test_an_allocation_that_fails_changes_nothing(config, allocator):
+@pytest.mark.parametrize(("config", "accumulate"), [("adagrad", 1), ("rmsprop", 2)])
+def test_an_allocation_that_fails_changes_nothing(config, accumulate, allocator):
     done = python(
         "-W",
         "ignore",
         "-c",
         SCRIPT,
         str(allocator),
-        config,
+        config,  # of groups, and of a dict
+        str(accumulate),
         timeout=300,
         LD_PRELOAD=str(allocator),
         PYTHONMALLOC="malloc",

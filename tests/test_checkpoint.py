@@ -78,6 +78,29 @@ def test_every_rule_with_every_option_goes_on_with_the_same_bits(path):
     assert ran == len(CASES) > 80
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_training_resumed_amid_micro_batches_equals_uninterrupted_training(config, calls, path):
+    run = Run(config, accumulate=3)  # one call
+    for seed in range(1, calls):
+        run.step([None if k == seed else grad for k, grad in enumerate(make_grads(seed))])
+    before = run.everything()
+    run.opt.save(path)
+    assert differences(run.everything(), before) == []
+    fresh = Run(config, accumulate=3)
+    finish(fresh)
+    for param in fresh.params:
+        param[...] = 9
+    own = fresh.opt._sums
+    fresh.opt.load(path)
+    assert all(a is b for a, b in zip(fresh.opt._sums, own, strict=True))
+    assert fresh.opt.accumulated_steps == run.opt.accumulated_steps == calls % 3
+    assert fresh.opt._plan.summed() == run.opt._plan.summed()
+    assert contents(fresh.opt) == contents(run.opt)
+    for _ in range(3):
+        assert goes_on_like(fresh.opt, run)
+
+
 @pytest.mark.parametrize("rule", OLD)
 def test_a_file_of_version_0_1_loads_and_goes_on_as_the_reference_does(rule):
     opt, twin = made(rule), Oracle(made(rule), **OLD[rule][1])
@@ -155,6 +178,31 @@ def test_the_metadata_says_what_the_file_is(path):
     assert [group["lr"] for group in groups] == [0.1, 1e-3]
     assert groups[0]["betas"] == [0.5, 0.75]
     assert [int(tensors[f"state/{k}/step"]) for k in (0, 1)] == [1, 0]
+
+
+def test_a_file_has_sums_only_between_two_updates(path):
+    opt = SGD({"a": np.ones(2), "b": np.ones(3, np.float32)}, accumulate=3)
+    held = []
+    for grad in (None, np.array([1.0, 2.0]), np.array([3.0, 6.0])):
+        opt.step({"a": grad, "b": None}, loss_scale=2.0)
+        opt.save(path)
+        metadata, tensors = read(path)
+        assert metadata["format_version"] == "1"
+        parts = {"params/a", "params/b", "state/a/step", "state/b/step"}
+        held.append({name: tensors[name].tolist() for name in tensors.keys() - parts})
+    assert held == [{"accumulated_steps": 1}, {"accumulated_steps": 2, "sum/a": [0.5, 1.0]}, {}]
+
+
+def test_what_was_summed_since_is_dropped_by_a_file_without_sums(path):
+    opt = small(accumulate=2)
+    opt.reset()
+    opt.save(path)
+    opt.step({"w": np.ones(2, np.float32), "b": None})
+    opt.load(path)
+    assert (opt.accumulated_steps, opt._plan.summed()) == (0, [False, False])
+    for value in (2.0, 4.0):
+        opt.step({"w": None, "b": np.array(value)})
+    assert (opt.params[0].tolist(), float(opt.params[1])) == ([1.0, -2.0], 0.5 - 0.5 * 3.0)
 
 
 def test_hyperparameters_come_back_exactly(path):

@@ -180,6 +180,49 @@ def test_a_file_with_any_bad_entry_changes_nothing_though_its_checksum_is_right(
     assert contents(opt) == contents(small())
 
 
+BAD_SUMS = [  # what becomes of a file amid micro-batches, and what the message says
+    ({"accumulated_steps": None}, r"\['accumulated'\]: missing \['steps'\], unexpected \[\]"),
+    ({"accumulated_steps": np.array(0)}, r"\['steps'\] must be > 0 .* accumulate=3, got 0"),
+    ({"accumulated_steps": np.array(3)}, r"\['steps'\] must be > 0 .* accumulate=3, got 3"),
+    ({"accumulated_steps": np.array(-1)}, r"\['steps'\] must be >= 0"),
+    ({"accumulated_steps": np.array(1.0)}, r"\['steps'\] must be an integer"),
+    ({"accumulated_steps": np.array([1])}, r"\['steps'\] must be an integer"),
+    ({"accumulated_steps/": np.array(1)}, "unexpected tensor 'accumulated_steps/'"),
+    ({"sum/c": np.ones(2)}, r"\['accumulated'\]\['sums'\]: unexpected \['c'\]"),
+    ({"sum/": np.ones(2)}, r"\['accumulated'\]\['sums'\]: unexpected \[''\]"),
+    ({"sum": np.ones(2)}, r"\['accumulated'\]\['sums'\]: unexpected \[''\]"),
+    ({"sum/w": np.ones(2)}, r"\['sums'\]\['w'\]: dtype float64 is not the parameter's float32"),
+    ({"sum/w": np.ones(3, np.float32)}, r"\['sums'\]\['w'\]: shape \(3,\) is not"),
+    ({"sum/b": np.array(1)}, r"\['sums'\]\['b'\]: dtype int64 is not"),
+    ({"sum/b": np.array(1, np.float16)}, "unexpected dtype, F16"),
+]
+
+
+def test_a_file_with_any_bad_sum_changes_nothing_though_its_checksum_is_right(path):
+    small(accumulate=3).save(path)
+    metadata, tensors = read(path)
+    assert {"accumulated_steps", "sum/w", "sum/b"} < tensors.keys()
+    opt = small((5.0, 6.0), accumulate=3)
+    opt.step({"w": None, "b": np.array(1.0)})
+    before = everything(opt)
+    for change, message in BAD_SUMS:
+        changed = {**tensors, **change}
+        forge(path, metadata, {name: a for name, a in changed.items() if a is not None})
+        error = refusal(opt, path, before)
+        assert re.search(message, str(error)), (message, error)
+    forge(path, metadata, tensors)
+    opt.load(path)
+    assert differences(everything(opt), everything(small(accumulate=3))) == []
+
+
+def test_a_file_amid_micro_batches_needs_an_optimizer_that_sums_as_many(path):
+    small(accumulate=3).save(path)
+    opt = small()
+    error = refusal(opt, path, everything(opt))
+    assert "below the optimizer's accumulate=1, got 1" in str(error)
+    small(accumulate=2).load(path)
+
+
 UNWRITABLE = [name for name in KINDS if re.match("(parameter|slot|average|counter) r", name)]
 
 

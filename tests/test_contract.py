@@ -30,6 +30,8 @@ COMMON = {
     "global_clip_norm": None,
     "nonfinite": "propagate",
     "ema_decay": None,
+    "accumulate": 1,
+    "no_decay": None,
     "num_threads": None,
 }
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
@@ -115,6 +117,8 @@ def test_every_option_is_accepted_by_every_class(cls):
         "global_clip_norm": math.inf,
         "nonfinite": "skip",
         "ema_decay": 1,
+        "accumulate": np.int64(2),
+        "no_decay": lambda key, array: array.ndim < 2,
         "num_threads": np.int64(1),
         "lr": 0,
         "weight_decay": 3,

@@ -58,6 +58,11 @@ def test_a_plan_steps():
         ({"rows": [[0.1]]}, "expected 7 hyperparameters, got 1"),
         ({"rows": [[0.1] * 1000]}, "expected 7 hyperparameters, got 1000"),
         ({"names": []}, "names: expected 1"),
+        ({"sums": []}, "sums: expected 1"),
+        ({"sums": [np.zeros(4)]}, "do not match"),
+        ({"summed": [True, False]}, "summed: expected 1"),
+        ({"accumulate": 2}, "accumulate=2: expected 1, or more and sums"),
+        ({"accumulate": 0, "sums": [np.zeros(3)]}, "accumulate=0: expected 1"),
     ],
     ids=str,
 )

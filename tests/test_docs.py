@@ -33,6 +33,16 @@ def test_every_public_name_has_an_example(name):
         assert ">>> " in getattr(fastopt, name).__doc__
 
 
+def test_the_examples_of_embedding_run():
+    text = (ROOT / "docs" / "embedding.md").read_text()
+    namespace, ran = {}, 0
+    for code in re.findall(r"```python\n(.*?)```", text.partition("## Dialects")[0], re.DOTALL):
+        exec(code, namespace)
+        ran += 1
+    assert ran == 2
+    assert (namespace["new"][0] == 1 - 0.1 / (1 + 1e-8)).all()
+
+
 def test_readme_example():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     namespace = {}

@@ -230,9 +230,14 @@ PARAMS = [
     ([{"params": {"a": SOME}}, {"params": {"a": np.ones(2)}}], ValueError, r"occur twice: \['a'\]"),
     ([SOME, 1.0], TypeError, ARRAY + "float"),
     ([SOME, None], TypeError, ARRAY + "NoneType"),
-    ([SOME, [1.0, 2.0]], TypeError, ARRAY + "list"),
+    ([SOME, [1.0, 2.0]], TypeError, "^parameter '1.0': expected a numpy.ndarray, got float"),
+    ({"a": (SOME, {"b": 1})}, TypeError, r"^parameter 'a\.1\.b': expected .* got int"),
+    ({"a": {"b": SOME}, "a.b": np.ones(2)}, ValueError, r"occur twice: \['a\.b'\]"),
+    ([{"params": [[SOME]]}, {"params": [[np.ones(2)]]}], ValueError, "are nested need dicts"),
+    (memoryview(np.ones(2)), TypeError, EXPECTED + ".* got memoryview"),
+    ([SOME, b"12345678"], TypeError, "^parameter 1: dtype uint8"),
+    ([SOME, memoryview(bytes(8)).cast("d")], ValueError, "^parameter 1: the array is read-only"),
     ([SOME, np.float64(1)], TypeError, ARRAY + "float64"),
-    ([SOME, memoryview(np.ones(2))], TypeError, ARRAY + "memoryview"),
     *(
         ([SOME, np.zeros(2, dtype)], TypeError, DTYPE)
         for dtype in ("i8", "i4", "?", "f2", "g", "c8", "c16", "O", ">f4", ">f8", "f4,f8", "U3")

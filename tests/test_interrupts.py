@@ -70,11 +70,12 @@ def test_interrupted_training_is_some_number_of_whole_steps(kind):
 
 def test_loading_and_resetting_are_done_or_not_when_interrupted():
     delay = random.Random(1)
-    opt = SGD([np.zeros(100_000), np.zeros(3)], lr=0.5, momentum=0.5, ema_decay=0.5)
+    opt = SGD([np.zeros(100_000), np.zeros(3)], lr=0.5, momentum=0.5, ema_decay=0.5, accumulate=2)
     grads, states = [np.ones(100_000), np.ones(3)], []
-    for lr in (0.5, 0.25):
+    for lr, calls in ((0.5, 2), (0.25, 3)):
         opt.param_groups[0]["lr"] = lr
-        opt.step(grads)
+        for _ in range(calls):
+            opt.step(grads)
         states.append(opt.state_dict())
 
     def observe():
@@ -86,6 +87,7 @@ def test_loading_and_resetting_are_done_or_not_when_interrupted():
             opt.param_groups[0]["lr"],
             [int(state["step"]) for state in opt.state],
             buffer[0],
+            (opt.accumulated_steps, opt._plan.summed()),
         )
 
     wholes = []
@@ -108,8 +110,11 @@ def test_loading_and_resetting_are_done_or_not_when_interrupted():
         opt.load_state_dict(states[1])
         opt.param_groups[0]["lr"] = 0.5
         interrupt(opt.reset, after=delay.uniform(5e-5, 1e-3))
-        steps, _, counters, buffer = observe()
-        assert (steps, counters, buffer) in [(2, [2, 2], 1.5), (0, [0, 0], 0.0)]
+        steps, _, counters, buffer, amid = observe()
+        assert (steps, counters, buffer, amid) in [
+            (2, [2, 2], 1.5, (1, [True, True])),
+            (0, [0, 0], 0.0, (0, [False, False])),
+        ]
 
 
 def test_interrupts_of_another_process_reach_the_program_and_tear_nothing():

@@ -83,6 +83,9 @@ static const struct {
     {{.loss_scale = 1, .nonfinite = FO_SKIP, .zero_grad = true}, -INFINITY},
     {{.loss_scale = 1, .nonfinite = FO_RAISE, .zero_grad = true}, INFINITY},
     {{.loss_scale = 1, .nonfinite = FO_SKIP, .clip = FO_CLIP_NORM, .clip_limit = 1}, 0},
+    {{.loss_scale = 8, .accumulate = 2, .clip = FO_CLIP_NORM, .clip_limit = 1}, 0},
+    {{.loss_scale = 1, .accumulate = 3, .nonfinite = FO_SKIP, .zero_grad = true, .ema_decay = 0.9},
+     NAN},
 };
 
 /* How the gradients lie in memory. */
@@ -91,7 +94,7 @@ typedef enum { DENSE, SHIFTED, BACKWARDS, TRANSPOSED, WITH_GAPS, LAYOUTS } layou
 typedef struct {
     fo_dtype dtype;
     int64_t size;
-    char *param, *slot[FO_MAX_SLOTS], *ema, *grad;
+    char *param, *slot[FO_MAX_SLOTS], *ema, *sum, *grad;
     int64_t step;
     ptrdiff_t shape[MAX_AXES], strides[MAX_AXES];
     int axes;
@@ -233,6 +236,7 @@ static void append_arrays(record *r, const tensor *tensors)
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             append(r, t->slot[j], bytes);
         append(r, t->ema, bytes);
+        append(r, t->sum, bytes);
         append(r, &t->step, sizeof t->step);
     }
 }
@@ -280,6 +284,7 @@ static void run(const char *config, fo_semantics semantics, int option, fo_engin
         *t = (tensor){.dtype = i % 2 ? FO_F64 : FO_F32, .size = sizes[i / 2]};
         t->param = new_array(t, shift);
         t->ema = new_array(t, shift);
+        t->sum = new_array(t, shift);
         lay_out(t, how);
         for (int64_t e = 0; e < t->size; e++)
             store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
@@ -287,6 +292,7 @@ static void run(const char *config, fo_semantics semantics, int option, fo_engin
         bound->dtype = t->dtype;
         bound->group = i % 3 == 2;
         bound->ema = options[option].args.ema_decay != 0 ? t->ema : NULL;
+        bound->sum = options[option].args.accumulate > 1 ? t->sum : NULL;
         for (int j = 0; j < FO_MAX_SLOTS; j++) {
             t->slot[j] = new_array(t, shift);
             if (fo_rule_uses_slot(rule, fo_plan_hypers(plan, bound->group), j))
@@ -304,6 +310,7 @@ static void run(const char *config, fo_semantics semantics, int option, fo_engin
         fo_step_result result;
         args.semantics = semantics;
         args.ema_starts = s == 0;
+        args.add = args.accumulate > 1 && s % args.accumulate + 1 < args.accumulate;
         args.max_threads = team;
         args.engine = engine;
         for (int i = 0; i < TENSORS; i++) {
@@ -344,6 +351,7 @@ static void run(const char *config, fo_semantics semantics, int option, fo_engin
     for (int i = 0; i < TENSORS; i++) {
         free(tensors[i].param - shift);
         free(tensors[i].ema - shift);
+        free(tensors[i].sum - shift);
         free(tensors[i].grad_block);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             free(tensors[i].slot[j] - shift);

@@ -61,7 +61,7 @@ static void allocations(void)
             break;
         failures++;
     }
-    EXPECT(failures == 8);
+    EXPECT(failures == 9);
     fo_plan_destroy(NULL);
 }
 

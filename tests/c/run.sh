@@ -110,10 +110,10 @@ functions() {
 }
 
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
-# computes in whole vector registers. There is one a rule, variant and type, and two passes a type.
+# computes in whole vector registers. There is one a rule, variant and type, and three passes a type.
 vectorised() {
     local object=$1 register=$2 expected names packed missing
-    expected=$(awk -F '[(,)]' '/^FO_RULE/ { n += $3 } END { print 2 * (n + 2) }' src_c/rules.def)
+    expected=$(awk -F '[(,)]' '/^FO_RULE/ { n += $3 } END { print 2 * (n + 3) }' src_c/rules.def)
     functions "$object" > "$folder/instructions"
     names=$(cut -d ' ' -f 1 "$folder/instructions" | grep -v '^all_finite' | sort -u)
     packed=$(grep -E " v?(mul|add|sub|div|sqrt)p[sd] .*$register" "$folder/instructions" |

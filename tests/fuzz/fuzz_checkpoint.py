@@ -31,6 +31,7 @@ RAW, SIGNED = 1, 2
 WORDS = [0, 1, -1, 8, 2.5, float("nan"), float("inf"), None, True, False, "", "w", "b", [], {}]
 WORDS += [2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, [0, 0], [0], [2], [1, 2]]
 WORDS += [*CODES.values(), "BF16", "F4", "params/b", "state/w/step", "ema/w", "[", "0", "-1", "2"]
+WORDS += ["sum/w", "sum/b", "accumulated_steps"]
 
 path = Path(f"/proc/self/fd/{os.memfd_create('checkpoint')}")
 path.write_bytes(small_file())

@@ -1,0 +1,133 @@
+"""Models that are one flat vector: every array a view into it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastopt._params import Array
+from fastopt._trees import is_container, like, taken_apart
+
+__all__ = ["flatten", "unflatten"]
+
+
+def flatten(arrays: Any) -> tuple[Array, Any]:
+    """Copy arrays into one flat vector; return it, and views into it in place of the arrays.
+
+    A model that keeps the views steps as one array: ``fastopt.Adam([flat])``. Its gradients may be
+    views into a vector of their own, from :func:`unflatten`.
+
+    Parameters
+    ----------
+    arrays : list, tuple or dict of numpy.ndarray, nested to any depth
+        At least one array; all float32 or all float64, in native byte order.
+
+    Returns
+    -------
+    flat : numpy.ndarray
+        One-dimensional, contiguous and new, of the arrays' dtype.
+    views : list, tuple or dict
+        Structured like `arrays`, with views into `flat` of the same shapes, in C order.
+
+    Raises
+    ------
+    TypeError
+        If something is not an array, or dtypes differ or are others.
+    ValueError
+        If there is no array.
+
+    See Also
+    --------
+    unflatten : Views into a vector that there is already.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> model = {"W": np.ones((2, 3)), "b": np.zeros(2)}
+    >>> flat, model = fastopt.flatten(model)
+    >>> grad, grads = fastopt.flatten(model)  # a vector as long, for the gradients
+    >>> grads["W"][...], grads["b"][...] = 2.0, -1.0  # by the backward pass
+    >>> opt = fastopt.SGD([flat], lr=0.5, global_clip_norm=10.0)
+    >>> round(opt.step([grad]).grad_norm, 6)
+    5.09902
+    >>> model["b"]
+    array([0.5, 0.5])
+    """
+    names: list[str] = []
+    leaves: list[Any] = []
+    if not is_container(arrays):
+        raise TypeError(
+            f"arrays must be a list, tuple or dict of arrays, got {type(arrays).__name__}"
+        )
+    taken_apart(arrays, names, leaves)
+    if not leaves:
+        raise ValueError("no arrays: expected at least one")
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, np.ndarray):
+            raise TypeError(f"array {name}: expected a numpy.ndarray, got {type(leaf).__name__}")
+        if leaf.dtype not in (np.float32, np.float64) or not leaf.dtype.isnative:
+            raise TypeError(
+                f"array {name}: dtype {leaf.dtype} is not supported; use float32 or float64 in "
+                "native byte order"
+            )
+        if leaf.dtype != leaves[0].dtype:
+            raise TypeError(
+                f"array {name}: dtype {leaf.dtype} is not that of array {names[0]}, "
+                f"{leaves[0].dtype}; a flat vector has one dtype"
+            )
+    flat = np.empty(sum(leaf.size for leaf in leaves), leaves[0].dtype)
+    views = unflatten(flat, arrays)
+    into: list[Any] = []
+    taken_apart(views, [], into)
+    for view, leaf in zip(into, leaves, strict=True):
+        view[...] = leaf
+    return flat, views
+
+
+def unflatten(flat: Array, like_these: Any) -> Any:
+    """Return views into a flat vector, of the shapes and in the structure of other arrays.
+
+    Parameters
+    ----------
+    flat : numpy.ndarray
+        One-dimensional, with as many elements as the arrays have together.
+    like_these : list, tuple or dict of numpy.ndarray, nested to any depth
+        The arrays whose shapes count; their values and dtypes do not.
+
+    Returns
+    -------
+    list, tuple or dict
+        Views into `flat`, one after the other.
+
+    Raises
+    ------
+    TypeError
+        If `flat` is not an array.
+    ValueError
+        If its shape does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> flat = np.arange(5.0)
+    >>> w, b = fastopt.unflatten(flat, [np.zeros((2, 2)), np.zeros(())])
+    >>> w
+    array([[0., 1.],
+           [2., 3.]])
+    >>> b[...] = 7.0
+    >>> flat
+    array([0., 1., 2., 3., 7.])
+    """
+    leaves: list[Any] = []
+    taken_apart(like_these, [], leaves)
+    if not isinstance(flat, np.ndarray):
+        raise TypeError(f"flat must be a numpy.ndarray, got {type(flat).__name__}")
+    size = sum(np.size(leaf) for leaf in leaves)
+    if flat.shape != (size,):
+        raise ValueError(f"flat must be of shape {(size,)}, got {flat.shape}")
+    views, start = [], 0
+    for leaf in leaves:
+        views.append(flat[start : start + np.size(leaf)].reshape(np.shape(leaf)))
+        start += np.size(leaf)
+    return like(like_these, iter(views))

@@ -1,0 +1,434 @@
+r"""The rules as functions of arrays that the caller keeps: one call, one step, in place.
+
+For code that keeps parameters, state and the number of the step itself. Each function updates one
+array, or a list of arrays, from its gradient, with exactly the bits of the class of that name, and
+checks everything before it writes anything. Hyperparameters are keywords, and so is every choice on
+which programs differ that call their rule by the same name:
+
+=====================================  ========================================================
+where eps is added                     ``eps_hat``, ``eps_inside``
+how and from when a bias is corrected  ``bias_correction``, ``step``; or correct `lr` yourself
+whether momentum holds the rate        ``velocity``
+how a gradient enters the momentum     ``dampening``: it is multiplied by ``1 - dampening``
+what an accumulator starts from        the array that is given
+up or down                             ``maximize``, or a negative `lr`
+=====================================  ========================================================
+
+Examples
+--------
+>>> import numpy as np
+>>> from fastopt import functional
+>>> w, g = np.array([3.0, -2.0]), np.array([1e-3, 1e3])
+>>> m, v = np.zeros(2), np.zeros(2)
+>>> functional.adam(w, g, m, v, step=1, lr=0.1)
+>>> w.round(4)
+array([ 2.9, -2.1])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from fastopt import _core
+from fastopt._options import count, flag, real
+from fastopt._params import Array
+
+__all__ = ["adagrad", "adam", "rmsprop", "sgd"]
+
+Arrays = Array | list[Array] | tuple[Array, ...]
+_TORCH, _KERAS = 0, 1
+_any_number = partial(real, low=-inf)
+_SWITCH = (flag, 0.0, 0.0)
+_AT_LEAST_0 = (real, 0.0, inf)
+_COMMON: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
+    "lr": (_any_number, -inf, inf),
+    "weight_decay": _AT_LEAST_0,
+    "decoupled_weight_decay": _SWITCH,
+    "maximize": _SWITCH,
+}
+
+
+def _update(rule: str, arguments: tuple[str, ...], **checks: Any) -> _core.Update:
+    return _core.Update(_core.Rule(rule), _COMMON | checks, (*("params", "grads"), *arguments))
+
+
+_sgd = _update(
+    "sgd",
+    ("momentum_buffers",),
+    momentum=_AT_LEAST_0,
+    dampening=(_any_number, -inf, inf),
+    nesterov=_SWITCH,
+)
+_adagrad = _update("adagrad", ("sums",), lr_decay=_AT_LEAST_0, eps=_AT_LEAST_0)
+_rmsprop = _update(
+    "rmsprop",
+    ("square_avgs", "momentum_buffers", "grad_avgs"),
+    alpha=_AT_LEAST_0,
+    eps=_AT_LEAST_0,
+    momentum=_AT_LEAST_0,
+    centered=_SWITCH,
+)
+_adam = _update(
+    "adam",
+    ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
+    beta1=(partial(real, high=1.0), 0.0, 1.0),
+    beta2=(partial(real, high=1.0), 0.0, 1.0),
+    eps=_AT_LEAST_0,
+    amsgrad=_SWITCH,
+    bias_correction=_SWITCH,
+)
+
+
+def sgd(
+    params: Arrays,
+    grads: Any,
+    momentum_buffers: Any = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    velocity: bool = False,
+    step: int | None = None,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+) -> None:
+    r"""Gradient descent, with momentum and Nesterov's look-ahead.
+
+    Parameters
+    ----------
+    params : numpy.ndarray, or list or tuple of them
+        The parameter, or several; float32 or float64, updated in place.
+    grads : numpy.ndarray or None, or list or tuple of them
+        A gradient for each, of the same shape and dtype; None leaves its parameter out.
+    momentum_buffers : numpy.ndarray, or list or tuple of them, optional
+        State, laid out as the parameters and updated in place; used if `momentum` is not 0.
+    lr : float
+        Learning rate. A negative one ascends, and the state is that of the gradients as they are.
+    momentum, dampening : float, optional
+        The buffer becomes :math:`\mu b + (1 - d) g`.
+    nesterov : bool, optional
+        Step along :math:`g + \mu b` instead of :math:`b`.
+    velocity : bool, optional
+        The buffer holds the learning rate and points where the step goes:
+        :math:`v = \mu v - \gamma (1 - d) g`, :math:`\theta = \theta + v`, with Nesterov
+        :math:`\theta = \theta + \mu v - \gamma g`.
+    step : int, optional
+        1 at the first step makes the buffer a copy of the gradient, undamped, as PyTorch does;
+        otherwise what is in the buffer counts. With `velocity` it always does.
+    weight_decay : float, optional
+        Added to the gradient, times the parameter; or, if decoupled, the parameter is first
+        multiplied by ``1 - lr*weight_decay``.
+    decoupled_weight_decay, maximize : bool, optional
+        As for :class:`fastopt.SGD`; `maximize` turns the gradient around, before everything.
+    zero_grad : bool, optional
+        Whether to zero the gradients afterwards.
+    num_threads : int, optional
+        Upper bound on threads. Results do not depend on it.
+    out : tuple, optional
+        Write there what would be updated in place, first the parameters and then each state that
+        is used, and leave what was given as it is: it may be read-only. One that is the array given
+        is updated in place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.SGD : With state and checks of its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, v = np.array([3.0]), np.zeros(1)
+    >>> for _ in range(2):
+    ...     functional.sgd(w, np.ones(1), v, lr=0.5, momentum=0.5, velocity=True)
+    >>> w, v
+    (array([1.75]), array([-0.75]))
+    """
+    without = dampening != 0 or (momentum == 0 and not velocity)  # what Nesterov's needs
+    if nesterov is not False and flag("nesterov", nesterov) and without:
+        raise ValueError(
+            "nesterov=True needs momentum > 0 and dampening = 0, got "
+            f"momentum={momentum!r} and dampening={dampening!r}"
+        )
+    _sgd(
+        (lr, weight_decay, decoupled_weight_decay, maximize, momentum, dampening, nesterov),
+        _KERAS if velocity is not False and flag("velocity", velocity) else _TORCH,
+        2 if step is None else _number(step),
+        params,
+        grads,
+        (momentum_buffers,),
+        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
+        0 if num_threads is None else count("num_threads", num_threads),
+        out,
+    )
+
+
+def adagrad(
+    params: Arrays,
+    grads: Any,
+    sums: Any,
+    *,
+    lr: float,
+    step: int = 1,
+    lr_decay: float = 0.0,
+    eps: float = 1e-10,
+    eps_inside: bool = False,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+) -> None:
+    r"""Adagrad.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    sums : numpy.ndarray, or list or tuple of them
+        Sums of squares of the gradients so far, or whatever else to start from; updated in place.
+    lr : float
+        Learning rate.
+    step : int, optional
+        The number of this step, from 1; it counts with `lr_decay` alone.
+    lr_decay : float, optional
+        The rate is ``lr / (1 + (step - 1)*lr_decay)``.
+    eps : float, optional
+        Added to the root.
+    eps_inside : bool, optional
+        Add it under the root, :math:`\sqrt{s + \epsilon}`.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, s = np.array([3.0, -2.0]), np.zeros(2)
+    >>> functional.adagrad(w, np.array([10.0, -0.1]), s, lr=1.0)
+    >>> w.round(6)
+    array([ 2., -1.])
+    """
+    _adagrad(
+        (lr, weight_decay, decoupled_weight_decay, maximize, lr_decay, eps),
+        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        _number(step),
+        params,
+        grads,
+        (sums,),
+        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
+        0 if num_threads is None else count("num_threads", num_threads),
+        out,
+    )
+
+
+def rmsprop(
+    params: Arrays,
+    grads: Any,
+    square_avgs: Any,
+    momentum_buffers: Any = None,
+    grad_avgs: Any = None,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+) -> None:
+    r"""RMSprop, with momentum, and centered if `grad_avgs` are given.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    square_avgs : numpy.ndarray, or list or tuple of them
+        Averages of the squared gradients so far; updated in place. Some programs start from 1.
+    momentum_buffers : numpy.ndarray, or list or tuple of them, optional
+        State, updated in place; used if `momentum` is not 0.
+    grad_avgs : numpy.ndarray, or list or tuple of them, optional
+        Averages of the gradients, updated in place. They make it centered:
+        :math:`v - a^2` takes the place of :math:`v`.
+    lr, alpha : float
+        Learning rate, and what the averages keep of themselves.
+    eps : float, optional
+        Added to the root.
+    eps_inside : bool, optional
+        Add it under the root, :math:`\sqrt{v + \epsilon}`; the momentum buffer then holds the
+        learning rate, as in Keras.
+    momentum : float, optional
+        At least 0.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, v = np.array([3.0, -2.0]), np.ones(2)
+    >>> functional.rmsprop(w, np.array([1.0, -1.0]), v, lr=0.5, alpha=0.9)
+    >>> w.round(6)
+    array([ 2.5, -1.5])
+    """
+    _rmsprop(
+        (
+            lr,
+            weight_decay,
+            decoupled_weight_decay,
+            maximize,
+            alpha,
+            eps,
+            momentum,
+            grad_avgs is not None,
+        ),
+        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        1,
+        params,
+        grads,
+        (square_avgs, momentum_buffers, grad_avgs),
+        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
+        0 if num_threads is None else count("num_threads", num_threads),
+        out,
+    )
+
+
+def adam(
+    params: Arrays,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    max_exp_avg_sqs: Any = None,
+    *,
+    step: int = 1,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_hat: bool = False,
+    bias_correction: bool = True,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+) -> None:
+    r"""Adam; AdamW with decoupled weight decay, and AMSGrad if `max_exp_avg_sqs` are given.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    exp_avgs, exp_avg_sqs : numpy.ndarray, or list or tuple of them
+        Averages of the gradients and of their squares; updated in place.
+    max_exp_avg_sqs : numpy.ndarray, or list or tuple of them, optional
+        The largest of `exp_avg_sqs` so far, updated in place and used in their place.
+    step : int, optional
+        The number :math:`t` of this step, from 1, which the bias correction needs. Another count
+        than one's own is an offset: ``step=t + 1`` begins with the correction of the second step.
+    lr : float
+        Learning rate. A negative one ascends, and the state is that of the gradients as they are.
+    betas : tuple of float, optional
+        What the averages keep of themselves, at least 0 and below 1; without bias correction, 1
+        is allowed.
+    eps : float, optional
+        Added to the corrected root, :math:`\sqrt{\hat v} + \epsilon`.
+    eps_hat : bool, optional
+        Add it to the uncorrected root: :math:`\gamma_t m / (\sqrt v + \epsilon)` with
+        :math:`\gamma_t = \gamma \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
+    bias_correction : bool, optional
+        False leaves the averages as they are; also for an `lr` that has been corrected already.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.Adam : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    Arrays that are read-only need others to write to:
+
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, m, v = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> w.flags.writeable = False
+    >>> new = np.empty(2), np.empty(2), np.empty(2)
+    >>> functional.adam(w, np.array([1e-3, 1e3]), m, v, step=1, lr=0.1, out=new)
+    >>> new[0].round(4)
+    array([ 2.9, -2.1])
+    """
+    if type(betas) is not tuple and not isinstance(betas, list):
+        raise TypeError(f"betas must be a tuple of two numbers, got {betas!r}")
+    if len(betas) != 2:
+        raise ValueError(f"betas must have two elements, got {betas!r}")
+    if (betas[0] == 1 or betas[1] == 1) and bias_correction is not False:
+        raise ValueError(f"betas must be < 1 where the bias is corrected, got {betas!r}")
+    _adam(
+        (
+            lr,
+            weight_decay,
+            decoupled_weight_decay,
+            maximize,
+            betas[0],
+            betas[1],
+            eps,
+            max_exp_avg_sqs is not None,
+            bias_correction,
+        ),
+        _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
+        _number(step),
+        params,
+        grads,
+        (exp_avgs, exp_avg_sqs, max_exp_avg_sqs),
+        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
+        0 if num_threads is None else count("num_threads", num_threads),
+        out,
+    )
+
+
+def _number(step: Any) -> int:
+    """Check the number of a step."""
+    if type(step) is int and 0 < step < 2**62:
+        return step
+    if not isinstance(step, Integral) or isinstance(step, (bool, np.bool_)):
+        raise TypeError(f"step must be an integer, got {step!r} ({type(step).__name__})")
+    number = int(step)
+    if not 0 < number < 2**62:
+        raise ValueError(f"step must be >= 1 and < 2**62, got {step!r}")
+    return number

@@ -1,0 +1,93 @@
+"""Tensors handed to the class API by DLPack: the memory is the tensor's, and nothing is copied."""
+
+import numpy as np
+import pytest
+import torch
+
+import fastopt
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+
+
+def test_a_module_trains_to_the_same_bits_as_plain_arrays():
+    module = network()
+    params = list(module.parameters())
+    plain = [p.detach().numpy().copy() for p in params]
+    options = {"lr": 0.1, "weight_decay": 0.1, "global_clip_norm": 1.0}
+    opt, twin = fastopt.Adam(params, **options), fastopt.Adam(plain, **options)
+    for array, p in zip(opt.params, params, strict=True):
+        assert array.ctypes.data == p.data_ptr()
+    x, y = torch.randn(20, 5), torch.randn(20, 2)
+    for _ in range(5):
+        loss = (module(x) - y).square().mean()
+        module.zero_grad()
+        loss.backward()
+        twin.step([p.grad.numpy().copy() for p in params])
+        opt.step([p.grad for p in params], zero_grad=True)
+        assert not any(p.grad.any() for p in params)
+    for p, array in zip(params, plain, strict=True):
+        assert p.detach().numpy().tobytes() == array.tobytes()
+
+
+def test_a_state_dict_is_a_nested_model():
+    module = network()
+    opt = fastopt.SGD(dict(module.named_parameters()), lr=1.0, no_decay="*.bias")
+    opt.step({name: torch.ones_like(p) for name, p in module.named_parameters()})
+    assert list(opt.state_dict()["state"]) == [k for k, _ in module.named_parameters()]
+
+
+def test_strided_tensors_and_gradients_are_read_as_they_lie():
+    p, g = torch.zeros(3, 4).t(), torch.arange(24.0).reshape(4, 6)[:, ::2]
+    fastopt.SGD([p], lr=1.0).step([g])
+    assert torch.equal(p, -g)
+
+
+def test_memory_outlives_the_tensor_that_lent_it():
+    p = torch.zeros(1000)
+    opt = fastopt.SGD([p], lr=1.0)
+    p.set_(torch.empty(0).untyped_storage())
+    del p
+    opt.step([torch.ones(1000)])
+    assert (opt.params[0] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(2, dtype=torch.bfloat16), "neither float32 nor float64"),
+        (torch.zeros(2, dtype=torch.int64), "neither float32 nor float64"),
+        (torch.zeros(2, device="meta"), "cannot be used"),
+        (torch.zeros(2).to_sparse(), "cannot be used"),
+        (torch.imag(torch.ones(2, dtype=torch.complex64).conj()), "negatives"),
+    ],
+)
+def test_tensors_without_fit_memory_are_refused(tensor, message):
+    w = np.zeros(2, np.float32)
+    opt = fastopt.SGD([w], lr=1.0)
+    with pytest.raises(TypeError, match=f"gradient of parameter 0: .*{message}"):
+        opt.step([tensor])
+    with pytest.raises(TypeError, match=f"parameter 0: .*{message}"):
+        fastopt.SGD([tensor])
+    assert not w.any()
+
+
+def test_a_tensor_by_itself_is_no_list_of_its_rows():
+    with pytest.raises(TypeError, match="params must be a list"):
+        fastopt.SGD(torch.zeros(3, 2))
+    with pytest.raises(TypeError, match="grads must be a list"):
+        fastopt.SGD([torch.zeros(2)] * 1).step(torch.zeros(1, 2))
+
+
+def test_jax_arrays_are_gradients():
+    jax = pytest.importorskip("jax")
+    w, g = np.zeros((3, 4), np.float32), jax.numpy.arange(12.0).reshape(3, 4)
+    opt = fastopt.SGD([w], lr=1.0)
+    opt.step([g])
+    assert np.array_equal(w, -np.asarray(g))
+    with pytest.raises(ValueError, match="gradient of parameter 0: read-only"):
+        opt.step([g], zero_grad=True)
+    with pytest.raises(ValueError, match="parameter 0: the array is read-only"):
+        fastopt.SGD([g])

@@ -1,0 +1,291 @@
+"""What may be parameters and gradients: nested containers, and anything that lends its memory."""
+
+import array
+import copy
+import pickle
+import re
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from support import differences, everything
+
+import fastopt
+from fastopt import SGD, Adam
+
+Layer = namedtuple("Layer", ["W", "b"])
+
+
+def nested(seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+
+    def new(*shape):
+        return np.asarray(rng.standard_normal(shape), dtype)
+
+    return {
+        "encoder": [Layer(new(4, 3), new(4)), Layer(new(2, 4), new(2))],
+        "head": {"W": new(1, 2), "scale": new()},
+        3: (new(2), [new(1)]),
+    }
+
+
+NAMES = ["encoder.0.W", "encoder.0.b", "encoder.1.W", "encoder.1.b"]
+NAMES += ["head.W", "head.scale", "3.0", "3.1.0"]
+
+
+def leaves(model):
+    first, second = model["encoder"]
+    return [*first, *second, *model["head"].values(), model[3][0], model[3][1][0]]
+
+
+# ---- nested containers ---------------------------------------------------------------------------
+
+
+def test_a_nested_model_trains_to_the_same_bits_as_its_arrays_in_a_list():
+    model, plain = nested(0), leaves(nested(0))
+    options = {"lr": 0.1, "weight_decay": 0.1, "global_clip_norm": 1.0, "ema_decay": 0.9}
+    opt, twin = Adam(model, **options), Adam(plain, **options)
+    assert all(a is b for a, b in zip(opt.params, leaves(model), strict=True))
+    for seed in range(1, 6):
+        grads = nested(seed)
+        grads = {key: grads[key] for key in reversed(grads)}
+        grads["encoder"] = tuple(grads["encoder"])
+        grads[3] = [*grads[3]]
+        opt.step(grads)
+        twin.step(leaves(grads))
+    for a, b in zip(leaves(model), plain, strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert list(opt.state_dict()["state"]) == NAMES
+
+
+def test_none_stands_for_an_array():
+    model, grads = nested(0), nested(1)
+    grads["encoder"][0] = Layer(None, grads["encoder"][0].b)
+    opt = SGD(model)
+    opt.step(grads)
+    assert [int(state["step"]) for state in opt.state] == [0, *[1] * 7]
+
+
+def test_a_nested_optimizer_is_saved_copied_and_pickled():
+    opt = Adam(nested(0))
+    opt.step(nested(1))
+    loaded = Adam(nested(0))
+    loaded.load_state_dict(opt.state_dict())
+    for own, other in zip(loaded.params, opt.params, strict=True):
+        own[...] = other
+    twins = [loaded, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    opt.step(nested(2))
+    for twin in twins:
+        twin.step(nested(2))
+        for own, other in zip(twin.params, opt.params, strict=True):
+            assert own.tobytes() == other.tobytes()
+
+
+def test_lists_of_layers_need_no_names():
+    layers = [{"W": np.ones((2, 2)), "b": np.ones(2)}, {"W": np.ones((1, 2)), "b": np.ones(1)}]
+    opt = SGD(layers, lr=0.5, weight_decay=1.0, no_decay="*.b")
+    opt.step([{name: np.zeros_like(p) for name, p in layer.items()} for layer in layers])
+    assert [float(p.flat[0]) for p in opt.params] == [0.5, 1, 0.5, 1]
+    generated = SGD((pair for pair in [(np.ones(2), np.ones(3))]), lr=1.0)
+    generated.step([[np.ones(2), np.ones(3)]])
+    assert not any(p.any() for p in generated.params)
+
+
+def test_groups_share_one_dict_of_gradients():
+    model = nested(0)
+    first, second = model["encoder"]
+    opt = SGD(
+        [
+            {"params": {"encoder": {"0": {"W": first.W}, "1": {"W": second.W}}}},
+            {"params": {"encoder": {"0": {"b": first.b}}, "head": model["head"]}, "lr": 0.0},
+        ],
+        lr=1.0,
+    )
+    before = [p.copy() for p in opt.params]
+    opt.add_param_group({"params": {"encoder": {"1": {"b": second.b}}}})
+    before.append(second.b.copy())
+    opt.step(
+        {
+            "encoder": {
+                "0": {"W": np.ones((4, 3)), "b": np.ones(4)},
+                "1": {"W": np.ones((2, 4)), "b": np.ones(2)},
+            },
+            "head": {"W": np.ones((1, 2)), "scale": np.ones(())},
+        }
+    )
+    moved = [not np.array_equal(p, q) for p, q in zip(opt.params, before, strict=True)]
+    assert moved == [True, True, False, False, False, True]
+
+
+def change(grads, path, value):
+    *outer, last = path
+    for key in outer:
+        grads = grads[key]
+    grads[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error", "message"),
+    [
+        ((3,), [np.ones(2)], ValueError, "grads[3]: expected 2 elements, got 1"),
+        ((3,), np.ones(2), TypeError, "grads[3] must be a list or tuple, got ndarray"),
+        (("head",), None, TypeError, "grads['head'] must be a dict with the parameters' keys, got"),
+        (("head", "bias"), np.ones(1), ValueError, "grads['head']: missing keys [], unexpected"),
+        (("encoder", 1), Layer(np.ones((2, 4)), np.ones(3)), ValueError, "'encoder.1.b': shape"),
+        (("encoder", 1), {"W": None}, TypeError, "grads['encoder'][1] must be a list or tuple"),
+        (("head", "W"), [np.ones((1, 2))], TypeError, "'head.W': expected a numpy.ndarray of"),
+        ((4,), None, ValueError, "grads: missing keys [], unexpected keys [4]"),
+    ],
+)
+def test_errors_name_the_path_and_change_nothing(path, value, error, message):
+    opt, grads = Adam(nested(0)), nested(1)
+    opt.step(nested(2))
+    change(grads, path, value)
+    before = everything(opt)
+    with pytest.raises(error, match=re.escape(message)):
+        opt.step(grads)
+    assert differences(everything(opt), before) == []
+
+
+def test_a_missing_key_is_named_with_its_path():
+    opt, grads = SGD(nested(0)), nested(1)
+    del grads["head"]["scale"]
+    with pytest.raises(ValueError, match=r"^grads\['head'\]: missing keys \['scale'\], unexpected"):
+        opt.step(grads)
+    with pytest.raises(TypeError, match=r"^grads must be a dict with .*, got list"):
+        opt.step(leaves(nested(1)))
+
+
+# ---- what lends its memory -----------------------------------------------------------------------
+
+
+class Sub(np.ndarray):
+    """A subclass that would have results, and lets nobody see its elements as they are."""
+
+    def __array_finalize__(self, obj):
+        self.note = "kept"
+
+    def __getitem__(self, key):
+        raise AssertionError("looked into")
+
+
+class Exporter:
+    """What an array library's array is to others: the two methods of DLPack."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **kwargs):
+        return self.array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def mapped(folder):
+    def make(a):
+        file = folder / f"{a.size}-{a.dtype}-{len(list(folder.iterdir()))}"
+        made = np.memmap(file, a.dtype, "w+", shape=a.shape or (1,))
+        made[...] = a
+        return made if a.shape else made.reshape(())
+
+    return make
+
+
+def as_ctypes(a):
+    return np.ctypeslib.as_ctypes(np.ascontiguousarray(a))
+
+
+WAYS = {
+    "subclass": lambda a: a.view(Sub),
+    "memoryview": memoryview,
+    "dlpack": Exporter,
+    "array.array": lambda a: array.array(a.dtype.char, a) if a.ndim == 1 else a,
+    "ctypes": lambda a: as_ctypes(a) if a.ndim else a,
+    "memmap": None,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_of_any_kind_trains_in_place_to_the_same_bits(way, dtype, tmp_path):
+    make = WAYS[way] or mapped(tmp_path)
+    rng = np.random.default_rng(0)
+    shapes = [(5,), (3, 4), (), (fastopt._core.BLOCK + 3,)]
+    plain = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    params = [make(p.copy()) for p in plain]
+    options = {"lr": 0.1, "weight_decay": 0.1, "ema_decay": 0.9, "global_clip_norm": 1.0}
+    opt, twin = Adam(params, **options), Adam(plain, **options)
+    for _ in range(4):
+        grads = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+        lent = [make(g.copy()) for g in grads]
+        opt.step(lent, zero_grad=True)
+        twin.step(grads)
+        for a in lent:
+            a = a.array if isinstance(a, Exporter) else a
+            assert not any(np.ndarray.tobytes(np.asarray(a)))
+    for given, own, expected in zip(params, opt.params, plain, strict=True):
+        given = given.array if isinstance(given, Exporter) else given
+        assert np.asarray(given).tobytes() == expected.tobytes()
+        assert np.shares_memory(np.asarray(given), np.asarray(own))
+
+
+def test_a_memory_mapped_model_trains_on_disk(tmp_path):
+    """As one larger than memory would: without momentum there is nothing else to keep."""
+    shape = (4, 1 << 16)
+    model = np.memmap(tmp_path / "model", np.float32, "w+", shape=shape)
+    plain = np.zeros(shape, np.float32)
+    opt, twin = SGD(list(model), lr=0.1), SGD([plain], lr=0.1)
+    for seed in range(3):
+        grad = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        opt.step(list(grad))
+        twin.step([grad])
+    model.flush()
+    assert np.fromfile(tmp_path / "model", np.float32).tobytes() == plain.tobytes()
+
+
+def test_read_only_memory_can_be_a_gradient_and_nothing_else():
+    w, g = np.zeros(1), memoryview(np.ones(1)).toreadonly()
+    opt = SGD([w], lr=1.0)
+    opt.step([g])
+    assert w[0] == -1
+    with pytest.raises(ValueError, match="gradient of parameter 0: read-only, and zero_grad=True"):
+        opt.step([g], zero_grad=True)
+    with pytest.raises(ValueError, match="parameter 0: the array is read-only"):
+        SGD([g])
+    assert w[0] == -1
+
+
+@pytest.mark.parametrize("wrap", [memoryview, Exporter])
+def test_lent_gradients_are_checked_for_overlap(wrap):
+    w = np.zeros(8)
+    opt = SGD([w[:4], w[4:]], lr=1.0)
+    with pytest.raises(ValueError, match="gradient of parameter 0 overlaps parameter 1"):
+        opt.step([wrap(w[4:]), wrap(np.ones(4))])
+    assert not w.any()
+
+
+class Broken(Exporter):
+    def __dlpack__(self, **kwargs):
+        raise BufferError("on loan elsewhere")
+
+
+def test_memory_that_cannot_be_had_is_named():
+    opt = SGD({"w": np.zeros(2), "b": np.zeros(2)})
+    message = "the memory of a Broken cannot be used: on loan elsewhere"
+    with pytest.raises(TypeError, match=f"^gradient of parameter 'b': {message}"):
+        opt.step({"w": np.ones(2), "b": Broken(np.ones(2))})
+    with pytest.raises(TypeError, match=f"^parameter 1: {message}"):
+        SGD([np.zeros(2), Broken(np.ones(2))])
+    assert not any(p.any() for p in opt.params)
+
+
+@pytest.mark.parametrize("wrap", [memoryview, Exporter, lambda a: array.array("d", a)])
+def test_an_array_by_itself_is_no_list_of_its_rows(wrap):
+    rows = wrap(np.zeros(2))
+    with pytest.raises(TypeError, match=r"^params must be a list"):
+        SGD(rows)
+    opt = SGD([np.zeros(()), np.zeros(())])
+    with pytest.raises(TypeError, match=r"^grads must be a list or tuple"):
+        opt.step(rows)
+    assert len(SGD([{"params": rows}]).params) == 1

@@ -1,0 +1,424 @@
+"""The rules as functions: the bits of the classes, the dialects, and nothing written on error."""
+
+import inspect
+import threading
+
+import numpy as np
+import pytest
+from oracle import CASE_IDS, CASES, bits, same_bits
+
+import fastopt
+from fastopt import _core, functional
+
+BLOCK = _core.BLOCK
+FUNCTIONS = {
+    fastopt.SGD: (functional.sgd, ["momentum_buffer"]),
+    fastopt.Adagrad: (functional.adagrad, ["sum"]),
+    fastopt.RMSprop: (functional.rmsprop, ["square_avg", "momentum_buffer", "grad_avg"]),
+    fastopt.Adam: (functional.adam, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+    fastopt.AdamW: (functional.adam, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+}
+KERAS = {"sgd": "velocity", "adagrad": "eps_inside", "rmsprop": "eps_inside", "adam": "eps_hat"}
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    yield
+    _core.force_threads(0)
+
+
+def as_function(cls, kwargs):
+    """Return the function that is the class with these arguments, but for arrays and the step."""
+    function, slots = FUNCTIONS[cls]
+    kwargs = dict(kwargs)
+    kwargs[KERAS[function.__name__]] = kwargs.pop("semantics", "torch") == "keras"
+    for implied in ("amsgrad", "centered", "initial_accumulator_value"):
+        kwargs.pop(implied, None)
+    if cls is fastopt.AdamW:
+        kwargs = {"weight_decay": 1e-2, "decoupled_weight_decay": True, **kwargs}
+    takes_step = "step" in inspect.signature(function).parameters
+
+    def call(params, grads, state, step, **options):
+        if takes_step:
+            options["step"] = step
+        return function(params, grads, *(state.get(name) for name in slots), **kwargs, **options)
+
+    return call
+
+
+def columns(states):
+    """Return lists by name of the state of several parameters, without the step."""
+    return {name: [s[name] for s in states] for name in states[0] if name != "step"}
+
+
+SIZES = [(), (0, 3), (7,), (33,), (BLOCK - 1,), (2 * BLOCK + 5,), (5, 6)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "cls", "kwargs"), CASES, ids=CASE_IDS)
+def test_a_call_has_the_bits_of_a_step_of_the_class(name, cls, kwargs, dtype):
+    rng = np.random.default_rng(CASE_IDS.index(name))
+
+    def draw():
+        return [np.asarray(rng.standard_normal(shape), dtype) for shape in SIZES]
+
+    opt = cls([p.T if p.ndim > 1 else p for p in draw()], **kwargs)
+    params = [p.copy(order="K") for p in opt.params]
+    states = [{k: a.copy(order="K") for k, a in s.items()} for s in opt.state]
+    call = as_function(cls, kwargs)
+    for step in range(1, 6):
+        _core.force_threads(1 + step % 3)
+        grads = [g.T if g.ndim > 1 and step % 2 else g for g in draw()]
+        grads = [np.repeat(g, 2, -1)[..., ::2] if g.ndim == 1 and step == 3 else g for g in grads]
+        grads = [g.reshape(p.shape) for g, p in zip(grads, params, strict=True)]
+        opt.step(grads)
+        if step % 2:
+            call(params, grads, columns(states), step)
+        else:
+            for p, g, s in zip(params, grads, states, strict=True):
+                call(p, g, s, step)
+        for own, other in zip(params, opt.params, strict=True):
+            assert same_bits(own, other), step
+        for own, other in zip(states, opt.state, strict=True):
+            assert all(same_bits(own[k], other[k]) for k in own if k != "step"), step
+
+
+@pytest.mark.parametrize(("name", "cls", "kwargs"), CASES[::3], ids=CASE_IDS[::3])
+@pytest.mark.parametrize("many", [False, True])
+def test_read_only_inputs_are_left_as_they_are_and_the_result_goes_to_out(name, cls, kwargs, many):
+    rng = np.random.default_rng(0)
+    n = 3 if many else 1
+    inplace = cls([rng.standard_normal((7, 5)) for _ in range(n)], **kwargs)
+    inplace.step([rng.standard_normal((7, 5)) for _ in range(n)])
+    state = columns(inplace.state)
+    given = [inplace.params, *state.values()]
+    given = [[a.copy() for a in arrays] for arrays in given]
+    for arrays in given:
+        for a in arrays:
+            a.flags.writeable = False
+    before = [[a.tobytes() for a in arrays] for arrays in given]
+    out = tuple([np.full((7, 5), np.nan) for _ in range(n)] for _ in given)
+    grads = [rng.standard_normal((7, 5)) for _ in range(n)]
+
+    def shaped(arrays):
+        return arrays if many else arrays[0]
+
+    call = as_function(cls, kwargs)
+    by_name = {name: shaped(arrays) for name, arrays in zip(state, given[1:], strict=True)}
+    call(shaped(given[0]), shaped(grads), by_name, 2, out=tuple(map(shaped, out)))
+    inplace.step(grads)
+    wanted = [inplace.params, *columns(inplace.state).values()]
+    for result, expected in zip(out, wanted, strict=True):
+        for a, b in zip(result, expected, strict=True):
+            assert np.array_equal(bits(a), bits(b))
+    assert [[a.tobytes() for a in arrays] for arrays in given] == before
+
+
+def test_out_may_be_what_is_given_and_inputs_laid_out_in_any_way():
+    rng = np.random.default_rng(0)
+    w, g = rng.standard_normal((4, 6)), rng.standard_normal((4, 6))
+    plain, b = w.copy(), np.zeros((4, 6))
+    functional.sgd(plain, g, b, lr=0.1, momentum=0.9)
+    for given in (w.copy(), np.asfortranarray(w), np.repeat(w, 2, 1)[:, ::2]):
+        new, buffer = np.empty((4, 6)), np.zeros((4, 6))
+        functional.sgd(given, g, buffer, lr=0.1, momentum=0.9, out=(new, buffer))
+        assert new.tobytes() == plain.tobytes()
+        assert buffer.tobytes() == b.tobytes()
+        assert (given == w).all()
+
+
+def test_none_leaves_out_and_gradients_are_zeroed_if_asked():
+    a, b = np.ones(2), np.ones(3)
+    grads = [None, np.full(3, 2.0)]
+    assert functional.sgd([a, b], grads, lr=0.5, zero_grad=True) is None
+    assert (a.tolist(), b.tolist(), grads[1].tolist()) == ([1, 1], [0] * 3, [0] * 3)
+    functional.sgd(a, None, lr=0.5)
+    functional.sgd([], [], lr=0.5)
+    assert a.tolist() == [1, 1]
+
+
+def test_a_gradient_may_be_its_own_parameter_until_it_is_to_be_zeroed():
+    w = np.full(4, 8.0)
+    functional.sgd(w, w, lr=0.5)
+    functional.sgd(w, w, lr=0.5)
+    with pytest.raises(ValueError, match="grads overlaps params in memory"):
+        functional.sgd(w, w, lr=0.5, zero_grad=True)
+    assert w.tolist() == [2] * 4
+
+
+def test_calls_from_several_threads_do_not_meet():
+    start = np.random.default_rng(0).standard_normal(20 * BLOCK)
+    models = [(start.copy(), np.zeros_like(start), np.zeros_like(start)) for _ in range(4)]
+
+    def train(w, m, v):
+        for step in range(1, 30):
+            functional.adam(w, start, m, v, step=step, lr=0.1)
+
+    train(*models[0])
+    threads = [threading.Thread(target=train, args=model) for model in models[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({w.tobytes() for w, _, _ in models}) == 1
+
+
+# ---- dialects: the expressions that projects write -----------------------------------------------
+
+
+def draws(seed, n=3):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(100) for _ in range(n)]
+
+
+def corrected(lr, b1, b2, t):
+    return lr * np.sqrt(1 - b2**t) / (1 - b1**t)
+
+
+@pytest.mark.parametrize("t", [1, 2, 50])
+def test_a_rate_corrected_by_the_caller_gives_the_bits_of_the_usual_expression(t):
+    w, m, g = draws(t)
+    v = m * m
+    lr = corrected(0.01, 0.9, 0.999, t)
+    m2 = 0.9 * m + (1 - 0.9) * g
+    v2 = 0.999 * v + (1 - 0.999) * g**2
+    w2 = w + -lr * m2 / (np.sqrt(v2) + 1e-8)
+    functional.adam(w, g, m, v, lr=lr, bias_correction=False)
+    assert [a.tobytes() for a in (w, m, v)] == [a.tobytes() for a in (w2, m2, v2)]
+
+
+@pytest.mark.parametrize("t", [1, 2, 50])
+def test_where_eps_is_added_to_the_root_and_which_step_corrects(t):
+    for hat in (False, True):
+        w, m, g = draws(t)
+        v = m * m
+        m2, v2 = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        c1, c2 = 1 - 0.9 ** (t + 1), 1 - 0.99 ** (t + 1)
+        root = (np.sqrt(v2) + 1e-3) / np.sqrt(c2) if hat else np.sqrt(v2 / c2) + 1e-3
+        expected = w - 0.1 * m2 / c1 / root
+        functional.adam(w, g, m, v, step=t + 1, lr=0.1, betas=(0.9, 0.99), eps=1e-3, eps_hat=hat)
+        np.testing.assert_allclose(w, expected, rtol=1e-12)
+
+
+def test_a_negative_rate_ascends_and_leaves_the_state_its_sign():
+    w, m, g = draws(0)
+    v = m * m
+    up, down = ((w.copy(), s * m, v.copy()) for s in (1, -1))
+    functional.adam(up[0], g, *up[1:], lr=-0.1)
+    functional.adam(down[0], g, *down[1:], lr=0.1, maximize=True)
+    assert up[0].tobytes() == down[0].tobytes()
+    assert (up[1] == -down[1]).all()
+    w2 = w.copy()
+    functional.sgd(w2, g, lr=-0.5)
+    assert w2.tobytes() == (w + 0.5 * g).tobytes()
+
+
+def test_momentum_in_each_of_its_forms():
+    w, b, g = draws(1)
+    for kwargs, buffer, move in [
+        ({}, 0.9 * b + g, lambda b: -(0.1 * b)),
+        ({"dampening": 0.9}, 0.9 * b + (1 - 0.9) * g, lambda b: -(0.1 * b)),
+        ({"velocity": True}, 0.9 * b + -0.1 * g, lambda b: b),
+        ({"velocity": True, "nesterov": True}, 0.9 * b - 0.1 * g, lambda b: 0.9 * b - 0.1 * g),
+        ({"nesterov": True}, 0.9 * b + g, lambda b: -((0.1 * 0.9) * b + 0.1 * g)),
+        ({"dampening": 0.5, "step": 1}, g, lambda b: -(0.1 * b)),
+        ({"dampening": 0.5, "step": 2}, 0.9 * b + 0.5 * g, lambda b: -(0.1 * b)),
+    ]:
+        w2, b2 = w.copy(), b.copy()
+        functional.sgd(w2, g, b2, lr=0.1, momentum=0.9, **kwargs)
+        assert b2.tobytes() == buffer.tobytes(), kwargs
+        assert w2.tobytes() == (w + move(buffer)).tobytes(), kwargs
+
+
+def test_eps_inside_the_root_and_accumulators_that_start_elsewhere():
+    w, _, g = draws(2)
+    for inside in (False, True):
+
+        def root(s, inside=inside):
+            return np.sqrt(s + 1e-3) if inside else np.sqrt(s) + 1e-3
+
+        for start in (0.0, 1.0, 0.1):
+            w2, s = w.copy(), np.full(100, start)
+            functional.adagrad(w2, g, s, lr=0.1, eps=1e-3, eps_inside=inside)
+            assert w2.tobytes() == (w - 0.1 * g / root(start + g * g)).tobytes()
+            w2, s = w.copy(), np.full(100, start)
+            functional.rmsprop(w2, g, s, lr=0.1, alpha=0.9, eps=1e-3, eps_inside=inside)
+            assert s.tobytes() == (0.9 * start + (1 - 0.9) * (g * g)).tobytes()
+            assert w2.tobytes() == (w - 0.1 * g / root(s)).tobytes()
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def arguments(n=3):
+    rng = np.random.default_rng(0)
+    given = {name: [rng.standard_normal(5) ** 2 for _ in range(n)] for name in "pgmv"}
+    return given, {"step": 2, "lr": 0.1}
+
+
+def set_item(name, k, value):
+    def change(given, options):
+        given[name][k] = value(given) if callable(value) else value
+
+    return change
+
+
+def set_option(**values):
+    return lambda given, options: options.update(values)
+
+
+def set_list(name, value):
+    def change(given, options):
+        given[name] = value(given[name])
+
+    return change
+
+
+def frozen(array):
+    array.flags.writeable = False
+    return array
+
+
+BAD = [
+    (set_item("p", 1, np.ones(5, "i8")), TypeError, r"params\[1\]: dtype int64 .* not supported"),
+    (set_item("p", 1, [1.0]), TypeError, r"params\[1\]: expected a numpy.ndarray, got list"),
+    (set_item("p", 1, frozen(np.ones(5))), ValueError, r"params\[1\]: the array is read-only"),
+    (set_item("p", 1, np.ones(10)[::2]), ValueError, r"params\[1\]: the array is not dense"),
+    (set_item("p", 1, np.ma.ones(5)), TypeError, r"params\[1\]: a masked array"),
+    (set_item("p", 2, lambda a: a["p"][0]), ValueError, r"params\[2\] overlaps params\[0\]"),
+    (set_item("m", 2, lambda a: a["p"][0]), ValueError, r"exp_avgs\[2\] overlaps params\[0\]"),
+    (set_item("m", 2, None), TypeError, r"exp_avgs\[2\]: expected a numpy.ndarray, got NoneType"),
+    (set_item("m", 2, np.ones(4)), ValueError, r"exp_avgs\[2\]: shape \(4,\), .* of params\[2\]"),
+    (set_item("v", 2, np.ones(5, "f4")), ValueError, r"exp_avg_sqs\[2\]: shape .* float32 or"),
+    (set_item("v", 2, frozen(np.ones(5))), ValueError, r"exp_avg_sqs\[2\]: the array is read-only"),
+    (set_item("g", 2, np.ones(4)), ValueError, r"grads\[2\]: shape \(4,\) is not the parameter's"),
+    (set_item("g", 2, np.ones(5, "f4")), TypeError, r"grads\[2\]: dtype float32 .* is not the par"),
+    (set_item("g", 2, 1.0), TypeError, r"grads\[2\]: expected a numpy.ndarray of shape"),
+    (set_item("g", 2, np.ma.ones(5)), TypeError, r"grads\[2\]: a masked array"),
+    (set_item("g", 2, lambda a: a["p"][0]), ValueError, r"grads\[2\] overlaps params\[0\]"),
+    (set_item("g", 2, lambda a: a["v"][2]), ValueError, r"grads\[2\] overlaps exp_avg_sqs\[2\]"),
+    (set_item("g", 2, lambda a: a["v"][2][::-1]), ValueError, r"grads\[2\] overlaps exp_avg_sqs"),
+    (set_list("g", lambda x: x[:2]), ValueError, "grads: expected 3 arrays, got 2"),
+    (set_list("m", lambda x: x[0]), TypeError, "exp_avgs must be a list or tuple, as params is"),
+    (set_list("m", lambda x: None), TypeError, "exp_avgs must be .* got NoneType"),
+    (set_list("p", tuple), None, ""),
+    (set_option(step=0), ValueError, "step must be >= 1 and"),
+    (set_option(step=1.0), TypeError, "step must be an integer, got 1.0"),
+    (set_option(step=True), TypeError, "step must be an integer"),
+    (set_option(lr="1"), TypeError, r"lr must be a real number, got '1' \(str\)"),
+    (set_option(lr=np.nan), ValueError, "lr must be a number, got nan"),
+    (set_option(lr=True), TypeError, "lr must be a real number, got True"),
+    (set_option(eps=-1.0), ValueError, "eps must be >= 0, got -1.0"),
+    (set_option(weight_decay=-1), ValueError, "weight_decay must be >= 0, got -1"),
+    (set_option(betas=(0.9, 1.0)), ValueError, "betas must be < 1 where the bias is corr"),
+    (set_option(betas=(0.9, 1.5)), ValueError, "beta2 must be >= 0 and <= 1, got 1.5"),
+    (set_option(betas=(0.9,)), ValueError, "betas must have two elements"),
+    (set_option(betas=0.9), TypeError, "betas must be a tuple of two numbers"),
+    (set_option(maximize=1), TypeError, "maximize must be True or False, got 1"),
+    (set_option(bias_correction=None), TypeError, "bias_correction must be True or False"),
+    (set_option(eps_hat="yes"), TypeError, "eps_hat must be True or False, got 'yes'"),
+    (set_option(zero_grad=0), TypeError, "zero_grad must be True or False, got 0"),
+    (set_option(num_threads=0), ValueError, "num_threads must be >= 1"),
+    (set_option(out=(np.ones(5),)), ValueError, "out must be a tuple of 3: where to write params,"),
+]
+ZEROED = [
+    (set_item("g", 2, frozen(np.ones(5))), ValueError, r"grads\[2\]: read-only, and zero_grad"),
+    (
+        set_item("g", 2, np.broadcast_to(1.0, 5)),
+        ValueError,
+        r"grads\[2\]: (read-only|its elements)",
+    ),
+    (set_item("g", 2, lambda a: a["g"][0]), ValueError, r"grads\[0\] and grads\[2\] share memory"),
+    (set_item("g", 2, lambda a: a["p"][2]), ValueError, r"grads\[2\] overlaps params\[2\]"),
+]
+ZEROED = [
+    (lambda given, options, change=change: (change(given, options), options.update(zero_grad=True)),
+     error, message)
+    for change, error, message in ZEROED
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(BAD + ZEROED)), ids=lambda i: (BAD + ZEROED)[i][2][:40])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_call_that_fails_writes_nothing(case, warm):
+    change, error, message = (BAD + ZEROED)[case]
+    given, options = arguments()
+    if warm:
+        functional.adam(*given.values(), **options)
+    change(given, options)
+    every = [a for x in given.values() for a in ([x] if x is None else x) if hasattr(a, "tobytes")]
+    before = [a.tobytes() for a in every]
+    if error is None:
+        functional.adam(*given.values(), **options)
+        return
+    with pytest.raises(error, match=f"^{message}"):
+        functional.adam(*given.values(), **options)
+    assert [a.tobytes() for a in every] == before
+
+
+def test_a_gradient_with_gaps_is_looked_at_each_time():
+    """Two that begin and end alike, one around the parameter and one over it."""
+    memory = np.zeros(32)
+    w = memory[9:13].reshape(2, 2)
+
+    def gradient(*strides):
+        return np.lib.stride_tricks.as_strided(memory[8:], (2, 2), [8 * s for s in strides])
+
+    around, over = gradient(6, 0), gradient(1, 5)  # 8, 8, 14, 14 and 8, 13, 9, 14
+    for _ in range(2):
+        functional.sgd(w, around, lr=1.0)
+        with pytest.raises(ValueError, match=r"^grads overlaps params in memory"):
+            functional.sgd(w, over, lr=1.0)
+
+
+def test_an_out_that_does_not_fit_is_refused_and_nothing_is_written():
+    w, g, b = (np.arange(5.0) + k for k in range(3))
+    memory = np.zeros(20)
+    for out, error, message in [
+        (np.empty(5), ValueError, "^out must be a tuple of 2: where to write params, momentum_buf"),
+        ((np.empty(5), np.empty(4)), ValueError, r"^out\[1\]: shape \(4,\)"),
+        ((np.empty(4), np.empty(4)), ValueError, "^grads: shape"),
+        ((memory[:5], memory[4:9]), ValueError, r"^out\[1\] overlaps out\[0\]"),
+        ((frozen(np.empty(5)), np.empty(5)), ValueError, r"^out\[0\]: the array is read-only"),
+        ((g, np.empty(5)), ValueError, r"^grads overlaps out\[0\]"),
+        ((b, np.empty(5)), ValueError, r"^momentum_buffers overlaps out\[0\]"),
+        ((np.empty(5, "f4"), np.empty(5, "f4")), TypeError, "^grads: dtype float64"),
+    ]:
+        arrays = [w, g, b, memory, *(a for a in out if isinstance(a, np.ndarray))]
+        before = [a.tobytes() for a in arrays]
+        with pytest.raises(error, match=message):
+            functional.sgd(w, g, b, lr=0.1, momentum=0.9, out=out)
+        assert [a.tobytes() for a in arrays] == before
+    wrong = np.arange(4.0)
+    with pytest.raises(ValueError, match=r"^params: shape"):
+        functional.sgd(wrong, g, b, lr=0.1, momentum=0.9, out=(np.empty(5), np.empty(5)))
+
+
+def test_state_that_is_needed_is_asked_for_and_other_state_is_left_alone():
+    w, g = np.ones(2), np.ones(2)
+    with pytest.raises(TypeError, match=r"^momentum_buffers: expected a numpy.ndarray, got None"):
+        functional.sgd(w, g, lr=0.1, momentum=0.9)
+    for momentum, dampening in ((0.0, 0.0), (0.9, 0.5)):
+        with pytest.raises(ValueError, match=r"^nesterov=True needs momentum"):
+            functional.sgd(w, g, g, lr=1.0, momentum=momentum, dampening=dampening, nesterov=True)
+    assert (w == 1).all()
+    unused = frozen(np.ones(3))
+    functional.sgd(w, g, unused, lr=0.5)
+    assert (w == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    "wrap", [memoryview, lambda a: np.ndarray.view(a, type("S", (np.ndarray,), {}))]
+)
+def test_arrays_of_any_kind_are_updated_in_place(wrap):
+    w, g, s = np.ones(3), np.full(3, 2.0), np.zeros(3)
+    functional.adagrad(wrap(w), wrap(g), wrap(s), lr=1.0, eps=0.0)
+    functional.adagrad([wrap(w)], [wrap(g)], [wrap(s)], lr=1.0, eps=0.0)
+    assert (s == 8).all()
+    assert (w == 1 - 1 - 2 / np.sqrt(8)).all()
+
+
+def test_a_numpy_scalar_is_a_gradient_for_a_parameter_without_axes():
+    w = np.zeros(())
+    functional.sgd(w, np.float64(2), lr=0.5)
+    assert w == -1
