@@ -8,7 +8,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from support import differences, everything
+from support import differences, everything, python
 
 import fastopt
 from fastopt import SGD, Adam
@@ -289,3 +289,18 @@ def test_an_array_by_itself_is_no_list_of_its_rows(wrap):
     with pytest.raises(TypeError, match=r"^grads must be a list or tuple"):
         opt.step(rows)
     assert len(SGD([{"params": rows}]).params) == 1
+
+
+def test_arrays_and_buffers_do_not_bring_what_is_for_tensors():
+    # It does not say that it can do without Python's lock.
+    script = """
+import array, sys
+import numpy as np, fastopt
+for given in (np.ones(2), array.array("d", [1.0, 1.0])):
+    fastopt.SGD([given], lr=0.5).step([given[:]])
+    assert given[0] == 0.5
+    fastopt.functional.sgd(given, given[:], lr=0.5)
+print([name for name in sys.modules if "fastopt._tensors" in name])
+"""
+    done = python("-c", script)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -146,6 +146,15 @@ def test_a_gradient_may_be_its_own_parameter_until_it_is_to_be_zeroed():
     assert w.tolist() == [2] * 4
 
 
+def test_the_number_of_a_step_may_be_numpys():
+    seen = set()
+    for step in (3, np.int64(3), np.uint8(3)):
+        w, g, m, v = np.ones(3), np.full(3, 2.0), np.full(3, 0.5), np.ones(3)
+        functional.adam(w, g, m, v, step=step, lr=0.1)
+        seen.add(w.tobytes())
+    assert len(seen) == 1
+
+
 def test_calls_from_several_threads_do_not_meet():
     start = np.random.default_rng(0).standard_normal(20 * BLOCK)
     models = [(start.copy(), np.zeros_like(start), np.zeros_like(start)) for _ in range(4)]
