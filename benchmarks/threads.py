@@ -27,7 +27,7 @@ import numpy as np
 import fastopt
 from fastopt import _core
 from fastopt.bench.measure import SETTLE_S
-from fastopt.compare.model import MLP
+from fastopt.compare.model import MLP, cross_entropy
 
 try:
     import torch
@@ -65,7 +65,7 @@ class NumpyModel:
 
     def __init__(self, size, threads):
         rng = np.random.default_rng(0)
-        self.model = MLP((INPUTS, hidden(size), hidden(size), CLASSES), rng)
+        self.model = MLP((INPUTS, hidden(size), hidden(size), CLASSES), cross_entropy, rng)
         self.x = rng.standard_normal((SAMPLES, INPUTS), np.float32)
         self.labels = rng.integers(0, CLASSES, SAMPLES)
         self.opt = fastopt.Adam(self.model.params, num_threads=threads)

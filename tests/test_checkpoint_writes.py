@@ -212,6 +212,7 @@ folder = sys.argv[1]
 path = os.path.join(folder, "run.safetensors")
 opt = fastopt.SGD([np.ones(3)], lr=1.0)
 opt.save(path)
+opt.load(path)  # all is imported now, which another user may not be able to read
 opt.step([np.ones(3)])
 os.chmod(folder, 0o555)
 if os.geteuid() == 0:  # to whom modes mean nothing
