@@ -401,6 +401,18 @@ cdef struct Layout:
     void **target           # where the C plan keeps the data's address
 
 
+cdef inline bint laid_out_as(const Layout *layout, cnp.ndarray array) noexcept:
+    cdef int ndim = layout.ndim, axis
+    cdef cnp.npy_intp *dims = cnp.PyArray_DIMS(array)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(array)
+    if cnp.PyArray_NDIM(array) != ndim:
+        return False
+    for axis in range(ndim):
+        if dims[axis] != layout.shape[axis] or strides[axis] != layout.shape[ndim + axis]:
+            return False
+    return True
+
+
 cdef struct Extent:
     char *low
     char *high
@@ -462,6 +474,7 @@ def step_result(grad_norm, skipped, threads):
     return result
 
 
+@cython.final
 cdef class Plan:
     """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
 
@@ -670,18 +683,6 @@ cdef class Plan:
             memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
         return 0
 
-    cdef bint _laid_out_as(self, Layout *layout, cnp.ndarray array) noexcept:
-        cdef int ndim = layout.ndim, axis
-        if cnp.PyArray_NDIM(array) != ndim:
-            return False
-        for axis in range(ndim):
-            if (
-                cnp.PyArray_DIM(array, axis) != layout.shape[axis]
-                or cnp.PyArray_STRIDE(array, axis) != layout.shape[ndim + axis]
-            ):
-                return False
-        return True
-
     cdef int _read_owned(self) except -1:
         """Read every owned array's address anew; raise if anything else about it has changed."""
         cdef Py_ssize_t k
@@ -691,7 +692,7 @@ cdef class Plan:
             array = <cnp.ndarray>self.owned[k]
             layout = &self.layouts[k]
             if (
-                not self._laid_out_as(layout, array)
+                not laid_out_as(layout, array)
                 or cnp.PyArray_TYPE(array) != layout.type_num
                 or not cnp.PyArray_ISNOTSWAPPED(array)
             ):
@@ -794,7 +795,7 @@ cdef class Plan:
                 )
             array = np.asarray(item) if scalar else self._borrowed(i, item)
             item = grads[i] = array
-        grad = item
+        grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
@@ -802,7 +803,7 @@ cdef class Plan:
                 f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
                 f"parameter's {self.owned[i].dtype} in native byte order"
             )
-        alike = self._laid_out_as(layout, grad)
+        alike = laid_out_as(layout, grad)
         if alike:
             low = cnp.PyArray_BYTES(grad)
             high = low + layout.nbytes

@@ -25,11 +25,13 @@ typedef struct {
     double gscale;
 } work;
 
-/* The constants of a group that were computed last, and for which step count. */
+/* What the tensors of a group have in common at a step. */
 typedef struct {
-    int64_t step;
+    fo_update *update[2]; /* by dtype */
+    bool maximize;
+    int64_t step; /* the count for which the constants were computed last */
     const double *consts;
-} newest;
+} common;
 
 struct fo_plan {
     const fo_rule *rule;
@@ -39,7 +41,7 @@ struct fo_plan {
     double *hypers;       /* FO_MAX_HYPERS a group */
     double *consts;       /* FO_MAX_CONSTS a tensor */
     work *works;          /* one a tensor */
-    newest *newest;       /* one a group */
+    common *commons;      /* one a group */
     int64_t *first_block; /* of each tensor, and n_blocks at the end */
     fo_tuner tuners[2];   /* how many threads have paid; [1]: where gradients were only added */
     int64_t block_room;   /* blocks that the next two are for */
@@ -70,9 +72,9 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
     plan->hypers = calloc(groups + 1, FO_MAX_HYPERS * sizeof *plan->hypers);
     plan->consts = calloc(n + 1, FO_MAX_CONSTS * sizeof *plan->consts);
     plan->works = calloc(n + 1, sizeof *plan->works);
-    plan->newest = calloc(groups + 1, sizeof *plan->newest);
+    plan->commons = calloc(groups + 1, sizeof *plan->commons);
     plan->first_block = calloc(n + 1, sizeof *plan->first_block);
-    if (plan->tensors && plan->hypers && plan->consts && plan->works && plan->newest &&
+    if (plan->tensors && plan->hypers && plan->consts && plan->works && plan->commons &&
         plan->first_block)
         return plan;
     fo_plan_destroy(plan);
@@ -108,7 +110,7 @@ void fo_plan_destroy(fo_plan *plan)
     free(plan->hypers);
     free(plan->consts);
     free(plan->works);
-    free(plan->newest);
+    free(plan->commons);
     free(plan->first_block);
     free(plan->block_sum);
     free(plan->block_finite);
@@ -192,6 +194,7 @@ typedef struct {
     const fo_step_args *args;
     fo_step_result *result;
     const fo_table *table;
+    double scale; /* 1 / loss_scale */
 } step;
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
@@ -201,10 +204,7 @@ static bool takes_part(const step *s, const fo_tensor *t)
 }
 
 /* What the given gradient is still to be multiplied by; sums have it behind them. */
-static double unscale(const step *s, const fo_tensor *t)
-{
-    return t->sum ? 1 : 1 / s->args->loss_scale;
-}
+static double unscale(const step *s, const fo_tensor *t) { return t->sum ? 1 : s->scale; }
 
 /* The block's gradient, summed over micro-batches so far; at the last one, their mean. */
 static const void *whole_grad(const step *s, const fo_tensor *t, int64_t offset, int64_t n,
@@ -214,7 +214,7 @@ static const void *whole_grad(const step *s, const fo_tensor *t, int64_t offset,
         return contiguous_grad(t, offset, n, buffer);
     const char *sum = (const char *)t->sum + (size_t)offset * item_size[t->dtype];
     const void *grad = t->grad ? contiguous_grad(t, offset, n, buffer) : NULL;
-    s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, 1 / s->args->loss_scale,
+    s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, s->scale,
                              s->args->add ? 1 : (double)s->args->accumulate);
     return buffer;
 }
@@ -327,29 +327,33 @@ static double clip_factor(const fo_step_args *args, double norm)
 static int64_t assign_work(const step *s)
 {
     fo_plan *plan = s->plan;
+    const double *hypers = plan->hypers;
     int64_t touched = 0;
-    for (int32_t j = 0; j < plan->n_groups; j++)
-        plan->newest[j].step = -1;
+    for (int32_t j = 0; j < plan->n_groups; j++, hypers += FO_MAX_HYPERS) {
+        const int variant = plan->rule->variant(hypers);
+        common *c = &plan->commons[j];
+        for (int dtype = 0; dtype < 2; dtype++)
+            c->update[dtype] = s->table->update[dtype][plan->rule - fo_rules][variant];
+        c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
+        c->step = -1;
+    }
     for (int64_t i = 0; i < plan->n_tensors; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        work *w = &plan->works[i];
         const bool part = takes_part(s, t);
         if (part || (t->ema && !s->args->add))
             touched += t->size;
         if (!part)
             continue;
-        const double *hypers = plan->hypers + (size_t)t->group * FO_MAX_HYPERS;
-        const int variant = plan->rule->variant(hypers);
-        w->update = s->table->update[t->dtype][plan->rule - fo_rules][variant];
-        const double scale = unscale(s, t);
-        w->gscale = ((const fo_common_hypers *)hypers)->maximize != 0 ? -scale : scale;
-        newest *known = &plan->newest[t->group];
-        if (known->step != *t->step) {
+        common *c = &plan->commons[t->group];
+        if (c->step != *t->step) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
-            fo_rule_consts(plan->rule, hypers, s->args->semantics, *t->step + 1, consts);
-            *known = (newest){*t->step, consts};
+            fo_rule_consts(plan->rule, plan->hypers + (size_t)t->group * FO_MAX_HYPERS,
+                           s->args->semantics, *t->step + 1, consts);
+            c->step = *t->step;
+            c->consts = consts;
         }
-        w->consts = known->consts;
+        const double scale = unscale(s, t);
+        plan->works[i] = (work){c->update[t->dtype], c->consts, c->maximize ? -scale : scale};
     }
     return touched;
 }
@@ -414,7 +418,7 @@ static void count(const step *s)
 
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
-    const step s = {plan, args, result, fo_active_table()};
+    const step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale};
     memset(result, 0, sizeof *result);
     result->threads = 1;
     const fo_fpenv saved = fo_fpenv_enter();
