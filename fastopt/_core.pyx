@@ -169,7 +169,7 @@ def rule_names():
 
 # ---- arrays --------------------------------------------------------------------------------------
 
-cdef inline bint is_native_float(cnp.ndarray array):
+cdef inline bint is_native_float(cnp.ndarray array) noexcept:
     cdef int kind = cnp.PyArray_TYPE(array)
     return (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(array)
 
@@ -1089,6 +1089,7 @@ cdef class Plan:
 
 # ---- one call, without a plan of the caller's ----------------------------------------------------
 
+@cython.final
 cdef class Scratch:
     """What a call of an Update on so many parameters needs, kept for the next such call."""
 
@@ -1152,6 +1153,7 @@ cdef class Scratch:
         return left
 
 
+@cython.final
 cdef class Update:
     """A rule as a function of arrays that the caller keeps, for `fastopt.functional`.
 
@@ -1300,17 +1302,19 @@ cdef class Update:
         cdef Py_ssize_t i, k, count = 0, n_lists = len(written)
         cdef fo_tensor *tensor
         cdef cnp.ndarray param = None, array
-        cdef list arrays
+        cdef Py_ssize_t nbytes = 0
+        cdef int slot_of[1 + FO_MAX_SLOTS]
         cdef bint strict = zero_grad or copies
         cdef bint gaps = False  # in gradients: their extents do not say what they share
+        for k in range(1, n_lists):
+            slot_of[k] = used[k - 1]
         for i in range(scratch.n):
             tensor = fo_plan_tensor(scratch.plan, i)
             tensor.step = &scratch.count
             for k in range(FO_MAX_SLOTS):
                 tensor.slot[k] = NULL
             for k in range(n_lists):
-                arrays = written[k]
-                array = updatable(arrays, i, names[k], many)
+                array = updatable(<list>written[k], i, names[k], many)
                 if k == 0:
                     param = array
                     tensor.param = cnp.PyArray_DATA(array)
@@ -1318,6 +1322,7 @@ cdef class Update:
                     tensor.dtype = (
                         FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else FO_F32
                     )
+                    nbytes = tensor.size * cnp.PyArray_ITEMSIZE(array)
                 else:
                     if not laid_out_alike(array, param):
                         raise ValueError(
@@ -1325,9 +1330,9 @@ cdef class Update:
                             f"{array.dtype} or memory order is not that of "
                             f"{label(names[0], i, many)}: {(<object>param).shape}, {param.dtype}"
                         )
-                    tensor.slot[<int>used[k - 1]] = cnp.PyArray_DATA(array)
+                    tensor.slot[slot_of[k]] = cnp.PyArray_DATA(array)
                 scratch.extents[count].low = cnp.PyArray_BYTES(array)
-                scratch.extents[count].high = cnp.PyArray_BYTES(array) + cnp.PyArray_NBYTES(array)
+                scratch.extents[count].high = cnp.PyArray_BYTES(array) + nbytes
                 scratch.extents[count].index = 0
                 count += 1
             gaps |= not self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
@@ -1372,7 +1377,7 @@ cdef class Update:
                     f"{type(item).__name__}"
                 )
             grads[i] = item
-        grad = item
+        grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, label(name, i, many))
         if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
@@ -1380,15 +1385,15 @@ cdef class Update:
                 f"{label(name, i, many)}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
                 f"parameter's {param.dtype} in native byte order"
             )
-        if not same_shape(grad, param):
+        alike = laid_out_alike(grad, param)
+        if not alike and not same_shape(grad, param):
             raise ValueError(
                 f"{label(name, i, many)}: shape {item.shape} is not the parameter's "
                 f"{(<object>param).shape}"
             )
-        alike = laid_out_alike(grad, param)
         if alike:
             tensor.grad = extent.low = cnp.PyArray_BYTES(grad)
-            extent.high = extent.low + cnp.PyArray_NBYTES(grad)
+            extent.high = extent.low + tensor.size * cnp.PyArray_ITEMSIZE(grad)
         else:
             alike = describe_strided(
                 param, grad, tensor, &scratch.grad_layout[i], &extent.low, &extent.high
@@ -1515,21 +1520,25 @@ cdef str label(str name, Py_ssize_t i, bint many):
     return f"{name}[{i}]" if many else name
 
 
-cdef bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
+cdef inline bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
     cdef int ndim = cnp.PyArray_NDIM(one), axis
+    cdef cnp.npy_intp *dims = cnp.PyArray_DIMS(one)
+    cdef cnp.npy_intp *others = cnp.PyArray_DIMS(other)
     if cnp.PyArray_NDIM(other) != ndim:
         return False
     for axis in range(ndim):
-        if cnp.PyArray_DIM(one, axis) != cnp.PyArray_DIM(other, axis):
+        if dims[axis] != others[axis]:
             return False
     return True
 
 
-cdef bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
+cdef inline bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
     """Tell whether dtypes, shapes, and the strides that matter are the same."""
     cdef int axis
     if cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not same_shape(one, other):
         return False
+    if cnp.PyArray_IS_C_CONTIGUOUS(one) and cnp.PyArray_IS_C_CONTIGUOUS(other):
+        return True
     if cnp.PyArray_SIZE(one) == 0:
         return True
     for axis in range(cnp.PyArray_NDIM(one)):
@@ -1541,15 +1550,16 @@ cdef bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
     return True
 
 
-cdef cnp.ndarray updatable(list arrays, Py_ssize_t i, str name, bint many):
+cdef inline cnp.ndarray updatable(list arrays, Py_ssize_t i, str name, bint many):
     """Return an array of a list if the core can update it; one that was lent is put there."""
     item = arrays[i]
     if isinstance(item, cnp.ndarray):
         if (
-            PyArray_CheckExact(item) and is_native_float(item)
-            and cnp.PyArray_ISWRITEABLE(item) and cnp.PyArray_IS_C_CONTIGUOUS(item)
+            PyArray_CheckExact(item) and is_native_float(<cnp.ndarray>item)
+            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>item)
+            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>item)
         ):
-            return item
+            return <cnp.ndarray>item
     else:
         item = arrays[i] = array_over(item, label(name, i, many))
     check_parameter(item, label(name, i, many))
