@@ -301,20 +301,20 @@ MUTATIONS = [
     Mutation(
         "maximize is ignored",
         "driver.c",
-        "->maximize != 0 ? -scale : scale",
-        "->maximize != 0 ? scale : scale",
+        "c->maximize ? -scale : scale",
+        "c->maximize ? scale : scale",
     ),
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
-        "if (known->step != *t->step) {",
-        "if (known->step < 0) {",
+        "if (c->step != *t->step) {",
+        "if (c->step < 0) {",
     ),
     Mutation(
         "constants are shared by different groups",
         "driver.c",
-        "newest *known = &plan->newest[t->group];",
-        "newest *known = &plan->newest[0];",
+        "common *c = &plan->commons[t->group];",
+        "common *c = &plan->commons[0];",
     ),
     Mutation(
         "the first average is no copy",
@@ -385,8 +385,8 @@ MUTATIONS = [
     Mutation(
         "sums are scaled twice",
         "driver.c",
-        "return t->sum ? 1 : 1 / s->args->loss_scale;",
-        "return 1 / s->args->loss_scale;",
+        "return t->sum ? 1 : s->scale;",
+        "return s->scale;",
     ),
     Mutation(
         "subnormals are flushed if the caller flushes them",
