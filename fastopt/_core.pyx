@@ -37,8 +37,6 @@ _C_API = PyCapsule_New(<void *>fo_get_api(), "fastopt._core._C_API", NULL)
 
 BLOCK = FO_BLOCK
 
-cdef object NUMPY_SCALARS = frozenset(np.sctypeDict.values())
-
 # Elements below which a step keeps the GIL: dropping and taking it would cost more than it gives.
 cdef int64_t KEEP_GIL_BELOW = 1 << 14
 
@@ -291,6 +289,49 @@ cdef bint may_overlap_itself(cnp.ndarray grad):
     return False
 
 
+cdef int refuse_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
+    """Raise for a gradient whose dtype or shape is not its parameter's."""
+    if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
+        raise TypeError(
+            f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype} "
+            "in native byte order"
+        )
+    if not same_shape(grad, param):
+        raise ValueError(
+            f"{name}: shape {(<object>grad).shape} is not the parameter's {(<object>param).shape}"
+        )
+    return 0
+
+
+cdef int refuse_to_zero(cnp.ndarray grad, bint dense, str name) except -1:
+    """Raise for a gradient that cannot be zeroed in place."""
+    if not cnp.PyArray_ISWRITEABLE(grad):
+        raise ValueError(f"{name}: read-only, and zero_grad=True asks to zero it")
+    if not dense and may_overlap_itself(grad):
+        raise ValueError(
+            f"{name}: its elements share memory (a broadcast array?), and zero_grad=True asks to "
+            "zero it"
+        )
+    return 0
+
+
+cdef as_gradient(given, cnp.ndarray param, str name, bint zero_grad):
+    """Return an array over a gradient that is none. Runs code of the gradient's type."""
+    if isinstance(given, np.generic) and cnp.PyArray_NDIM(param) == 0:
+        if zero_grad:
+            raise TypeError(
+                f"{name}: a NumPy scalar cannot be zeroed in place, as zero_grad=True asks"
+            )
+        return np.asarray(given)
+    array = array_over(given, name)
+    if not isinstance(array, cnp.ndarray):
+        raise TypeError(
+            f"{name}: expected a numpy.ndarray of shape {(<object>param).shape} and dtype "
+            f"{param.dtype}, or None; got {type(given).__name__}"
+        )
+    return array
+
+
 cdef bint share_memory(a, b):
     """Decide exactly, where that is not too much work, whether two arrays share memory."""
     try:
@@ -311,22 +352,22 @@ def lends_memory(given):
 def array_over(given, str name, *, bint keep=False):
     """Return an ndarray over the memory that an object lends; the object itself, if it lends none.
 
-    An ndarray or NumPy scalar is returned as it is. With `keep`, the memory stays although the
-    object should go over to other memory. Raises TypeError for memory of which there can be no
-    ndarray here.
+    An ndarray or NumPy scalar is returned as it is. With `keep`, the array stays valid for as long
+    as it lives, whatever becomes of the object. Raises TypeError for memory of which there can be
+    no ndarray here, or only a copy.
     """
     if isinstance(given, (np.ndarray, np.generic)):
         return given
     kind = type(given)
     try:
+        if keep and hasattr(kind, "detach") and hasattr(kind, "numpy"):
+            return given.detach().numpy()  # its memory can then no longer be resized
         if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
             from fastopt import _tensors  # which may need Python's lock; arrays do without
 
-            return _tensors.borrow(
-                kind, given.detach() if keep and hasattr(kind, "detach") else given
-            )
+            return _tensors.borrow(kind, given)
         if hasattr(kind, "__dlpack__"):
-            return np.from_dlpack(given)
+            return from_dlpack(given)
         if PyObject_CheckBuffer(given):
             return np.asarray(memoryview(given))
     except Exception as error:  # the library's own
@@ -334,6 +375,14 @@ def array_over(given, str name, *, bint keep=False):
             f"{name}: the memory of a {kind.__name__} cannot be used: {error}"
         ) from error
     return given
+
+
+def from_dlpack(given):
+    """Return an ndarray over the memory that an object lends through DLPack, never a copy."""
+    try:
+        return np.from_dlpack(given, copy=False)
+    except TypeError:  # it does not know the question, so it does not copy; NumPy only reads then
+        return np.from_dlpack(given)
 
 
 cdef void put(cnp.ndarray array, cnp.ndarray value) noexcept:
@@ -786,23 +835,11 @@ cdef class Plan:
             tensor.grad = NULL
             self.grad_extents[i].low = self.grad_extents[i].high = NULL
             return 0
-        if not isinstance(item, cnp.ndarray):
-            scalar = layout.ndim == 0 and type(item) in NUMPY_SCALARS
-            if scalar and zero_grad:
-                raise TypeError(
-                    f"gradient of {self.names[i]}: a NumPy scalar cannot be zeroed in place, as "
-                    "zero_grad=True asks"
-                )
-            array = np.asarray(item) if scalar else self._borrowed(i, item)
-            item = grads[i] = array
         grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
-            raise TypeError(
-                f"gradient of {self.names[i]}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
-                f"parameter's {self.owned[i].dtype} in native byte order"
-            )
+            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
         alike = laid_out_as(layout, grad)
         if alike:
             low = cnp.PyArray_BYTES(grad)
@@ -810,18 +847,12 @@ cdef class Plan:
             tensor.grad = low
             tensor.grad_ndim = 0
         else:
-            if (
-                cnp.PyArray_NDIM(grad) != layout.ndim
-                or memcmp(cnp.PyArray_DIMS(grad), layout.shape, layout.ndim * sizeof(Py_ssize_t))
-            ):
-                raise ValueError(
-                    f"gradient of {self.names[i]}: shape {item.shape} is not the parameter's "
-                    f"{self.owned[i].shape}"
-                )
-            alike = self._bind_strided(i, grad, tensor, &low, &high, zero_grad)
-        if zero_grad and not cnp.PyArray_ISWRITEABLE(grad):
-            raise ValueError(f"gradient of {self.names[i]}: read-only, and zero_grad=True asks to "
-                             "zero it")
+            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
+            alike = describe_strided(
+                self.owned[i], grad, tensor, &self.grad_layout[i], &low, &high
+            )
+        if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
+            refuse_to_zero(grad, alike, f"gradient of {self.names[i]}")
         if (
             low != self.grad_extents[i].low
             or high != self.grad_extents[i].high
@@ -836,31 +867,6 @@ cdef class Plan:
         elif zero_grad and low == layout.data and layout.nbytes > 0:
             self._check_apart(i, grad, low, high, alike, zero_grad)
         return 0
-
-    cdef _borrowed(self, Py_ssize_t i, item):
-        """Return an array over the memory that a gradient lends."""
-        array = array_over(item, f"gradient of {self.names[i]}")
-        if not isinstance(array, cnp.ndarray):
-            param = self.owned[i]
-            raise TypeError(
-                f"gradient of {self.names[i]}: expected a numpy.ndarray of shape {param.shape} and "
-                f"dtype {param.dtype}, or None; got {type(item).__name__}"
-            )
-        return array
-
-    cdef bint _bind_strided(
-        self, Py_ssize_t i, cnp.ndarray grad, fo_tensor *tensor, char **low, char **high,
-        bint zero_grad,
-    ) except -1:
-        """Describe a gradient in its parameter's memory order; tell whether it turns out dense."""
-        if describe_strided(self.owned[i], grad, tensor, &self.grad_layout[i], low, high):
-            return True
-        if zero_grad and may_overlap_itself(grad):
-            raise ValueError(
-                f"gradient of {self.names[i]}: its elements share memory (a broadcast array?), and "
-                "zero_grad=True asks to zero it"
-            )
-        return False
 
     cdef int _check_apart(
         self, Py_ssize_t i, cnp.ndarray grad, char *low, char *high, bint alike, bint zero_grad,
@@ -941,6 +947,11 @@ cdef class Plan:
         """Whether this is a forked child's copy of a plan that was being written at that moment."""
         return self.writing not in (0, 1 + forks)
 
+    @property
+    def busy(self):
+        """Whether a step is under way: seen from within it, by code of a gradient's type."""
+        return self.writing == 1 + forks
+
     def take_over_tear(self, Plan other not None):
         """Be torn if another plan over the same arrays is."""
         if other.torn:
@@ -999,7 +1010,11 @@ cdef class Plan:
 
     cdef list _as_flags(self, summed):
         """Return which sums hold something, as ``True`` and ``False``; None: none does."""
-        cdef list flags = [False] * self.n if summed is None else [bool(flag) for flag in summed]
+        cdef list flags = [False] * self.n
+        if summed is not None:
+            flags = []
+            for flag in summed:
+                flags.append(bool(flag))
         if len(flags) != self.n:
             raise ValueError(f"summed: expected {self.n}, one for each parameter")
         return flags
@@ -1013,7 +1028,10 @@ cdef class Plan:
     def summed(self):
         """Return for each parameter whether its sum holds the gradient of a micro-batch."""
         cdef Py_ssize_t i
-        return [fo_plan_tensor(self.plan, i).has_sum != 0 for i in range(self.n)]
+        cdef list flags = [False] * self.n
+        for i in range(self.n):
+            flags[i] = fo_plan_tensor(self.plan, i).has_sum != 0
+        return flags
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -1053,6 +1071,11 @@ cdef class Plan:
             raise ValueError(
                 f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
             )
+        for i in range(self.n):  # before anything is read: this may run code of others
+            item = bound[i]
+            if item is not None and not isinstance(item, cnp.ndarray):
+                name = f"gradient of {self.names[i]}"
+                bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
         self._read_owned()
         for i in range(self.n):
             self._bind(i, bound, zero_grad)
@@ -1082,12 +1105,17 @@ cdef class Plan:
         elif args.nonfinite == FO_RAISE:
             raise FloatingPointError(
                 f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"
+                f"{'' if args.accumulate == 1 else ', or its sum over micro-batches does'}"
                 f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
             )
         return result
 
 
 # ---- one call, without a plan of the caller's ----------------------------------------------------
+
+cdef enum:
+    SPARES = 8
+
 
 @cython.final
 cdef class Scratch:
@@ -1100,8 +1128,9 @@ cdef class Scratch:
     cdef Extent *extents      # of each parameter and its slots in turn, then of the gradients
     cdef Extent *known_apart  # the same, of the last call
     cdef Py_ssize_t n_known
-    cdef bint known_strictly  # no gradient was its own parameter, none shared memory
-    cdef Extent *sorted       # what of `extents` is not empty, by address
+    cdef bint known_owning    # then no gradient was its own parameter
+    cdef bint known_zeroed    # then no two gradients shared memory
+    cdef Extent *sorted       # what of `extents` is not empty and written, by address
     cdef Py_ssize_t n_sorted
 
     def __cinit__(self, Rule rule not None, Py_ssize_t n):
@@ -1172,11 +1201,11 @@ cdef class Update:
     cdef tuple checks, arguments
     cdef double lows[FO_MAX_HYPERS]
     cdef double belows[FO_MAX_HYPERS]
-    cdef list spare
+    cdef list spare  # of past calls; the place of one goes by its number of parameters
 
     def __cinit__(self, Rule rule not None, dict checks not None, tuple arguments not None):
         cdef int j
-        self.rule, self.arguments, self.spare = rule, arguments, []
+        self.rule, self.arguments, self.spare = rule, arguments, [None] * SPARES
         self.checks = tuple([checks[name][0] for name in rule.hypers])
         for j in range(len(rule.hypers)):
             self.lows[j], self.belows[j] = checks[rule.hypers[j]][1:]
@@ -1214,7 +1243,7 @@ cdef class Update:
         cdef list used = [], names = [self.arguments[0]]
         cdef list given, written, bound, sources
         cdef Py_ssize_t n, k
-        cdef int j
+        cdef int j, place
         cdef bint many = type(params) is list or type(params) is tuple
         memset(hypers, 0, sizeof(hypers))
         self.read(row, hypers)
@@ -1232,20 +1261,21 @@ cdef class Update:
                 raise ValueError(
                     f"out must be a tuple of {len(given)}: where to write {', '.join(names)}"
                 )
-            sources = names
-            names = [f"out[{k}]" for k in range(len(given))]
-            written = [self.listed(out[k], names[k], n, many) for k in range(len(given))]
+            sources, names, written = names, [], []
+            for k in range(len(given)):
+                names.append(f"out[{k}]")
+                written.append(self.listed(out[k], f"out[{k}]", n, many))
+        place = n % SPARES
         with cython.critical_section(self):
-            if self.spare:
-                scratch = self.spare.pop()
+            scratch, self.spare[place] = self.spare[place], None
         if scratch is None or scratch.n != n:
             scratch = Scratch.__new__(Scratch, self.rule, n)
         self.bind(scratch, written, names, used, bound, zero_grad, out is not None, many)
+        if fo_plan_prepare(scratch.plan) != FO_OK:
+            raise MemoryError
         if out is not None:
             self.copy(scratch, given, written, names, sources, many)
         memcpy(fo_plan_hypers(scratch.plan, 0), hypers, sizeof(hypers))
-        if fo_plan_prepare(scratch.plan) != FO_OK:
-            raise MemoryError
         scratch.count = step - 1
         memset(&args, 0, sizeof(args))
         args.semantics = <fo_semantics>semantics
@@ -1263,8 +1293,7 @@ cdef class Update:
             with nogil:
                 fo_plan_step(scratch.plan, &args, &result)
         with cython.critical_section(self):
-            if not self.spare:
-                self.spare.append(scratch)
+            self.spare[place] = scratch
 
     cdef int read(self, tuple row, double *values) except -1:
         """Check the hyperparameters; those at once that are floats within their bounds."""
@@ -1282,17 +1311,28 @@ cdef class Update:
         return 0
 
     cdef list listed(self, given, str name, Py_ssize_t n, bint many):
-        """Return an argument as a list of its own."""
+        """Return an argument as a list of its own, of arrays over what lends its memory.
+
+        Called before anything is read: it may run code of others.
+        """
+        cdef list items
+        cdef Py_ssize_t i
         if not many:
-            return [given]
-        if type(given) is not list and type(given) is not tuple:
+            items = [given]
+        elif type(given) is not list and type(given) is not tuple:
             raise TypeError(
                 f"{name} must be a list or tuple, as {self.arguments[0]} is; got "
                 f"{type(given).__name__}"
             )
-        if len(given) != n:
+        elif len(given) != n:
             raise ValueError(f"{name}: expected {n} arrays, got {len(given)}")
-        return list(given)
+        else:
+            items = list(given)
+        for i in range(n):
+            item = items[i]
+            if item is not None and not isinstance(item, cnp.ndarray):
+                items[i] = array_over(item, label(name, i, many))
+        return items
 
     cdef int bind(
         self, Scratch scratch, list written, list names, list used, list grads, bint zero_grad,
@@ -1304,7 +1344,7 @@ cdef class Update:
         cdef cnp.ndarray param = None, array
         cdef Py_ssize_t nbytes = 0
         cdef int slot_of[1 + FO_MAX_SLOTS]
-        cdef bint strict = zero_grad or copies
+        cdef bint owns = zero_grad or copies  # no gradient may be its own parameter
         cdef bint gaps = False  # in gradients: their extents do not say what they share
         for k in range(1, n_lists):
             slot_of[k] = used[k - 1]
@@ -1314,7 +1354,7 @@ cdef class Update:
             for k in range(FO_MAX_SLOTS):
                 tensor.slot[k] = NULL
             for k in range(n_lists):
-                array = updatable(<list>written[k], i, names[k], many)
+                array = updatable((<list>written[k])[i], names[k], i, many)
                 if k == 0:
                     param = array
                     tensor.param = cnp.PyArray_DATA(array)
@@ -1325,10 +1365,8 @@ cdef class Update:
                     nbytes = tensor.size * cnp.PyArray_ITEMSIZE(array)
                 else:
                     if not laid_out_alike(array, param):
-                        raise ValueError(
-                            f"{label(names[k], i, many)}: shape {(<object>array).shape}, dtype "
-                            f"{array.dtype} or memory order is not that of "
-                            f"{label(names[0], i, many)}: {(<object>param).shape}, {param.dtype}"
+                        self.refuse_slot(
+                            array, param, label(names[k], i, many), label(names[0], i, many)
                         )
                     tensor.slot[slot_of[k]] = cnp.PyArray_DATA(array)
                 scratch.extents[count].low = cnp.PyArray_BYTES(array)
@@ -1338,17 +1376,26 @@ cdef class Update:
             gaps |= not self.bind_grad(scratch, param, grads, i, n_lists, zero_grad, many)
         count += scratch.n
         if (
-            copies
-            or gaps
+            gaps
             or scratch.n_known != count
             or memcmp(scratch.extents, scratch.known_apart, count * sizeof(Extent))
-            or strict > scratch.known_strictly
+            or zero_grad > scratch.known_zeroed
+            or owns > scratch.known_owning
         ):
             scratch.n_known = 0
-            self.check_apart(scratch, written, names, grads, zero_grad, copies, many)
+            self.check_apart(scratch, written, names, grads, zero_grad, owns, many)
             memcpy(scratch.known_apart, scratch.extents, count * sizeof(Extent))
-            scratch.n_known, scratch.known_strictly = count, strict
+            scratch.n_known = count
+            scratch.known_zeroed, scratch.known_owning = zero_grad, owns
         return 0
+
+    cdef int refuse_slot(self, cnp.ndarray array, cnp.ndarray param, str name, str whose) except -1:
+        if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(param):
+            raise TypeError(f"{name}: dtype {array.dtype} is not that of {whose}: {param.dtype}")
+        raise ValueError(
+            f"{name}: shape {(<object>array).shape} or memory order is not that of {whose}: "
+            f"{(<object>param).shape}"
+        )
 
     cdef bint bind_grad(
         self, Scratch scratch, cnp.ndarray param, list grads, Py_ssize_t i, Py_ssize_t n_lists,
@@ -1364,55 +1411,28 @@ cdef class Update:
         tensor.grad_ndim = extent.index = 0
         if item is None:
             return True
-        name = self.arguments[1]
         if not isinstance(item, cnp.ndarray):
-            if cnp.PyArray_NDIM(param) == 0 and type(item) in NUMPY_SCALARS and not zero_grad:
-                item = np.asarray(item)
-            else:
-                item = array_over(item, label(name, i, many))
-            if not isinstance(item, cnp.ndarray):
-                raise TypeError(
-                    f"{label(name, i, many)}: expected a numpy.ndarray of shape "
-                    f"{(<object>param).shape} and dtype {param.dtype}, or None; got "
-                    f"{type(item).__name__}"
-                )
-            grads[i] = item
+            name = label(self.arguments[1], i, many)
+            item = grads[i] = as_gradient(item, param, name, zero_grad)  # and kept there
         grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
-            refuse_masked(grad, label(name, i, many))
-        if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
-            raise TypeError(
-                f"{label(name, i, many)}: dtype {grad.dtype} ({grad.dtype.str}) is not the "
-                f"parameter's {param.dtype} in native byte order"
-            )
+            refuse_masked(grad, label(self.arguments[1], i, many))
         alike = laid_out_alike(grad, param)
-        if not alike and not same_shape(grad, param):
-            raise ValueError(
-                f"{label(name, i, many)}: shape {item.shape} is not the parameter's "
-                f"{(<object>param).shape}"
-            )
         if alike:
             tensor.grad = extent.low = cnp.PyArray_BYTES(grad)
             extent.high = extent.low + tensor.size * cnp.PyArray_ITEMSIZE(grad)
         else:
+            refuse_unlike(grad, param, label(self.arguments[1], i, many))
             alike = describe_strided(
                 param, grad, tensor, &scratch.grad_layout[i], &extent.low, &extent.high
             )
         extent.index = alike
-        if zero_grad:
-            if not cnp.PyArray_ISWRITEABLE(grad):
-                raise ValueError(
-                    f"{label(name, i, many)}: read-only, and zero_grad=True asks to zero it"
-                )
-            if not alike and may_overlap_itself(grad):
-                raise ValueError(
-                    f"{label(name, i, many)}: its elements share memory (a broadcast array?), and "
-                    "zero_grad=True asks to zero it"
-                )
+        if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
+            refuse_to_zero(grad, alike, label(self.arguments[1], i, many))
         return alike
 
     cdef int check_apart(
-        self, Scratch scratch, list written, list names, list grads, bint zero_grad, bint copies,
+        self, Scratch scratch, list written, list names, list grads, bint zero_grad, bint owns,
         bint many,
     ) except -1:
         """Raise if arrays share memory; a gradient may be its own parameter, if nothing is zeroed.
@@ -1455,7 +1475,7 @@ cdef class Update:
                 k += 1
                 if (
                     j == i * n_lists and grad.index and grad.low == scratch.extents[j].low
-                    and not zero_grad and not copies
+                    and not owns
                 ):
                     continue
                 if grad.index or share_memory(grads[i], written[j % n_lists][j // n_lists]):
@@ -1471,49 +1491,64 @@ cdef class Update:
     ) except -1:
         """Copy what is given to where it is to be written, after checking all of it."""
         cdef Py_ssize_t n_lists = len(written), i, k, j, at
-        cdef char *low
-        cdef list arrays
         cdef cnp.ndarray source, target
-        pairs = []
-        for i in range(scratch.n):
-            for k in range(n_lists):
-                arrays = given[k]
-                name = label(sources[k], i, many)
-                item, target = array_over(arrays[i], name), written[k][i]
-                if not isinstance(item, cnp.ndarray):
-                    raise TypeError(f"{name}: expected a numpy.ndarray, got {type(item).__name__}")
-                source = item
-                refuse_masked(source, name)
+        cdef char *low
+        cdef char *high
+        for k in range(n_lists):
+            for i in range(scratch.n):
+                source = self.source(given[k], i, sources[k], many)
+                target = <cnp.ndarray>(<list>written[k])[i]
                 if (
                     cnp.PyArray_TYPE(source) != cnp.PyArray_TYPE(target)
-                    or not cnp.PyArray_ISNOTSWAPPED(source) or not same_shape(source, target)
+                    or not cnp.PyArray_ISNOTSWAPPED(source)
                 ):
-                    raise ValueError(
-                        f"{name}: shape {item.shape} or dtype {item.dtype} is not that of "
-                        f"{label(names[k], i, many)}: {(<object>target).shape}, {target.dtype}"
+                    raise TypeError(
+                        f"{label(sources[k], i, many)}: dtype {source.dtype} "
+                        f"({source.dtype.str}) is not that of {label(names[k], i, many)}: "
+                        f"{target.dtype}"
                     )
-                if cnp.PyArray_SIZE(source) == 0 or (
-                    cnp.PyArray_BYTES(source) == cnp.PyArray_BYTES(target)
-                    and laid_out_alike(source, target)
-                ):
+                if not same_shape(source, target):
+                    raise ValueError(
+                        f"{label(sources[k], i, many)}: shape {(<object>source).shape} is not that "
+                        f"of {label(names[k], i, many)}: {(<object>target).shape}"
+                    )
+                if is_same(source, target):
                     continue
-                bounds = np.lib.array_utils.byte_bounds(np.asarray(source))
-                low = <char *><size_t>bounds[0]
+                bounds(source, &low, &high)
                 at = scratch.first_above(low)
-                while (
-                    at < scratch.n_sorted and <size_t>scratch.sorted[at].low < <size_t>bounds[1]
-                ):
+                while at < scratch.n_sorted and scratch.sorted[at].low < high:
                     j = scratch.sorted[at].index
                     at += 1
                     if share_memory(source, written[j % n_lists][j // n_lists]):
                         raise ValueError(
-                            f"{name} overlaps {label(names[j % n_lists], j // n_lists, many)} in "
-                            "memory; what is written needs memory of its own"
+                            f"{label(sources[k], i, many)} overlaps "
+                            f"{label(names[j % n_lists], j // n_lists, many)} in memory; what is "
+                            "written needs memory of its own"
                         )
-                pairs.append((target, source))
-        for to, values in pairs:
-            PyArray_CopyInto(to, values)
+                if not laid_out_alike(source, target):
+                    (<list>given[k])[i] = ready = np.empty_like(target, subok=False)
+                    PyArray_CopyInto(ready, source)
+        for k in range(n_lists):  # from here on nothing can fail
+            for i in range(scratch.n):
+                source = <cnp.ndarray>(<list>given[k])[i]
+                target = <cnp.ndarray>(<list>written[k])[i]
+                if not is_same(source, target):
+                    put(target, source)
         return 0
+
+    cdef cnp.ndarray source(self, list arrays, Py_ssize_t i, str name, bint many):
+        """Return what is to be copied as an array, which is then in the list, too."""
+        item = arrays[i]
+        if not PyArray_CheckExact(item):
+            if isinstance(item, np.generic):
+                item = np.asarray(item)
+            if not isinstance(item, cnp.ndarray):
+                raise TypeError(
+                    f"{label(name, i, many)}: expected a numpy.ndarray, got {type(item).__name__}"
+                )
+            refuse_masked(item, label(name, i, many))
+            arrays[i] = item
+        return <cnp.ndarray>item
 
 
 cdef str label(str name, Py_ssize_t i, bint many):
@@ -1533,9 +1568,12 @@ cdef inline bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
 
 
 cdef inline bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
-    """Tell whether dtypes, shapes, and the strides that matter are the same."""
+    """Tell whether dtypes, shapes, and the strides that matter are the same; `other` is native."""
     cdef int axis
-    if cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not same_shape(one, other):
+    if (
+        cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not cnp.PyArray_ISNOTSWAPPED(one)
+        or not same_shape(one, other)
+    ):
         return False
     if cnp.PyArray_IS_C_CONTIGUOUS(one) and cnp.PyArray_IS_C_CONTIGUOUS(other):
         return True
@@ -1550,20 +1588,36 @@ cdef inline bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
     return True
 
 
-cdef inline cnp.ndarray updatable(list arrays, Py_ssize_t i, str name, bint many):
-    """Return an array of a list if the core can update it; one that was lent is put there."""
-    item = arrays[i]
-    if isinstance(item, cnp.ndarray):
-        if (
-            PyArray_CheckExact(item) and is_native_float(<cnp.ndarray>item)
-            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>item)
-            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>item)
-        ):
-            return <cnp.ndarray>item
-    else:
-        item = arrays[i] = array_over(item, label(name, i, many))
-    check_parameter(item, label(name, i, many))
-    return item
+cdef bint is_same(cnp.ndarray one, cnp.ndarray other) noexcept:
+    """Tell whether two arrays of one dtype and shape are the same elements in the same order."""
+    return cnp.PyArray_SIZE(one) == 0 or (
+        cnp.PyArray_BYTES(one) == cnp.PyArray_BYTES(other) and laid_out_alike(one, other)
+    )
+
+
+cdef void bounds(cnp.ndarray array, char **low, char **high) noexcept:
+    """Find the addresses between which an array lies that is not empty."""
+    cdef int axis
+    cdef cnp.npy_intp reach
+    low[0] = cnp.PyArray_BYTES(array)
+    high[0] = low[0] + cnp.PyArray_ITEMSIZE(array)
+    for axis in range(cnp.PyArray_NDIM(array)):
+        reach = (cnp.PyArray_DIM(array, axis) - 1) * cnp.PyArray_STRIDE(array, axis)
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
+
+
+cdef inline cnp.ndarray updatable(item, str name, Py_ssize_t i, bint many):
+    """Return an item that the core can update as an array; raise for any other."""
+    if not (
+        PyArray_CheckExact(item) and is_native_float(<cnp.ndarray>item)
+        and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>item)
+        and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>item)
+    ):
+        check_parameter(item, label(name, i, many))
+    return <cnp.ndarray>item
 
 
 # ---- the limit -----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from libc.string cimport memcmp, memcpy
 
 import numpy as np
 
+from fastopt._core import from_dlpack
+
 cnp.import_array()
 
 
@@ -153,7 +155,7 @@ def borrow(kind, given):
     if getattr(given, "is_neg", None) is not None and given.is_neg():
         raise TypeError("it holds the negatives of its elements")
     if api.managed_tensor_from_py_object_no_sync == NULL:
-        return np.from_dlpack(given)
+        return from_dlpack(given)
     api.managed_tensor_from_py_object_no_sync(<PyObject *>given, &loan.managed)
     if loan.managed.flags & DL_IS_COPIED:
         raise TypeError("it would be copied")

@@ -27,17 +27,18 @@ array([ 2.9, -2.1])
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from fastopt import _core
-from fastopt._options import count, flag, real
+from fastopt._options import flag, real
 from fastopt._params import Array
+from fastopt.threads import checked_threads
 
 __all__ = ["adagrad", "adam", "rmsprop", "sgd"]
 
@@ -114,7 +115,8 @@ def sgd(
     momentum_buffers : numpy.ndarray, or list or tuple of them, optional
         State, laid out as the parameters and updated in place; used if `momentum` is not 0.
     lr : float
-        Learning rate. A negative one ascends, and the state is that of the gradients as they are.
+        Learning rate. A negative one ascends, and the state is that of the gradients as they are;
+        weight decay then makes the weights grow.
     momentum, dampening : float, optional
         The buffer becomes :math:`\mu b + (1 - d) g`.
     nesterov : bool, optional
@@ -159,12 +161,13 @@ def sgd(
     >>> w, v
     (array([1.75]), array([-0.75]))
     """
-    without = dampening != 0 or (momentum == 0 and not velocity)  # what Nesterov's needs
-    if nesterov is not False and flag("nesterov", nesterov) and without:
-        raise ValueError(
-            "nesterov=True needs momentum > 0 and dampening = 0, got "
-            f"momentum={momentum!r} and dampening={dampening!r}"
-        )
+    if nesterov is not False and flag("nesterov", nesterov):
+        mu, damping = real("momentum", momentum), _any_number("dampening", dampening)
+        if damping != 0 or (mu == 0 and not velocity):
+            raise ValueError(
+                "nesterov=True needs momentum > 0 and dampening = 0, got "
+                f"momentum={momentum!r} and dampening={dampening!r}"
+            )
     _sgd(
         (lr, weight_decay, decoupled_weight_decay, maximize, momentum, dampening, nesterov),
         _KERAS if velocity is not False and flag("velocity", velocity) else _TORCH,
@@ -173,7 +176,7 @@ def sgd(
         grads,
         (momentum_buffers,),
         zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else count("num_threads", num_threads),
+        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
         out,
     )
 
@@ -238,7 +241,7 @@ def adagrad(
         grads,
         (sums,),
         zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else count("num_threads", num_threads),
+        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
         out,
     )
 
@@ -280,8 +283,9 @@ def rmsprop(
     eps : float, optional
         Added to the root.
     eps_inside : bool, optional
-        Add it under the root, :math:`\sqrt{v + \epsilon}`; the momentum buffer then holds the
-        learning rate, as in Keras.
+        Add it under the root, :math:`\sqrt{v + \epsilon}`. As in Keras, the momentum buffer then
+        holds the learning rate, and a difference :math:`v - a^2` that rounding has made negative
+        stays so (its root may be NaN); otherwise it counts as 0.
     momentum : float, optional
         At least 0.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
@@ -318,7 +322,7 @@ def rmsprop(
         grads,
         (square_avgs, momentum_buffers, grad_avgs),
         zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else count("num_threads", num_threads),
+        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
         out,
     )
 
@@ -357,7 +361,8 @@ def adam(
         The number :math:`t` of this step, from 1, which the bias correction needs. Another count
         than one's own is an offset: ``step=t + 1`` begins with the correction of the second step.
     lr : float
-        Learning rate. A negative one ascends, and the state is that of the gradients as they are.
+        Learning rate. A negative one ascends, and the state is that of the gradients as they are;
+        weight decay then makes the weights grow.
     betas : tuple of float, optional
         What the averages keep of themselves, at least 0 and below 1; without bias correction, 1
         is allowed.
@@ -397,7 +402,10 @@ def adam(
         raise TypeError(f"betas must be a tuple of two numbers, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must have two elements, got {betas!r}")
-    if (betas[0] == 1 or betas[1] == 1) and bias_correction is not False:
+    beta1, beta2 = betas
+    if type(beta1) is not float or type(beta2) is not float:
+        beta1, beta2 = real("beta1", beta1), real("beta2", beta2)
+    if (beta1 == 1 or beta2 == 1) and flag("bias_correction", bias_correction):
         raise ValueError(f"betas must be < 1 where the bias is corrected, got {betas!r}")
     _adam(
         (
@@ -405,8 +413,8 @@ def adam(
             weight_decay,
             decoupled_weight_decay,
             maximize,
-            betas[0],
-            betas[1],
+            beta1,
+            beta2,
             eps,
             max_exp_avg_sqs is not None,
             bias_correction,
@@ -417,7 +425,7 @@ def adam(
         grads,
         (exp_avgs, exp_avg_sqs, max_exp_avg_sqs),
         zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else count("num_threads", num_threads),
+        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
         out,
     )
 
@@ -426,9 +434,12 @@ def _number(step: Any) -> int:
     """Check the number of a step."""
     if type(step) is int and 0 < step < 2**62:
         return step
-    if not isinstance(step, Integral) or isinstance(step, (bool, np.bool_)):
-        raise TypeError(f"step must be an integer, got {step!r} ({type(step).__name__})")
-    number = int(step)
+    try:
+        if isinstance(step, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(step)
+    except TypeError:
+        raise TypeError(f"step must be an integer, got {step!r} ({type(step).__name__})") from None
     if not 0 < number < 2**62:
         raise ValueError(f"step must be >= 1 and < 2**62, got {step!r}")
     return number

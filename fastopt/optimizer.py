@@ -351,9 +351,11 @@ class Optimizer:
         self.__dict__.update(seen)
 
     def _check_not_called(self, what: str) -> None:
-        """Raise where a learning rate that is being called would change its optimizer."""
+        """Raise where what a step calls would change its optimizer."""
         if self._calling:
             raise RuntimeError(f"{what} was called by a learning rate of the same optimizer")
+        if self._plan.busy:
+            raise RuntimeError(f"{what} was called from within a step of the same optimizer")
 
     def _check_whole(self, what: str) -> None:
         """Raise in a forked child whose copy of the arrays is torn."""

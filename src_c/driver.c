@@ -207,16 +207,20 @@ static bool takes_part(const step *s, const fo_tensor *t)
 static double unscale(const step *s, const fo_tensor *t) { return t->sum ? 1 : s->scale; }
 
 /* The block's gradient, summed over micro-batches so far; at the last one, their mean. */
-static const void *whole_grad(const step *s, const fo_tensor *t, int64_t offset, int64_t n,
-                              char *buffer)
+static const void *mean_grad(const step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                             char *buffer)
 {
-    if (!t->sum)
-        return contiguous_grad(t, offset, n, buffer);
     const char *sum = (const char *)t->sum + (size_t)offset * item_size[t->dtype];
     const void *grad = t->grad ? contiguous_grad(t, offset, n, buffer) : NULL;
     s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, s->scale,
                              s->args->add ? 1 : (double)s->args->accumulate);
     return buffer;
+}
+
+FO_INLINE const void *whole_grad(const step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                                 char *buffer)
+{
+    return t->sum ? mean_grad(s, t, offset, n, buffer) : contiguous_grad(t, offset, n, buffer);
 }
 
 typedef void block_pass(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
@@ -405,14 +409,15 @@ static void run(const step *s, block_pass *pass, int threads)
 /* After a step: counts it, and notes which sums hold something. */
 static void count(const step *s)
 {
-    for (int64_t i = 0; i < s->plan->n_tensors; i++) {
-        fo_tensor *t = &s->plan->tensors[i];
+    fo_tensor *t = s->plan->tensors;
+    const bool add = s->args->add;
+    for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++) {
         if (!takes_part(s, t))
             continue;
-        if (!s->args->add)
+        if (!add)
             ++*t->step;
         if (t->sum)
-            t->has_sum = s->args->add;
+            t->has_sum = add;
     }
 }
 

@@ -11,7 +11,7 @@ import pytest
 from support import differences, everything, python
 
 import fastopt
-from fastopt import SGD, Adam
+from fastopt import SGD, Adam, functional
 
 Layer = namedtuple("Layer", ["W", "b"])
 
@@ -278,6 +278,91 @@ def test_memory_that_cannot_be_had_is_named():
     with pytest.raises(TypeError, match=f"^parameter 1: {message}"):
         SGD([np.zeros(2), Broken(np.ones(2))])
     assert not any(p.any() for p in opt.params)
+
+
+class Calling(Exporter):
+    """Runs something of the program's when it is asked for its memory."""
+
+    def __init__(self, array, act):
+        super().__init__(array)
+        self.act = act
+
+    def __dlpack__(self, **kwargs):
+        self.act()
+        return super().__dlpack__(**kwargs)
+
+
+def resized(a):
+    a.resize(1 << 16, refcheck=False)
+
+
+def test_memory_that_moves_while_another_is_lent_is_not_used():
+    """Lending runs code of others, which may do what it likes with arrays seen before."""
+    w = [np.zeros(4) for _ in range(3)]
+    g = [np.ones(4) for _ in range(3)]
+    opt = SGD(w, lr=1.0)
+    for moved, message in ((g[0], "gradient of parameter 0: shape"), (w[0], "parameter 0: shape")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            opt.step([g[0], Calling(g[1], lambda: resized(moved)), g[2]])
+        resized(moved)
+        moved.resize(4, refcheck=False)
+    assert not any(p.any() for p in w)
+    for moved, message in ((w[0], r"grads\[0\]: shape"), (g[0], r"grads\[0\]: shape")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            functional.sgd(w, [g[0], Calling(g[1], lambda: resized(moved)), g[2]], lr=1.0)
+        moved.resize(4, refcheck=False)
+    assert not any(p.any() for p in w)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda opt: opt.add_param_group({"params": [np.zeros(2)]}),
+        lambda opt: opt.load_state_dict(opt.state_dict()),
+        lambda opt: opt.reset(),
+        lambda opt: opt.step([np.ones(2)]),
+    ],
+    ids=["add_param_group", "load_state_dict", "reset", "step"],
+)
+def test_what_lends_memory_cannot_change_the_optimizer_that_asks(act):
+    w = np.zeros(2)
+    opt = SGD([w], lr=1.0)
+    with pytest.raises(TypeError, match=r"cannot be used: .* was called from within a step"):
+        opt.step([Calling(np.ones(2), lambda: act(opt))])
+    assert (w.tolist(), opt.completed_steps) == ([0, 0], 0)
+    opt.step([np.ones(2)])
+    assert (w.tolist(), opt.completed_steps) == ([-1, -1], 1)
+
+
+class Copying(Exporter):
+    """Lends a copy, unless it is asked not to."""
+
+    def __dlpack__(self, *, copy=None, **kwargs):
+        if copy is False:
+            raise BufferError("it would be copied")
+        return self.array.copy().__dlpack__(**kwargs)
+
+
+class Old(Exporter):
+    """Knows nothing of later versions of the protocol."""
+
+    def __dlpack__(self, *, stream=None):
+        return self.array.__dlpack__()
+
+
+def test_what_would_be_copied_is_refused():
+    a, message = Copying(np.zeros(2)), "the memory of a Copying cannot be used: it would be copied"
+    with pytest.raises(TypeError, match=f"^parameter 0: {message}"):
+        SGD([a])
+    with pytest.raises(TypeError, match=f"^gradient of parameter 0: {message}"):
+        SGD([np.zeros(2)]).step([a])
+    with pytest.raises(TypeError, match=f"^params: {message}"):
+        functional.sgd(a, np.ones(2), lr=1.0)
+    w, old = np.zeros(2), Old(np.ones(2))
+    SGD([w], lr=1.0).step([old])
+    assert (w == -1).all()
+    with pytest.raises(ValueError, match="^parameter 0: the array is read-only"):  # as NumPy has it
+        SGD([old])
 
 
 @pytest.mark.parametrize("wrap", [memoryview, Exporter, lambda a: array.array("d", a)])

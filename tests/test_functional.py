@@ -297,11 +297,13 @@ BAD = [
     (set_item("p", 2, lambda a: a["p"][0]), ValueError, r"params\[2\] overlaps params\[0\]"),
     (set_item("m", 2, lambda a: a["p"][0]), ValueError, r"exp_avgs\[2\] overlaps params\[0\]"),
     (set_item("m", 2, None), TypeError, r"exp_avgs\[2\]: expected a numpy.ndarray, got NoneType"),
-    (set_item("m", 2, np.ones(4)), ValueError, r"exp_avgs\[2\]: shape \(4,\), .* of params\[2\]"),
-    (set_item("v", 2, np.ones(5, "f4")), ValueError, r"exp_avg_sqs\[2\]: shape .* float32 or"),
+    (set_item("m", 2, np.ones(4)), ValueError, r"exp_avgs\[2\]: shape \(4,\) .* of params\[2\]"),
+    (set_item("v", 2, np.ones(5, "f4")), TypeError, r"exp_avg_sqs\[2\]: dtype float32 is not that"),
     (set_item("v", 2, frozen(np.ones(5))), ValueError, r"exp_avg_sqs\[2\]: the array is read-only"),
     (set_item("g", 2, np.ones(4)), ValueError, r"grads\[2\]: shape \(4,\) is not the parameter's"),
     (set_item("g", 2, np.ones(5, "f4")), TypeError, r"grads\[2\]: dtype float32 .* is not the par"),
+    (set_item("g", 2, np.ones(5, ">f8")), TypeError, r"grads\[2\]: dtype >f8 .* native byte order"),
+    (set_item("m", 2, np.ones(5, ">f8")), TypeError, r"exp_avgs\[2\]: dtype >f8 .* native byte"),
     (set_item("g", 2, 1.0), TypeError, r"grads\[2\]: expected a numpy.ndarray of shape"),
     (set_item("g", 2, np.ma.ones(5)), TypeError, r"grads\[2\]: a masked array"),
     (set_item("g", 2, lambda a: a["p"][0]), ValueError, r"grads\[2\] overlaps params\[0\]"),
@@ -323,11 +325,13 @@ BAD = [
     (set_option(betas=(0.9, 1.5)), ValueError, "beta2 must be >= 0 and <= 1, got 1.5"),
     (set_option(betas=(0.9,)), ValueError, "betas must have two elements"),
     (set_option(betas=0.9), TypeError, "betas must be a tuple of two numbers"),
+    (set_option(betas=(np.ones(2), 0.9)), TypeError, "beta1 must be a real number"),
+    (set_option(num_threads=2000), ValueError, "num_threads must be between 1 and 1024"),
     (set_option(maximize=1), TypeError, "maximize must be True or False, got 1"),
     (set_option(bias_correction=None), TypeError, "bias_correction must be True or False"),
     (set_option(eps_hat="yes"), TypeError, "eps_hat must be True or False, got 'yes'"),
     (set_option(zero_grad=0), TypeError, "zero_grad must be True or False, got 0"),
-    (set_option(num_threads=0), ValueError, "num_threads must be >= 1"),
+    (set_option(num_threads=0), ValueError, "num_threads must be between 1 and 1024"),
     (set_option(out=(np.ones(5),)), ValueError, "out must be a tuple of 3: where to write params,"),
 ]
 ZEROED = [
@@ -392,6 +396,7 @@ def test_an_out_that_does_not_fit_is_refused_and_nothing_is_written():
         ((g, np.empty(5)), ValueError, r"^grads overlaps out\[0\]"),
         ((b, np.empty(5)), ValueError, r"^momentum_buffers overlaps out\[0\]"),
         ((np.empty(5, "f4"), np.empty(5, "f4")), TypeError, "^grads: dtype float64"),
+        ((np.empty(5), np.empty(5, "f4")), TypeError, r"^out\[1\]: dtype float32 is not that of"),
     ]:
         arrays = [w, g, b, memory, *(a for a in out if isinstance(a, np.ndarray))]
         before = [a.tobytes() for a in arrays]
@@ -431,3 +436,50 @@ def test_a_numpy_scalar_is_a_gradient_for_a_parameter_without_axes():
     w = np.zeros(())
     functional.sgd(w, np.float64(2), lr=0.5)
     assert w == -1
+
+
+def test_what_was_known_apart_for_one_call_is_asked_anew_for_a_stricter_one():
+    a, b, c, d, g = (np.zeros(8) for _ in range(5))
+    g += 1
+    functional.sgd([a, b], [g, g], lr=1.0, out=([c, d],))
+    with pytest.raises(ValueError, match=r"^grads\[0\] and grads\[1\] share memory"):
+        functional.sgd([c, d], [g, g], lr=1.0, zero_grad=True)
+    functional.sgd([a], [a], lr=1.0)
+    with pytest.raises(ValueError, match=r"^grads\[0\] overlaps params\[0\] in memory"):
+        functional.sgd([a], [a], lr=1.0, zero_grad=True)
+    with pytest.raises(ValueError, match=r"^grads\[0\] overlaps out\[0\]\[0\] in memory"):
+        functional.sgd([b], [a], lr=1.0, out=([a],))
+    assert (c == -1).all()
+    assert (g == 1).all()
+
+
+def test_numpy_scalars_are_read_where_something_else_is_written():
+    new, m = np.zeros(()), np.zeros(())
+    functional.sgd(np.float64(3), np.float64(2), np.float64(1), lr=0.5, momentum=1.0, out=(new, m))
+    assert (new, m) == (1.5, 3.0)
+    with pytest.raises(TypeError, match="^params: expected a numpy.ndarray, got float64"):
+        functional.sgd(np.float64(3), np.float64(2), lr=0.5)
+
+
+def test_sources_of_any_layout_are_copied():
+    w = np.arange(12.0).reshape(3, 4)
+    for source in (w, w.T.copy().T, w[::-1].copy()[::-1], np.broadcast_to(w[0], (3, 4))):
+        new = np.full((3, 4), np.nan)
+        functional.sgd(source, np.ones((3, 4)), lr=1.0, out=(new,))
+        assert (new == source - 1).all()
+    memory = np.arange(20.0)
+    with pytest.raises(ValueError, match=r"^params overlaps out\[0\] in memory"):
+        functional.sgd(memory[10:0:-1], np.ones(10), lr=1.0, out=(memory[:10],))
+    assert (memory == np.arange(20.0)).all()
+
+
+def test_the_number_of_the_step_may_be_an_optimizers_counter():
+    w = np.zeros(1)
+    opt = fastopt.Adam([w])
+    for _ in range(3):
+        opt.step([np.ones(1)])
+    state, mine = opt.state[0], w.copy()
+    moments = [state["exp_avg"].copy(), state["exp_avg_sq"].copy()]
+    functional.adam(mine, np.ones(1), *moments, step=state["step"] + 1, lr=1e-3)
+    opt.step([np.ones(1)])
+    assert mine == w

@@ -1,5 +1,6 @@
 """Tensors handed to the class API by DLPack: the memory is the tensor's, and nothing is copied."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_memory_outlives_the_tensor_that_lent_it():
     assert (opt.params[0] == -1).all()
 
 
+def test_the_memory_of_a_parameter_stays_where_it_is():
+    p = torch.zeros(1000)
+    fastopt.SGD([p], lr=1.0)
+    with pytest.raises(RuntimeError, match="resiz"):
+        p.untyped_storage().resize_(0)
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
@@ -69,7 +77,7 @@ def test_tensors_without_fit_memory_are_refused(tensor, message):
     opt = fastopt.SGD([w], lr=1.0)
     with pytest.raises(TypeError, match=f"gradient of parameter 0: .*{message}"):
         opt.step([tensor])
-    with pytest.raises(TypeError, match=f"parameter 0: .*{message}"):
+    with pytest.raises(TypeError, match=r"^parameter 0: .*(cannot be used|is not supported)"):
         fastopt.SGD([tensor])
     assert not w.any()
 
@@ -82,7 +90,6 @@ def test_a_tensor_by_itself_is_no_list_of_its_rows():
 
 
 def test_jax_arrays_are_gradients():
-    jax = pytest.importorskip("jax")
     w, g = np.zeros((3, 4), np.float32), jax.numpy.arange(12.0).reshape(3, 4)
     opt = fastopt.SGD([w], lr=1.0)
     opt.step([g])
