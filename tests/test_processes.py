@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import sysconfig
 import threading
+import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -528,29 +530,80 @@ assert w.tolist() == [-1.0] * 3
 
 # ---- arrays that change while a step is under way ------------------------------------------------
 
+SIZE = 1 << 21
 
-def test_arrays_cannot_be_resized_or_freed_during_a_step():
-    size = 1 << 20
-    opt = SGD([np.zeros(size)], lr=1.0, momentum=0.5)
-    arrays = [opt.params[0], opt.state[0]["momentum_buffer"]]
-    stop, outcomes = threading.Event(), []
 
-    def resize():
-        while not stop.is_set():
-            for array in arrays:
-                try:
-                    array.resize(size + 1)
-                except ValueError as error:
-                    outcomes.append(str(error).partition(" or is")[0])
-                else:
-                    outcomes.append("resized")
+def in_the_midst(opt, grads, seen, act):
+    """Act while a thread steps, one element after the other; tell whether the step was under way.
 
-    thread = threading.Thread(target=resize, daemon=True)
+    `seen` is memory that the step changes, all of it.
+    """
+    first, last = seen[0], seen[-1]
+    thread = threading.Thread(target=opt.step, args=(grads,), daemon=True)
+    del opt
     thread.start()
+    while seen[0] == first and thread.is_alive():
+        time.sleep(0)
+    act()
+    under_way = seen[-1] == last
+    thread.join(60)
+    assert not thread.is_alive()
+    return under_way
+
+
+def resized(array_of):
+    try:
+        array_of().resize(SIZE + 1)
+    except ValueError as error:
+        return str(error).partition(" or is")[0]
+    return "resized"
+
+
+def test_arrays_cannot_be_resized_during_a_step():
     for _ in range(100):
-        opt.step([np.ones(size)])  # which nobody else holds
-    stop.set()
-    thread.join(20)
-    assert {*outcomes} == {"cannot resize an array that references"}
-    assert len(outcomes) > 100
-    assert len({*arrays[0].tolist()}) == 1
+        opt = SGD([np.zeros(SIZE) for _ in "ab"], momentum=0.5, ema_decay=0.5, num_threads=1)
+        grads, mine, outcomes = [np.ones(SIZE) for _ in "ab"], [], []
+
+        def resize(opt=opt, grads=grads, mine=mine, outcomes=outcomes):
+            mine.append(grads.pop())
+            outcomes += [
+                resized(lambda: mine[0]),
+                resized(grads.pop),  # nobody but the step holds it any more
+                resized(lambda: opt.params[0]),
+                resized(lambda: opt.state[0]["momentum_buffer"]),
+                resized(lambda: opt.state[0]["step"]),
+                resized(lambda: opt.ema[0]),
+            ]
+
+        if in_the_midst(opt, grads, opt.params[1], resize):
+            break
+    else:
+        raise AssertionError("every step was over too soon")
+    assert outcomes == ["cannot resize an array that references"] * 6
+    assert resized(lambda: mine[0]) == "resized"  # now that the step is over
+    for k in range(2):
+        assert len({*opt.params[k].tolist()}) == 1
+
+
+def test_arrays_are_not_freed_during_a_step():
+    for _ in range(100):
+        memory = np.ones((2, SIZE))
+        opt = SGD([memory[0][:]], momentum=0.5, ema_decay=0.5, num_threads=1)
+        grads, alive = [memory[1][:]], []
+        arrays = [opt.params[0], *opt.state[0].values(), opt.ema[0], grads[0]]
+        refs = [weakref.ref(array) for array in arrays]
+        del arrays
+
+        def let_go(grads=grads, alive=alive, refs=refs):
+            grads.clear()
+            alive += [ref() is not None for ref in refs]
+
+        owned = [opt]
+        del opt
+        if in_the_midst(owned.pop(), grads, memory[0], let_go):
+            break
+    else:
+        raise AssertionError("every step was over too soon")
+    assert alive == [True] * 5
+    assert [ref() for ref in refs] == [None] * 5  # nobody but the step held them
+    assert len({*memory[0].tolist()}) == 1
