@@ -447,8 +447,12 @@ for size in (100, 1 << 21):
         while True:
             opt.step(grads)
     threading.Thread(target=train, daemon=True).start()
+del grads
 while opt.completed_steps < 3:
     time.sleep(0.001)
+while opt._lock.acquire(blocking=False):  # it is between two steps
+    opt._lock.release()
+    time.sleep(0)
 print("end")
 """
     for _ in range(5):
@@ -458,34 +462,77 @@ print("end")
 
 def test_what_failed_to_be_made_is_cleared_away_quietly():
     script = """
-import gc
+import gc, weakref
 import numpy as np
 import fastopt
 from fastopt import _core
-kept = []
+kept, given = [], []
+
+def array(*args):
+    given.append(weakref.ref(new := np.ones(*args)))
+    return new
+
+def fails(make, *args, **kwargs):
+    try:
+        make(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        kept.append(error)
+    else:
+        raise AssertionError(f"{make}(*{args}, **{kwargs})")
+
 for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+    twice = array(3)
     for args, kwargs in [
         ((), {}),
         ((None,), {}),
-        (([np.ones(3), np.ones(3, int)],), {}),
-        (([np.ones(3)],), {"lr": -1.0}),
-        (([np.ones(3)],), {"num_threads": 0}),
+        (([array(3), array(3, int)],), {}),
+        (([array(3)],), {"lr": -1.0}),
+        (([array(3)],), {"num_threads": 0}),
+        (([twice, twice],), {}),  # which the plan finds
     ]:
+        fails(cls, *args, **kwargs)
         new = cls.__new__(cls)
-        for make in (cls, new.__init__):
-            try:
-                make(*args, **kwargs)
-            except (TypeError, ValueError) as error:
-                kept.append((new, error))
-for args in ((), (None,), (_core.Rule("sgd"), [1], [2], None, [3], [4], [5], [6])):
-    for kind in (_core.Plan, _core.Rule, _core.Limit):
-        try:
-            kind(*args)
-        except (TypeError, ValueError) as error:
-            kept.append(error)
-assert len(kept) == 5 * 10 + 9
+        fails(new.__init__, *args, **kwargs)
+        kept.append(new)
+
+# What comes after its member of the class Plan is not made yet.
+both = [array(3), array(4)]
+for changed in [
+    {"rule": None},
+    {"slots": []},
+    {"steps": [1, 2]},
+    {"groups": [0, 1]},
+    {"params": [array(3), None]},
+    {"params": [array(3), array(4, int)]},
+    {"slots": [(array(3),), (array(3),)]},
+    {"ema": [array(3), array(5)]},
+    {"ema": both},
+    {"rows": [[0.1]]},
+]:
+    plan = {
+        "rule": _core.Rule("sgd"),
+        "params": both,
+        "slots": [(array(3),), (array(4),)],
+        "ema": [array(3), array(4)],
+        "steps": [np.zeros((), np.int64) for _ in range(2)],
+        "groups": [0, 0],
+        "rows": [[0.1, 0.0, 0.0, 0.0, 0.9, 0.0, 0.0]],
+        "names": ["a", "b"],
+        "semantics": 0, "clip": 0, "clip_limit": 0.0, "nonfinite": 0,
+        "ema_decay": 0.5, "num_threads": 0, "completed_steps": 0,
+    }
+    _core.Plan(**plan)
+    fails(_core.Plan, **{**plan, **changed})
+for args in [(), ([], None, 1), ([(array(3),), ()], [array(3)] * 2, 1), ([(both[0],)], both, 1)]:
+    fails(_core.Limit, *args)
+fails(_core.Rule)
+fails(_core.Rule, "none")
+fails(_core.Plan)
+
 kept.clear()
+del new, args, kwargs, twice, both, changed, plan
 gc.collect()
+assert [ref() for ref in given if ref() is not None] == []
 """
     done = python("-X", "dev", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
