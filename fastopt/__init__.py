@@ -13,8 +13,8 @@ try:
     from fastopt import _core  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "fastopt's compiled module cannot be loaded. If this is its source folder, install it with "
-        "'pip install -e .', or run Python from another folder."
+        f"fastopt's compiled module cannot be loaded: {error}\nIf this is its source folder, "
+        "install it with 'pip install -e .', or run Python from another folder."
     ) from error
 
 from fastopt import functional, reference, schedules

@@ -1094,6 +1094,7 @@ cdef class Plan:
         if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
             fo_plan_step(self.plan, &args, out)
         else:
+            _held = tuple(bound)  # twice: NumPy's resize() lets an array have one other owner
             with nogil:
                 fo_plan_step(self.plan, &args, out)
         if not out.skipped:
