@@ -121,6 +121,64 @@ for act in (
 print(failures)
 """
 
+FUNCTIONS = """
+import ctypes, gc, importlib, sys
+import numpy as np
+from fastopt import functional
+gc.disable()
+allocator = ctypes.CDLL(sys.argv[1])
+allocator.arm.argtypes, allocator.arm.restype = [ctypes.c_long] * 2, None
+allocator.disarm.restype = ctypes.c_long
+
+def arrays():
+    made = [[np.full(n, 0.5 + k) for n in (3, 5)] for k in range(4)]
+    return [made[0], [g.repeat(2)[::2] for g in made[1]], *made[2:], [np.zeros(n) for n in (3, 5)]]
+
+def one(w, g, m, v, new):
+    functional.adam(w[0], g[0], m[0], v[0], step=2, lr=0.1)
+
+def several(w, g, m, v, new):
+    functional.adam(w, g, m, v, step=2, lr=0.1, zero_grad=True)
+
+def elsewhere(w, g, m, v, new):
+    functional.adam([a[::-1] for a in w], g, m, v, step=2, lr=0.1, out=(new, m, v))
+
+def scalar(w, g, m, v, new):
+    functional.sgd(w[0][:1].reshape(()), np.float64(2), lr=0.1)
+
+failures = 0
+for act in (one, several, elsewhere, scalar):
+    for warm in (False, True):
+        clean = arrays()
+        act(*clean)
+        for count in (1, 40):
+            for first in range(1, 10000):
+                given = arrays()
+                before = [a.tobytes() for x in given for a in x]
+                importlib.reload(functional)
+                if warm:
+                    act(*arrays())
+                done = False
+                allocator.arm(first, count)
+                try:
+                    act(*given)
+                    done = True
+                except MemoryError:
+                    pass
+                failed = allocator.disarm()
+                if not done:
+                    assert failed, act
+                    assert [a.tobytes() for x in given for a in x] == before, (act, first, count)
+                    act(*given)
+                    failures += 1
+                for mine, expected in zip(given, clean):
+                    assert all(map(np.array_equal, mine, expected)), (act, first, count)
+                if not failed:
+                    break
+            assert done, "no end"
+print(failures)
+"""
+
 
 @pytest.fixture(scope="module")
 def allocator(tmp_path_factory):
@@ -133,20 +191,24 @@ def allocator(tmp_path_factory):
     return built
 
 
-@pytest.mark.parametrize(("config", "accumulate"), [("adagrad", 1), ("rmsprop", 2)])
-def test_an_allocation_that_fails_changes_nothing(config, accumulate, allocator):
+def run(script, allocator, *arguments):
+    """Run a script in an interpreter whose allocations can be made to fail; return its answer."""
     done = python(
-        "-W",
-        "ignore",
-        "-c",
-        SCRIPT,
-        str(allocator),
-        config,  # of groups, and of a dict
-        str(accumulate),
+        *("-W", "ignore", "-c", script, str(allocator), *arguments),
         timeout=300,
         LD_PRELOAD=str(allocator),
         PYTHONMALLOC="malloc",
         PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 2000
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize(("config", "accumulate"), [("adagrad", 1), ("rmsprop", 2)])
+def test_an_allocation_that_fails_changes_nothing(config, accumulate, allocator):
+    # (The first configuration is of groups, the second of a dict.)
+    assert run(SCRIPT, allocator, config, str(accumulate)) > 2000
+
+
+def test_an_allocation_that_fails_in_a_function_changes_nothing(allocator):
+    assert run(FUNCTIONS, allocator) > 100

@@ -303,13 +303,13 @@ def test_memory_that_moves_while_another_is_lent_is_not_used():
     opt = SGD(w, lr=1.0)
     for moved, message in ((g[0], "gradient of parameter 0: shape"), (w[0], "parameter 0: shape")):
         with pytest.raises(ValueError, match=f"^{message}"):
-            opt.step([g[0], Calling(g[1], lambda: resized(moved)), g[2]])
-        resized(moved)
+            opt.step([g[0], Calling(g[1], lambda moved=moved: resized(moved)), g[2]])
         moved.resize(4, refcheck=False)
     assert not any(p.any() for p in w)
     for moved, message in ((w[0], r"grads\[0\]: shape"), (g[0], r"grads\[0\]: shape")):
+        moving = Calling(g[1], lambda moved=moved: resized(moved))
         with pytest.raises(ValueError, match=f"^{message}"):
-            functional.sgd(w, [g[0], Calling(g[1], lambda: resized(moved)), g[2]], lr=1.0)
+            functional.sgd(w, [g[0], moving, g[2]], lr=1.0)
         moved.resize(4, refcheck=False)
     assert not any(p.any() for p in w)
 
@@ -361,7 +361,7 @@ def test_what_would_be_copied_is_refused():
     w, old = np.zeros(2), Old(np.ones(2))
     SGD([w], lr=1.0).step([old])
     assert (w == -1).all()
-    with pytest.raises(ValueError, match="^parameter 0: the array is read-only"):  # as NumPy has it
+    with pytest.raises(ValueError, match=r"^parameter 0: .* read-only"):  # as NumPy has it
         SGD([old])
 
 

@@ -457,7 +457,7 @@ def test_numpy_scalars_are_read_where_something_else_is_written():
     new, m = np.zeros(()), np.zeros(())
     functional.sgd(np.float64(3), np.float64(2), np.float64(1), lr=0.5, momentum=1.0, out=(new, m))
     assert (new, m) == (1.5, 3.0)
-    with pytest.raises(TypeError, match="^params: expected a numpy.ndarray, got float64"):
+    with pytest.raises(TypeError, match=r"^params: expected a numpy\.ndarray, got float64"):
         functional.sgd(np.float64(3), np.float64(2), lr=0.5)
 
 
