@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._core import lends_memory
-from fastopt._trees import Structure, is_container, is_nested, taken_apart
+from fastopt._trees import Structure, is_container, is_named, is_nested, taken_apart
 
 Array = NDArray[Any]
 
@@ -67,7 +67,7 @@ def as_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any], Stru
     names: list[Any] = []
     arrays: list[Any] = []
     structure = taken_apart(tree, names, arrays, first)
-    if is_nested(tree):
+    if is_nested(tree) or is_named(tree):
         return names, arrays, structure
     if isinstance(tree, Mapping):
         return list(tree), arrays, structure

@@ -1,19 +1,32 @@
 """Containers of arrays, nested to any depth: dicts, lists, tuples and named tuples.
 
 A structure is what is left of a container without its arrays: a dict of structures, a list of them,
-or, in place of an array, its number.
+the fields of a named tuple with such a list, or, in place of an array, its number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-Structure = int | dict[Any, Any] | list[Any]
+
+class Fields(NamedTuple):
+    """The structure of a named tuple."""
+
+    names: tuple[str, ...]
+    inner: list[Structure]
+
+
+Structure = int | dict[Any, Any] | list[Any] | Fields
 
 
 def is_container(given: Any) -> bool:
     return isinstance(given, (Mapping, list, tuple))
+
+
+def is_named(given: Any) -> bool:
+    """Tell whether something is a named tuple."""
+    return isinstance(given, tuple) and hasattr(given, "_fields")
 
 
 def is_nested(given: Any) -> bool:
@@ -28,17 +41,19 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
     """
 
     def walk(node: Any, name: str) -> Structure:
+        if not is_container(node):
+            names.append(name)
+            leaves.append(node)
+            return first + len(leaves) - 1
+
+        def within(key: Any, x: Any) -> Structure:
+            return walk(x, f"{name}.{key}" if name else str(key))
+
         if isinstance(node, Mapping):
-            return {key: walk(x, f"{name}.{key}" if name else str(key)) for key, x in node.items()}
-        if isinstance(node, (list, tuple)):
-            keys = getattr(node, "_fields", range(len(node)))
-            return [
-                walk(x, f"{name}.{key}" if name else str(key))
-                for key, x in zip(keys, node, strict=True)
-            ]
-        names.append(name)
-        leaves.append(node)
-        return first + len(leaves) - 1
+            return {key: within(key, x) for key, x in node.items()}
+        if is_named(node):
+            return Fields(tuple(node._fields), list(map(within, node._fields, node)))
+        return [within(number, x) for number, x in enumerate(node)]
 
     return walk(tree, "")
 
@@ -49,8 +64,8 @@ def merged(one: Structure, other: Structure) -> Structure:
         return other  # the names are equal, which is another error
     if not isinstance(one, dict) or not isinstance(other, dict):
         raise ValueError(
-            "parameter groups whose parameters are nested need dicts, so that their gradients can "
-            "be given as one dict"
+            "parameter groups whose parameters are nested need dicts (of a named tuple, its "
+            "_asdict()), so that their gradients can be given as one dict"
         )
     both = {**one, **other}
     for key in one.keys() & other.keys():
@@ -62,30 +77,75 @@ def in_order(what: str, tree: Any, structure: Structure, n: int) -> list[Any]:
     """Return the n leaves of a container by number, having checked that it is so structured."""
     leaves = [None] * n
 
-    def walk(node: Any, expected: Structure, where: str) -> None:
+    # A path is (path of the outer container, key), and is written out only for an error. A leaf is
+    # handed over without a call: there may be hundreds of them, at every step.
+    def walk(node: Any, expected: Structure, path: tuple[Any, ...]) -> None:
         if isinstance(expected, dict):
-            if not isinstance(node, Mapping):
-                raise TypeError(
-                    f"{where} must be a dict with the parameters' keys, got {type(node).__name__}"
-                )
-            missing = [key for key in expected if key not in node]
-            unexpected = [key for key in node if key not in expected]
-            if missing or unexpected:
-                raise ValueError(f"{where}: missing keys {missing}, unexpected keys {unexpected}")
+            if not isinstance(node, dict) or node.keys() != expected.keys():
+                _check_dict(what, path, node, expected)
             for key, inner in expected.items():
-                walk(node[key], inner, f"{where}[{key!r}]")
-        elif isinstance(expected, list):
-            if not isinstance(node, (list, tuple)):
-                raise TypeError(f"{where} must be a list or tuple, got {type(node).__name__}")
-            if len(node) != len(expected):
-                raise ValueError(f"{where}: expected {len(expected)} elements, got {len(node)}")
-            for number, (x, inner) in enumerate(zip(node, expected, strict=True)):
-                walk(x, inner, f"{where}[{number}]")
-        else:
-            leaves[expected] = node
+                if isinstance(inner, int):
+                    leaves[inner] = node[key]
+                else:
+                    walk(node[key], inner, (path, key))
+        elif not isinstance(expected, int):
+            for number, inner in enumerate(_check_list(what, path, node, expected)):
+                if isinstance(inner, int):
+                    leaves[inner] = node[number]
+                else:
+                    walk(node[number], inner, (path, number))
 
-    walk(tree, structure, what)
+    walk(tree, structure, ())
     return leaves
+
+
+def _check_dict(what: str, path: tuple[Any, ...], node: Any, expected: dict[Any, Any]) -> None:
+    if not isinstance(node, Mapping):
+        raise TypeError(
+            f"{_where(what, path)} must be a dict with the parameters' keys, "
+            f"got {type(node).__name__}"
+        )
+    missing = [key for key in expected if key not in node]
+    unexpected = [key for key in node if key not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"{_where(what, path)}: missing keys {missing}, unexpected keys {unexpected}"
+        )
+
+
+def _check_list(
+    what: str, path: tuple[Any, ...], node: Any, expected: Fields | list[Any]
+) -> list[Any]:
+    """Check a list, tuple or named tuple; return the structures of what it is to hold."""
+    if isinstance(expected, list):
+        if not isinstance(node, (list, tuple)):
+            raise TypeError(
+                f"{_where(what, path)} must be a list or tuple, got {type(node).__name__}"
+            )
+        if len(node) != len(expected):
+            raise ValueError(
+                f"{_where(what, path)}: expected {len(expected)} elements, got {len(node)}"
+            )
+        return expected
+    if not is_named(node):
+        raise TypeError(
+            f"{_where(what, path)} must be a named tuple with the fields {expected.names}, "
+            f"got {type(node).__name__}"
+        )
+    if tuple(node._fields) != expected.names:
+        raise ValueError(
+            f"{_where(what, path)} must have the parameters' fields {expected.names}, "
+            f"got {type(node).__name__} with {node._fields}"
+        )
+    return expected.inner
+
+
+def _where(what: str, path: tuple[Any, ...]) -> str:
+    keys = []
+    while path:
+        path, key = path
+        keys.append(f"[{key!r}]")
+    return what + "".join(reversed(keys))
 
 
 def like(tree: Any, leaves: Any) -> Any:
@@ -94,7 +154,7 @@ def like(tree: Any, leaves: Any) -> Any:
         return {key: like(x, leaves) for key, x in tree.items()}
     if isinstance(tree, (list, tuple)):
         inner = [like(x, leaves) for x in tree]
-        if hasattr(tree, "_fields"):
+        if is_named(tree):
             return type(tree)(*inner)
         return inner if isinstance(tree, list) else tuple(inner)
     return next(leaves)

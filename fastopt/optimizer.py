@@ -407,8 +407,9 @@ class Optimizer:
         ----------
         grads : list, tuple, iterable or dict of numpy.ndarray or None
             The gradients, structured as the parameters were given: in the order of ``params``, or
-            a dict with the same keys, or the same containers in one another. Each has its
-            parameter's shape and dtype; None leaves its parameter out of this step.
+            a dict with the same keys, or the same containers in one another, and for a named
+            tuple one with the same fields. Each has its parameter's shape and dtype; None leaves
+            its parameter out of this step.
             With ``accumulate=k`` every k-th call updates, with the sum of k calls divided by k, in
             which None counts as zero, unless all k are None.
         loss_scale : float, optional
