@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# A limit of our own: a container that holds itself has no end, and structures are copied and
+# pickled by functions that call themselves at every level.
+DEEPEST = 100
+
 
 class Fields(NamedTuple):
     """The structure of a named tuple."""
@@ -40,14 +44,19 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
     The leaves are numbered from `first`.
     """
 
-    def walk(node: Any, name: str) -> Structure:
+    def walk(node: Any, name: str, depth: int) -> Structure:
         if not is_container(node):
             names.append(name)
             leaves.append(node)
             return first + len(leaves) - 1
+        if depth == DEEPEST:
+            raise ValueError(
+                f"{name[:40]}...: containers are nested too deep, more than {DEEPEST} in one "
+                "another, or one holds itself"
+            )
 
         def within(key: Any, x: Any) -> Structure:
-            return walk(x, f"{name}.{key}" if name else str(key))
+            return walk(x, f"{name}.{key}" if name else str(key), depth + 1)
 
         if isinstance(node, Mapping):
             return {key: within(key, x) for key, x in node.items()}
@@ -55,7 +64,7 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
             return Fields(tuple(node._fields), list(map(within, node._fields, node)))
         return [within(number, x) for number, x in enumerate(node)]
 
-    return walk(tree, "")
+    return walk(tree, "", 0)
 
 
 def merged(one: Structure, other: Structure) -> Structure:

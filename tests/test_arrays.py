@@ -215,6 +215,57 @@ def test_the_fields_of_a_named_tuple_by_itself_are_names():
         SGD([{"params": layer}, {"params": Turned(np.ones(2), np.ones(2))}])
 
 
+def within(x, times, wrap):
+    for _ in range(times):
+        x = wrap(x)
+    return x
+
+
+WRAPS = {
+    "list": lambda x: [x],
+    "tuple": lambda x: (x,),
+    "dict": lambda x: {"inner": x},
+    "named tuple": namedtuple("Only", ["inner"]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_containers_a_hundred_deep_train_and_deeper_ones_are_refused(wrap):
+    w = np.zeros(2)
+    opt = SGD(within(w, 100, wrap), lr=1.0)
+    for twin in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        twin.step(within(np.ones(2), 100, wrap))
+        assert twin.params[0].tolist() == [-1, -1]
+        w[...] = 0
+    grads = within(np.ones(2), 99, wrap)
+    with pytest.raises(TypeError, match=r"expected a numpy\.ndarray of|^grads.* must be a"):
+        opt.step(wrap(wrap(grads)))
+    for times in (101, 2000):
+        for given in (within(w, times, wrap), [{"params": within(w, times, wrap)}]):
+            with pytest.raises(ValueError, match=r"nested too deep, more than 100 in one another"):
+                SGD(given)
+        with pytest.raises((TypeError, ValueError)):
+            opt.step(within(np.ones(2), times, wrap))
+    assert w.tolist() == [0, 0]
+
+
+def test_containers_that_hold_themselves_are_refused():
+    endless, among = [np.ones(2)], {"w": np.ones(2)}
+    endless.append(endless)
+    among["a"] = [among]
+    for given in (endless, among, [{"params": endless}], [np.ones(2), (among,)]):
+        with pytest.raises(ValueError, match=r"nested too deep, .* or one holds itself"):
+            SGD(given)
+    with pytest.raises(ValueError, match=r"^a\.0\.a\.0\..*\.\.\.: containers are nested too deep"):
+        SGD(among)
+    for given in ([np.zeros(2)], {"w": np.zeros(2)}, {"w": {"w": np.zeros(2)}}):
+        opt = SGD(given)
+        for grads in (endless, among, [endless], {"w": endless}, {"w": among}):
+            with pytest.raises((TypeError, ValueError)):
+                opt.step(grads)
+        assert not opt.params[0].any()
+
+
 class Keys(Mapping):
     """A mapping that is no dict."""
 
