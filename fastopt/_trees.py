@@ -1,4 +1,4 @@
-"""Containers of arrays, nested to any depth: dicts, lists, tuples and named tuples.
+"""Containers of arrays, in one another: dicts, lists, tuples and named tuples.
 
 A structure is what is left of a container without its arrays: a dict of structures, a list of them,
 the fields of a named tuple with such a list, or, in place of an array, its number.
