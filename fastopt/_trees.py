@@ -90,13 +90,19 @@ def in_order(what: str, tree: Any, structure: Structure, n: int) -> list[Any]:
     # handed over without a call: there may be hundreds of them, at every step.
     def walk(node: Any, expected: Structure, path: tuple[Any, ...]) -> None:
         if isinstance(expected, dict):
-            if not isinstance(node, dict) or node.keys() != expected.keys():
+            # A dict of as many keys has all of them, or a look-up fails; one of another type may
+            # make up what it lacks.
+            if type(node) is not dict or len(node) != len(expected):
                 _check_dict(what, path, node, expected)
-            for key, inner in expected.items():
-                if isinstance(inner, int):
-                    leaves[inner] = node[key]
-                else:
-                    walk(node[key], inner, (path, key))
+            try:
+                for key, inner in expected.items():
+                    if isinstance(inner, int):
+                        leaves[inner] = node[key]
+                    else:
+                        walk(node[key], inner, (path, key))
+            except KeyError:
+                _check_dict(what, path, node, expected)
+                raise
         elif not isinstance(expected, int):
             for number, inner in enumerate(_check_list(what, path, node, expected)):
                 if isinstance(inner, int):

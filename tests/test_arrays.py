@@ -163,6 +163,10 @@ def test_a_missing_key_is_named_with_its_path():
     del grads["head"]["scale"]
     with pytest.raises(ValueError, match=r"^grads\['head'\]: missing keys \['scale'\], unexpected"):
         opt.step(grads)
+    grads["head"]["bias"] = None  # as many as there should be
+    message = r"^grads\['head'\]: missing keys \['scale'\], unexpected keys \['bias'\]"
+    with pytest.raises(ValueError, match=message):
+        opt.step(grads)
     with pytest.raises(TypeError, match=r"^grads must be a dict with .*, got list"):
         opt.step(leaves(nested(1)))
 
