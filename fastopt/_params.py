@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._core import lends_memory
-from fastopt._trees import Structure, is_container, is_nested, taken_apart
+from fastopt._trees import Structure, is_container, is_named, is_nested, taken_apart
 
 Array = NDArray[Any]
 
@@ -67,7 +67,14 @@ def as_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any], Stru
     names: list[Any] = []
     arrays: list[Any] = []
     structure = taken_apart(tree, names, arrays, first)
-    if is_nested(tree):
+    if is_nested(tree) and not isinstance(tree, Mapping):
+        for name, x in zip(names, arrays, strict=True):
+            if isinstance(x, np.generic) or not lends_memory(x):  # a name, or a hyperparameter
+                raise TypeError(
+                    f"{label(name)}: expected a numpy.ndarray, got {type(x).__name__}; for named "
+                    "parameters give dict(...); a parameter group is a dict with 'params'"
+                )
+    if is_nested(tree) or is_named(tree):
         return names, arrays, structure
     if isinstance(tree, Mapping):
         return list(tree), arrays, structure

@@ -44,6 +44,7 @@ def verified(
     """
     if not isinstance(saved, Mapping):
         raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
+    saved = {"accumulated": None, **saved}  # an earlier fastopt did not know of it
     _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
     for entry, own in (("rule", optimizer._rule.name), ("semantics", optimizer._semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:

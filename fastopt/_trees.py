@@ -1,19 +1,36 @@
-"""Containers of arrays, nested to any depth: dicts, lists, tuples and named tuples.
+"""Containers of arrays, in one another: dicts, lists, tuples and named tuples.
 
 A structure is what is left of a container without its arrays: a dict of structures, a list of them,
-or, in place of an array, its number.
+the fields of a named tuple with such a list, or, in place of an array, its number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-Structure = int | dict[Any, Any] | list[Any]
+# A limit of our own: a container that holds itself has no end, and structures are copied and
+# pickled by functions that call themselves at every level.
+DEEPEST = 100
+
+
+class Fields(NamedTuple):
+    """The structure of a named tuple."""
+
+    names: tuple[str, ...]
+    inner: list[Structure]
+
+
+Structure = int | dict[Any, Any] | list[Any] | Fields
 
 
 def is_container(given: Any) -> bool:
     return isinstance(given, (Mapping, list, tuple))
+
+
+def is_named(given: Any) -> bool:
+    """Tell whether something is a named tuple."""
+    return isinstance(given, tuple) and hasattr(given, "_fields")
 
 
 def is_nested(given: Any) -> bool:
@@ -27,20 +44,27 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
     The leaves are numbered from `first`.
     """
 
-    def walk(node: Any, name: str) -> Structure:
-        if isinstance(node, Mapping):
-            return {key: walk(x, f"{name}.{key}" if name else str(key)) for key, x in node.items()}
-        if isinstance(node, (list, tuple)):
-            keys = getattr(node, "_fields", range(len(node)))
-            return [
-                walk(x, f"{name}.{key}" if name else str(key))
-                for key, x in zip(keys, node, strict=True)
-            ]
-        names.append(name)
-        leaves.append(node)
-        return first + len(leaves) - 1
+    def walk(node: Any, name: str, depth: int) -> Structure:
+        if not is_container(node):
+            names.append(name)
+            leaves.append(node)
+            return first + len(leaves) - 1
+        if depth == DEEPEST:
+            raise ValueError(
+                f"{name[:40]}...: containers are nested too deep, more than {DEEPEST} in one "
+                "another, or one holds itself"
+            )
 
-    return walk(tree, "")
+        def within(key: Any, x: Any) -> Structure:
+            return walk(x, f"{name}.{key}" if name else str(key), depth + 1)
+
+        if isinstance(node, Mapping):
+            return {key: within(key, x) for key, x in node.items()}
+        if is_named(node):
+            return Fields(tuple(node._fields), list(map(within, node._fields, node)))
+        return [within(number, x) for number, x in enumerate(node)]
+
+    return walk(tree, "", 0)
 
 
 def merged(one: Structure, other: Structure) -> Structure:
@@ -49,8 +73,8 @@ def merged(one: Structure, other: Structure) -> Structure:
         return other  # the names are equal, which is another error
     if not isinstance(one, dict) or not isinstance(other, dict):
         raise ValueError(
-            "parameter groups whose parameters are nested need dicts, so that their gradients can "
-            "be given as one dict"
+            "parameter groups whose parameters are nested need dicts (of a named tuple, its "
+            "_asdict()), so that their gradients can be given as one dict"
         )
     both = {**one, **other}
     for key in one.keys() & other.keys():
@@ -62,30 +86,81 @@ def in_order(what: str, tree: Any, structure: Structure, n: int) -> list[Any]:
     """Return the n leaves of a container by number, having checked that it is so structured."""
     leaves = [None] * n
 
-    def walk(node: Any, expected: Structure, where: str) -> None:
+    # A path is (path of the outer container, key), and is written out only for an error. A leaf is
+    # handed over without a call: there may be hundreds of them, at every step.
+    def walk(node: Any, expected: Structure, path: tuple[Any, ...]) -> None:
         if isinstance(expected, dict):
-            if not isinstance(node, Mapping):
-                raise TypeError(
-                    f"{where} must be a dict with the parameters' keys, got {type(node).__name__}"
-                )
-            missing = [key for key in expected if key not in node]
-            unexpected = [key for key in node if key not in expected]
-            if missing or unexpected:
-                raise ValueError(f"{where}: missing keys {missing}, unexpected keys {unexpected}")
-            for key, inner in expected.items():
-                walk(node[key], inner, f"{where}[{key!r}]")
-        elif isinstance(expected, list):
-            if not isinstance(node, (list, tuple)):
-                raise TypeError(f"{where} must be a list or tuple, got {type(node).__name__}")
-            if len(node) != len(expected):
-                raise ValueError(f"{where}: expected {len(expected)} elements, got {len(node)}")
-            for number, (x, inner) in enumerate(zip(node, expected, strict=True)):
-                walk(x, inner, f"{where}[{number}]")
-        else:
-            leaves[expected] = node
+            # A dict of as many keys has all of them, or a look-up fails; one of another type may
+            # make up what it lacks.
+            if type(node) is not dict or len(node) != len(expected):
+                _check_dict(what, path, node, expected)
+            try:
+                for key, inner in expected.items():
+                    if isinstance(inner, int):
+                        leaves[inner] = node[key]
+                    else:
+                        walk(node[key], inner, (path, key))
+            except KeyError:
+                _check_dict(what, path, node, expected)
+                raise
+        elif not isinstance(expected, int):
+            for number, inner in enumerate(_check_list(what, path, node, expected)):
+                if isinstance(inner, int):
+                    leaves[inner] = node[number]
+                else:
+                    walk(node[number], inner, (path, number))
 
-    walk(tree, structure, what)
+    walk(tree, structure, ())
     return leaves
+
+
+def _check_dict(what: str, path: tuple[Any, ...], node: Any, expected: dict[Any, Any]) -> None:
+    if not isinstance(node, Mapping):
+        raise TypeError(
+            f"{_where(what, path)} must be a dict with the parameters' keys, "
+            f"got {type(node).__name__}"
+        )
+    missing = [key for key in expected if key not in node]
+    unexpected = [key for key in node if key not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"{_where(what, path)}: missing keys {missing}, unexpected keys {unexpected}"
+        )
+
+
+def _check_list(
+    what: str, path: tuple[Any, ...], node: Any, expected: Fields | list[Any]
+) -> list[Any]:
+    """Check a list, tuple or named tuple; return the structures of what it is to hold."""
+    if isinstance(expected, list):
+        if not isinstance(node, (list, tuple)):
+            raise TypeError(
+                f"{_where(what, path)} must be a list or tuple, got {type(node).__name__}"
+            )
+        if len(node) != len(expected):
+            raise ValueError(
+                f"{_where(what, path)}: expected {len(expected)} elements, got {len(node)}"
+            )
+        return expected
+    if not is_named(node):
+        raise TypeError(
+            f"{_where(what, path)} must be a named tuple with the fields {expected.names}, "
+            f"got {type(node).__name__}"
+        )
+    if tuple(node._fields) != expected.names:
+        raise ValueError(
+            f"{_where(what, path)} must have the parameters' fields {expected.names}, "
+            f"got {type(node).__name__} with {node._fields}"
+        )
+    return expected.inner
+
+
+def _where(what: str, path: tuple[Any, ...]) -> str:
+    keys = []
+    while path:
+        path, key = path
+        keys.append(f"[{key!r}]")
+    return what + "".join(reversed(keys))
 
 
 def like(tree: Any, leaves: Any) -> Any:
@@ -94,7 +169,7 @@ def like(tree: Any, leaves: Any) -> Any:
         return {key: like(x, leaves) for key, x in tree.items()}
     if isinstance(tree, (list, tuple)):
         inner = [like(x, leaves) for x in tree]
-        if hasattr(tree, "_fields"):
+        if is_named(tree):
             return type(tree)(*inner)
         return inner if isinstance(tree, list) else tuple(inner)
     return next(leaves)

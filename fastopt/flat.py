@@ -20,7 +20,7 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
 
     Parameters
     ----------
-    arrays : list, tuple or dict of numpy.ndarray, nested to any depth
+    arrays : list, tuple or dict of numpy.ndarray, also nested
         At least one array; all float32 or all float64, in native byte order.
 
     Returns
@@ -35,7 +35,7 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     TypeError
         If something is not an array, or dtypes differ or are others.
     ValueError
-        If there is no array.
+        If there is no array, or if containers are nested more than 100 deep or hold themselves.
 
     See Also
     --------
@@ -92,7 +92,7 @@ def unflatten(flat: Array, like_these: Any) -> Any:
     ----------
     flat : numpy.ndarray
         One-dimensional, with as many elements as the arrays have together.
-    like_these : list, tuple or dict of numpy.ndarray, nested to any depth
+    like_these : list, tuple or dict of numpy.ndarray, also nested
         The arrays whose shapes count; their values and dtypes do not.
 
     Returns

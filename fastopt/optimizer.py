@@ -31,7 +31,7 @@ from fastopt._params import (
     typed,
     zeros_like,
 )
-from fastopt._trees import Structure, in_order, merged
+from fastopt._trees import Structure, in_order, is_container, merged
 from fastopt.threads import checked_threads
 
 LearningRate = float | Callable[[int], float]
@@ -170,12 +170,18 @@ class Optimizer:
         params: list[Array] = []
         keys: list[Any] = []
         group_of: list[int] = []
+        rows: list[list[float]] = []
         states: list[ParameterState] = []
         named = set()
         structure = self._structure
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
+            options = {**self._defaults, **given}
+            del options["params"]
+            # First, since unknown options tell that this was not meant to be a group.
+            values = self._checked(options, f"param_groups[{number}]: ", counts.completed_steps)
+            rows.append(self._row(values))
             first = len(self._params) + len(params)
             names, given_arrays, own = as_params(given["params"], first)
             own_keys = names if names is not None else range(first, first + len(given_arrays))
@@ -186,12 +192,10 @@ class Optimizer:
             named.add(names is not None)
             if own is not None:
                 structure = own if structure is None else merged(structure, own)
-            group = {"params": tuple(arrays), **self._defaults}
-            group.update({name: value for name, value in given.items() if name != "params"})
             keys += own_keys
             params += arrays
             group_of += [number] * len(arrays)
-            new_groups.append(group)
+            new_groups.append({"params": tuple(arrays), **options})
         if len(named | ({self._named} if self._params else set())) > 1:
             raise ValueError("either all parameter groups name their parameters (a dict) or none")
         if not self._params and not params:
@@ -203,10 +207,6 @@ class Optimizer:
         all_params, all_keys = self._params + params, self._keys + keys
         for key, param in zip(all_keys, all_params, strict=True):
             _core.check_parameter(param, label(key))
-        rows = [
-            self._row(self._checked(group, f"param_groups[{number}]: ", counts.completed_steps))
-            for number, group in enumerate(new_groups, n_before)
-        ]
         for param, number in zip(params, group_of, strict=True):
             used = self._rule.used_slots(rows[number - n_before])
             states.append(new_state(param, used, self._initial(new_groups[number - n_before])))
@@ -288,9 +288,15 @@ class Optimizer:
         missing = self._defaults.keys() - group.keys()
         if unknown or missing:
             what = "unknown" if unknown else "missing"
+            hint = ""
+            if any(is_container(group[x]) or _core.lends_memory(group[x]) for x in unknown):
+                hint = (
+                    "; in a list, a dict with 'params' is a parameter group, and a list of models "
+                    "that are such dicts is given as [{'params': models}]"
+                )
             raise ValueError(
                 f"{where}{what} options {sorted(map(str, unknown or missing))}; "
-                f"{type(self).__name__} has {sorted(self._defaults)}"
+                f"{type(self).__name__} has {sorted(self._defaults)}{hint}"
             )
         values = {}
         for name, check in self._checks.items():
@@ -409,8 +415,9 @@ class Optimizer:
         ----------
         grads : list, tuple, iterable or dict of numpy.ndarray or None
             The gradients, structured as the parameters were given: in the order of ``params``, or
-            a dict with the same keys, or the same containers in one another. Each has its
-            parameter's shape and dtype; None leaves its parameter out of this step.
+            a dict with the same keys, or the same containers in one another, and for a named
+            tuple one with the same fields. Each has its parameter's shape and dtype; None leaves
+            its parameter out of this step.
             With ``accumulate=k`` every k-th call updates, with the sum of k calls divided by k, in
             which None counts as zero, unless all k are None.
         loss_scale : float, optional

@@ -49,7 +49,8 @@ class RMSprop(Optimizer):
         micro-batches to a batch.
     no_decay : str, list of str, or callable, optional
         Parameters that the weight decay leaves out: patterns of their names, such as ``"*.bias"``,
-        or a function of (name, array); of (index, array) if they have no names.
+        or a function of (name, array); of (index, array) if they have no names. To be pickled with
+        its optimizer, such a function must be one that a module defines under a name, not a lambda.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 

@@ -361,3 +361,20 @@ def test_a_bad_choice_of_what_is_left_out_is_refused(no_decay, error, message):
 def test_patterns_need_names():
     with pytest.raises(TypeError, match=r"patterns need named parameters .* function of"):
         Adam([np.ones(1)], no_decay="*bias")
+
+
+def is_bias(name, array):
+    return name == "b"
+
+
+def test_a_choice_by_a_function_is_pickled_if_the_function_has_a_name():
+    arrays = {"w": np.ones(2), "b": np.ones(2)}
+    opt = SGD(arrays, lr=0.5, weight_decay=1.0, no_decay=is_bias)
+    twin = pickle.loads(pickle.dumps(opt))
+    twin.add_param_group({"params": {"c": np.ones(2)}})
+    twin.step({name: np.zeros(2) for name in "wbc"})
+    assert [float(p[0]) for p in twin.params] == [0.5, 1, 0.5]
+    opt = SGD(arrays, no_decay=lambda name, array: name == "b")
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(opt)
+    assert copy.deepcopy(opt).params[0][0] == 1

@@ -4,7 +4,8 @@ import array
 import copy
 import pickle
 import re
-from collections import namedtuple
+from collections import defaultdict, namedtuple
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import fastopt
 from fastopt import SGD, Adam, functional
 
 Layer = namedtuple("Layer", ["W", "b"])
+Turned = namedtuple("Turned", ["b", "W"])
 
 
 def nested(seed, dtype=np.float64):
@@ -132,7 +134,16 @@ def change(grads, path, value):
         (("head",), None, TypeError, "grads['head'] must be a dict with the parameters' keys, got"),
         (("head", "bias"), np.ones(1), ValueError, "grads['head']: missing keys [], unexpected"),
         (("encoder", 1), Layer(np.ones((2, 4)), np.ones(3)), ValueError, "'encoder.1.b': shape"),
-        (("encoder", 1), {"W": None}, TypeError, "grads['encoder'][1] must be a list or tuple"),
+        (("encoder", 1), {"W": None}, TypeError, "grads['encoder'][1] must be a named tuple with"),
+        (("encoder", 1), (None, None), TypeError, "the fields ('W', 'b'), got tuple"),
+        (("encoder", 1), [None, None], TypeError, "the fields ('W', 'b'), got list"),
+        (
+            ("encoder", 1),
+            Turned(None, None),
+            ValueError,
+            "parameters' fields ('W', 'b'), got Turned with",
+        ),
+        (("encoder",), Layer(None, None), TypeError, "grads['encoder'][0] must be a named tuple"),
         (("head", "W"), [np.ones((1, 2))], TypeError, "'head.W': expected a numpy.ndarray of"),
         ((4,), None, ValueError, "grads: missing keys [], unexpected keys [4]"),
     ],
@@ -152,8 +163,164 @@ def test_a_missing_key_is_named_with_its_path():
     del grads["head"]["scale"]
     with pytest.raises(ValueError, match=r"^grads\['head'\]: missing keys \['scale'\], unexpected"):
         opt.step(grads)
+    grads["head"]["bias"] = None  # as many as there should be
+    message = r"^grads\['head'\]: missing keys \['scale'\], unexpected keys \['bias'\]"
+    with pytest.raises(ValueError, match=message):
+        opt.step(grads)
     with pytest.raises(TypeError, match=r"^grads must be a dict with .*, got list"):
         opt.step(leaves(nested(1)))
+
+
+def test_a_named_tuple_needs_gradients_with_the_same_fields():
+    """By position, a weight would get the gradient of the bias, where the shapes allow it."""
+    same_fields = namedtuple("Grads", ["W", "b"])
+    one, other = np.zeros(2), np.zeros(2)
+    for given, wrap in [
+        (Layer(one, other), lambda g: g),
+        ({"a": Layer(one, other)}, lambda g: {"a": g}),
+        ([Layer(one, other)], lambda g: [g]),
+    ]:
+        opt = SGD(given, lr=1.0)
+        message = r" must have the parameters' fields \('W', 'b'\), got Turned with \('b', 'W'\)"
+        with pytest.raises(ValueError, match=r"^grads.*" + message):
+            opt.step(wrap(Turned(np.ones(2), np.full(2, 2.0))))
+        for plain in ([np.ones(2)] * 2, (np.ones(2),) * 2, {"W": np.ones(2), "b": np.ones(2)}):
+            with pytest.raises(
+                TypeError, match=r"must be a named tuple with the fields \('W', 'b'"
+            ):
+                opt.step(wrap(plain))
+        assert not one.any()
+        assert not other.any()
+        for twin in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+            before = [p.copy() for p in twin.params]
+            twin.step(wrap(same_fields(np.ones(2), np.full(2, 2.0))))
+            assert [(q - p)[0] for p, q in zip(twin.params, before, strict=True)] == [1, 2]
+        one[...] = other[...] = 0
+
+
+def test_where_the_parameters_have_no_fields_gradients_with_fields_are_in_order():
+    w, b = np.zeros(2), np.zeros(2)
+    SGD([w, b], lr=1.0).step(Layer(np.ones(2), np.full(2, 2.0)))
+    SGD([[w, b]], lr=1.0).step([Layer(np.ones(2), np.full(2, 2.0))])
+    assert (w[0], b[0]) == (-2, -4)
+
+
+def test_the_fields_of_a_named_tuple_by_itself_are_names():
+    layer = Layer(np.ones(2), np.ones(2))
+    for given in (layer, {"params": layer}, [{"params": layer}]):
+        opt = SGD(given, lr=0.5, weight_decay=1.0, no_decay="*b")
+        named = "" if isinstance(given, (Layer, list)) else "params."
+        assert list(opt.state_dict()["state"]) == [f"{named}W", f"{named}b"]
+    SGD(layer, lr=0.5, weight_decay=1.0, no_decay="b").step(Layer(np.zeros(2), np.zeros(2)))
+    assert (layer.W[0], layer.b[0]) == (0.5, 1)
+    with pytest.raises(TypeError, match=r"^parameter 'b': expected a numpy.ndarray, got int"):
+        SGD(Layer(np.ones(2), 3))
+    with pytest.raises(ValueError, match=r"need dicts \(of a named tuple, its _asdict\(\)\)"):
+        SGD([{"params": layer}, {"params": Turned(np.ones(2), np.ones(2))}])
+
+
+def within(x, times, wrap):
+    for _ in range(times):
+        x = wrap(x)
+    return x
+
+
+WRAPS = {
+    "list": lambda x: [x],
+    "tuple": lambda x: (x,),
+    "dict": lambda x: {"inner": x},
+    "named tuple": namedtuple("Only", ["inner"]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_containers_a_hundred_deep_train_and_deeper_ones_are_refused(wrap):
+    w = np.zeros(2)
+    opt = SGD(within(w, 100, wrap), lr=1.0)
+    for twin in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        twin.step(within(np.ones(2), 100, wrap))
+        assert twin.params[0].tolist() == [-1, -1]
+        w[...] = 0
+    grads = within(np.ones(2), 99, wrap)
+    with pytest.raises(TypeError, match=r"expected a numpy\.ndarray of|^grads.* must be a"):
+        opt.step(wrap(wrap(grads)))
+    for times in (101, 2000):
+        for given in (within(w, times, wrap), [{"params": within(w, times, wrap)}]):
+            with pytest.raises(ValueError, match=r"nested too deep, more than 100 in one another"):
+                SGD(given)
+        with pytest.raises((TypeError, ValueError)):
+            opt.step(within(np.ones(2), times, wrap))
+    assert w.tolist() == [0, 0]
+
+
+def test_containers_that_hold_themselves_are_refused():
+    endless, among = [np.ones(2)], {"w": np.ones(2)}
+    endless.append(endless)
+    among["a"] = [among]
+    for given in (endless, among, [{"params": endless}], [np.ones(2), (among,)]):
+        with pytest.raises(ValueError, match=r"nested too deep, .* or one holds itself"):
+            SGD(given)
+    with pytest.raises(ValueError, match=r"^a\.0\.a\.0\..*\.\.\.: containers are nested too deep"):
+        SGD(among)
+    for given in ([np.zeros(2)], {"w": np.zeros(2)}, {"w": {"w": np.zeros(2)}}):
+        opt = SGD(given)
+        for grads in (endless, among, [endless], {"w": endless}, {"w": among}):
+            with pytest.raises((TypeError, ValueError)):
+                opt.step(grads)
+        assert not opt.params[0].any()
+
+
+class Keys(Mapping):
+    """A mapping that is no dict."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __getitem__(self, key):
+        return self.content[key]
+
+    def __iter__(self):
+        return iter(self.content)
+
+    def __len__(self):
+        return len(self.content)
+
+
+def test_any_mapping_is_a_dict_and_a_default_stands_for_nothing():
+    w, b = np.zeros(2), np.zeros(2)
+    opt = SGD(Keys({"a": Keys({"w": w, "b": b})}), lr=1.0)
+    opt.step(Keys({"a": Keys({"b": np.ones(2), "w": None})}))
+    assert (w[0], b[0]) == (0, -1)
+    defaults = defaultdict(lambda: np.ones(2), w=np.ones(2))
+    for lacking in (defaults, Keys({"w": None})):
+        with pytest.raises(ValueError, match=r"^grads\['a'\]: missing keys \['b'\], unexpected"):
+            opt.step({"a": lacking})
+    assert list(defaults) == ["w"]
+    assert w[0] == 0
+
+
+class Key(str):
+    """A key that counts how often it is shown."""
+
+    shown = 0
+
+    def __repr__(self):
+        Key.shown += 1
+        return super().__repr__()
+
+
+def test_a_path_is_written_out_for_an_error_only():
+    """It took longer than the step itself."""
+    for params, grads in [
+        ({Key("w"): np.zeros(2)}, {Key("w"): np.ones(2)}),
+        ({Key("a"): {Key("w"): np.zeros(2)}}, {Key("a"): {Key("w"): np.ones(2)}}),
+        ({Key("a"): [[np.zeros(2)]]}, {Key("a"): [[np.ones(2)]]}),
+    ]:
+        opt = SGD(params, lr=1.0)
+        Key.shown = 0
+        opt.step(grads)
+        assert Key.shown == 0
+        assert opt.params[0][0] == -1
 
 
 # ---- what lends its memory -----------------------------------------------------------------------

@@ -207,6 +207,11 @@ def frozen(array):
 SOME = np.ones(3)
 EXPECTED = "params must be a list, tuple or generator of arrays"
 ARRAY = "^parameter 1: expected a numpy.ndarray, got "
+HINT = r"; for named parameters give dict\(\.\.\.\); a parameter group is a dict with 'params'$"
+MODELS = (
+    r"; in a list, a dict with 'params' is a parameter group, and a list of models that are such "
+    r"dicts is given as \[{'params': models}\]$"
+)
 DTYPE = "^parameter 1: dtype .* is not supported; use float32 or float64 in native byte order"
 PARAMS = [
     (np.ones(3), TypeError, EXPECTED + ".* got ndarray"),
@@ -226,6 +231,24 @@ PARAMS = [
     ([{"params": {1.0}}], TypeError, "'params' of a group must be a list .* got set"),
     ([{"params": 3}], TypeError, "'params' of a group must be a list .* got int"),
     ([{"params": [SOME], "beta": 1}], ValueError, r"param_groups\[0\]: unknown options \['beta'\]"),
+    ([{"params": [SOME], "beta": 1}], ValueError, r"unknown options .*; \w+ has \[[^]]*\]$"),
+    (
+        [{"params": {"w": SOME}, "batch": {"n": np.ones(2)}}, {"params": {"w": np.ones(2)}}],
+        ValueError,
+        r"^param_groups\[0\]: unknown options \['batch'\]; .* has .*\]" + MODELS,
+    ),
+    (
+        [{"params": SOME, "x": np.ones(2)}],
+        ValueError,
+        r"^param_groups\[0\]: unk.*\['x'\].*" + MODELS,
+    ),
+    ([("w", SOME), ("b", np.ones(2))], TypeError, "^parameter '0.0': expected .* got str" + HINT),
+    ({"w": SOME}.items(), TypeError, "^parameter '0.0': expected .* got str" + HINT),
+    ([{"params": [("w", SOME)]}], TypeError, "^parameter '0.0': expected .* got str" + HINT),
+    ([{"parms": [SOME], "lr": 0.1}], TypeError, "^parameter '0.lr': .* got float" + HINT),
+    ([{"parms": [SOME], "lr": np.float32(1)}], TypeError, "'0.lr': .* got float32" + HINT),
+    ([{"parms": [SOME], "lr": abs}], TypeError, "'0.lr': .* got builtin_function.*" + HINT),
+    ({"a": (SOME, {"b": 1})}, TypeError, "^parameter 'a.1.b': expected .* got int$"),
     ([{"params": {"a": SOME}}, {"params": [np.ones(2)]}], ValueError, "all .* groups name their"),
     ([{"params": {"a": SOME}}, {"params": {"a": np.ones(2)}}], ValueError, r"occur twice: \['a'\]"),
     ([SOME, 1.0], TypeError, ARRAY + "float"),
@@ -265,6 +288,14 @@ PARAMS = [
     ([SOME[:2], SOME[1:1], SOME[1:]], ValueError, "^parameter 2 overlaps parameter 0 in memory"),
     ([SOME, SOME[1:].view(np.float32)], ValueError, "^parameter 1 overlaps parameter 0"),
 ]
+
+
+def test_models_that_look_like_groups_train_when_they_are_given_as_said():
+    models = [{"params": np.zeros(2), "batch": [np.zeros(3)]}, {"params": np.zeros(1)}]
+    opt = fastopt.SGD([{"params": models}], lr=1.0)
+    opt.step([{"params": np.ones(2), "batch": [None]}, {"params": np.ones(1)}])
+    assert [p.tolist() for p in opt.params] == [[-1, -1], [0, 0, 0], [-1]]
+    assert list(opt.state_dict()["state"]) == ["0.params", "0.batch.0", "1.params"]
 
 
 @pytest.mark.parametrize("case", range(len(PARAMS)), ids=lambda i: PARAMS[i][2][:50])

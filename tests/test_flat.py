@@ -96,6 +96,19 @@ def test_arrays_that_cannot_be_one_vector_are_refused(arrays, error, message):
         fastopt.flatten(arrays)
 
 
+def test_containers_that_hold_themselves_are_refused():
+    endless = {"w": np.ones(2)}
+    endless["a"] = [endless]
+    deep = [np.ones(2)]
+    for _ in range(2000):
+        deep = [deep]
+    for given in (endless, deep):
+        with pytest.raises(ValueError, match=r"nested too deep, .* or one holds itself"):
+            fastopt.flatten(given)
+        with pytest.raises(ValueError, match=r"nested too deep, .* or one holds itself"):
+            fastopt.unflatten(np.ones(2), given)
+
+
 @pytest.mark.parametrize(
     ("flat", "error", "message"),
     [
