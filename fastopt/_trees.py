@@ -43,28 +43,32 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
 
     The leaves are numbered from `first`.
     """
+    return _take(tree, "", 0, names, leaves, first)
 
-    def walk(node: Any, name: str, depth: int) -> Structure:
-        if not is_container(node):
-            names.append(name)
-            leaves.append(node)
-            return first + len(leaves) - 1
-        if depth == DEEPEST:
-            raise ValueError(
-                f"{name[:40]}...: containers are nested too deep, more than {DEEPEST} in one "
-                "another, or one holds itself"
-            )
 
-        def within(key: Any, x: Any) -> Structure:
-            return walk(x, f"{name}.{key}" if name else str(key), depth + 1)
+# (A function of the module: one that is defined within another and calls itself is a reference
+# cycle, which keeps the arrays alive until the garbage collector comes by.)
+def _take(
+    node: Any, name: str, depth: int, names: list[str], leaves: list[Any], first: int
+) -> Structure:
+    if not is_container(node):
+        names.append(name)
+        leaves.append(node)
+        return first + len(leaves) - 1
+    if depth == DEEPEST:
+        raise ValueError(
+            f"{name[:40]}...: containers are nested too deep, more than {DEEPEST} in one another, "
+            "or one holds itself"
+        )
 
-        if isinstance(node, Mapping):
-            return {key: within(key, x) for key, x in node.items()}
-        if is_named(node):
-            return Fields(tuple(node._fields), list(map(within, node._fields, node)))
-        return [within(number, x) for number, x in enumerate(node)]
+    def within(key: Any, x: Any) -> Structure:
+        return _take(x, f"{name}.{key}" if name else str(key), depth + 1, names, leaves, first)
 
-    return walk(tree, "", 0)
+    if isinstance(node, Mapping):
+        return {key: within(key, x) for key, x in node.items()}
+    if is_named(node):
+        return Fields(tuple(node._fields), list(map(within, node._fields, node)))
+    return [within(number, x) for number, x in enumerate(node)]
 
 
 def merged(one: Structure, other: Structure) -> Structure:
@@ -85,33 +89,35 @@ def merged(one: Structure, other: Structure) -> Structure:
 def in_order(what: str, tree: Any, structure: Structure, n: int) -> list[Any]:
     """Return the n leaves of a container by number, having checked that it is so structured."""
     leaves = [None] * n
-
-    # A path is (path of the outer container, key), and is written out only for an error. A leaf is
-    # handed over without a call: there may be hundreds of them, at every step.
-    def walk(node: Any, expected: Structure, path: tuple[Any, ...]) -> None:
-        if isinstance(expected, dict):
-            # A dict of as many keys has all of them, or a look-up fails; one of another type may
-            # make up what it lacks.
-            if type(node) is not dict or len(node) != len(expected):
-                _check_dict(what, path, node, expected)
-            try:
-                for key, inner in expected.items():
-                    if isinstance(inner, int):
-                        leaves[inner] = node[key]
-                    else:
-                        walk(node[key], inner, (path, key))
-            except KeyError:
-                _check_dict(what, path, node, expected)
-                raise
-        elif not isinstance(expected, int):
-            for number, inner in enumerate(_check_list(what, path, node, expected)):
-                if isinstance(inner, int):
-                    leaves[inner] = node[number]
-                else:
-                    walk(node[number], inner, (path, number))
-
-    walk(tree, structure, ())
+    _put(leaves, what, tree, structure, ())
     return leaves
+
+
+# A path is (path of the outer container, key), and is written out only for an error. A leaf is
+# handed over without a call: there may be hundreds of them, at every step.
+def _put(
+    leaves: list[Any], what: str, node: Any, expected: Structure, path: tuple[Any, ...]
+) -> None:
+    if isinstance(expected, dict):
+        # A dict of as many keys has all of them, or a look-up fails; one of another type may make
+        # up what it lacks.
+        if type(node) is not dict or len(node) != len(expected):
+            _check_dict(what, path, node, expected)
+        try:
+            for key, inner in expected.items():
+                if isinstance(inner, int):
+                    leaves[inner] = node[key]
+                else:
+                    _put(leaves, what, node[key], inner, (path, key))
+        except KeyError:
+            _check_dict(what, path, node, expected)
+            raise
+    elif not isinstance(expected, int):
+        for number, inner in enumerate(_check_list(what, path, node, expected)):
+            if isinstance(inner, int):
+                leaves[inner] = node[number]
+            else:
+                _put(leaves, what, node[number], inner, (path, number))
 
 
 def _check_dict(what: str, path: tuple[Any, ...], node: Any, expected: dict[Any, Any]) -> None:

@@ -2,8 +2,10 @@
 
 import array
 import copy
+import gc
 import pickle
 import re
+import weakref
 from collections import defaultdict, namedtuple
 from collections.abc import Mapping
 
@@ -445,6 +447,23 @@ def test_memory_that_cannot_be_had_is_named():
     with pytest.raises(TypeError, match=f"^parameter 1: {message}"):
         SGD([np.zeros(2), Broken(np.ones(2))])
     assert not any(p.any() for p in opt.params)
+
+
+@pytest.mark.parametrize("nested", [lambda a: {"x": [a]}, lambda a: [a], lambda a: {"x": a}])
+def test_arrays_live_as_long_as_they_are_used_and_not_until_a_collection(nested):
+    gc.collect()
+    gc.disable()
+    try:
+        opt = Adam(nested(np.zeros(3)))
+        param, grad = weakref.ref(opt.params[0]), np.ones(3)
+        seen = weakref.ref(grad)
+        opt.step(nested(grad))
+        del grad
+        assert seen() is None
+        del opt
+        assert param() is None
+    finally:
+        gc.enable()
 
 
 class Calling(Exporter):
