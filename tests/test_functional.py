@@ -8,7 +8,7 @@ import pytest
 from oracle import CASE_IDS, CASES, bits, same_bits
 
 import fastopt
-from fastopt import _core, functional
+from fastopt import _core, functional, reference
 
 BLOCK = _core.BLOCK
 FUNCTIONS = {
@@ -430,6 +430,34 @@ def test_arrays_of_any_kind_are_updated_in_place(wrap):
     functional.adagrad([wrap(w)], [wrap(g)], [wrap(s)], lr=1.0, eps=0.0)
     assert (s == 8).all()
     assert (w == 1 - 1 - 2 / np.sqrt(8)).all()
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_model_and_its_state_in_files_have_the_bits_of_plain_numpy(inplace, tmp_path):
+    """As for a model larger than memory: parameters, gradients and moments are memory maps."""
+    size = 25 * BLOCK + 7
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(size, np.float32)
+
+    def mapped(name, mode):
+        return np.memmap(tmp_path / name, np.float32, mode, shape=size)
+
+    old, new = (["w0", "m0", "v0"], ["w1", "m1", "v1"])
+    mapped("w0", "w+")[...] = start
+    for name in ["g", *old[1:], *new]:
+        mapped(name, "w+")
+    state = {name: np.zeros(size, np.float32) for name in ("exp_avg", "exp_avg_sq")}
+    for step in range(1, 4):
+        grad = rng.standard_normal(size, np.float32)
+        mapped("g", "r+")[...] = grad
+        w, m, v = (mapped(name, "r+" if inplace else "r") for name in old)
+        out = None if inplace else tuple(mapped(name, "r+") for name in new)
+        functional.adam(w, mapped("g", "r"), m, v, step=step, lr=0.1, out=out)
+        if not inplace:
+            old, new = new, old
+        reference.adam(start, grad, state, step=step, lr=0.1)
+        for name, expected in zip(old, (start, *state.values()), strict=True):
+            assert np.fromfile(tmp_path / name, np.float32).tobytes() == expected.tobytes()
 
 
 def test_a_numpy_scalar_is_a_gradient_for_a_parameter_without_axes():

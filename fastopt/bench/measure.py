@@ -38,6 +38,7 @@ class Timing:
 
     steps: int  # a turn
     turns: int
+    best: float
     median: float
     quartiles: tuple[float, float]
 
@@ -109,7 +110,7 @@ class Race(Generic[Key]):
             if len(seconds) > 1
             else seconds * 3
         )
-        return Timing(self._steps[key], len(seconds), median, (low, high))
+        return Timing(self._steps[key], len(seconds), min(seconds), median, (low, high))
 
 
 def _row(subject: Subject, steps: int) -> float:
