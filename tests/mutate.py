@@ -343,7 +343,7 @@ MUTATIONS = [
     Mutation(
         "counters of parameters without a gradient advance",
         "driver.c",
-        "if (!takes_part(s, t))\n            continue;\n        if (!s->args->add)\n",
+        "if (!takes_part(s, t))\n            continue;\n        if (!add)\n",
         "if (!s->args->add)\n",
     ),
     Mutation(
@@ -361,7 +361,7 @@ MUTATIONS = [
     Mutation(
         "sums keep what has been used",
         "driver.c",
-        "t->has_sum = s->args->add;",
+        "t->has_sum = add;",
         "t->has_sum = true;",
     ),
     Mutation(

@@ -3,11 +3,9 @@
 import sys
 from pathlib import Path
 
+import autograd.numpy as anp
 import numpy as np
 import pytest
-
-pytest.importorskip("autograd")
-import autograd.numpy as anp
 from autograd import grad
 from autograd.misc import flatten, optimizers
 

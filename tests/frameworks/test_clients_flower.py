@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("flwr")
 from flwr.app import ArrayRecord
 from flwr.common import Array
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg

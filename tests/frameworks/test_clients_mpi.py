@@ -11,8 +11,6 @@ import pytest
 
 import fastopt
 
-pytest.importorskip("mpi4py")
-
 HERE = Path(__file__).parent
 
 

@@ -1,14 +1,13 @@
 """PennyLane's optimizers with fastopt in place of their own rules."""
 
+import re
 import sys
 import sysconfig
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-pytest.importorskip("pennylane")
 import pennylane
+import pytest
 from pennylane import numpy as pnp
 
 HERE = Path(__file__).parent
@@ -50,4 +49,4 @@ def test_their_tests_pass():
         PYTHONPATH=with_pennylane.path(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert re.search(r"\b[1-9]\d* calls of fastopt", done.stdout)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("qiskit_algorithms")
 from qiskit_algorithms.optimizers import ADAM
 
 sys.path.append(str(Path(__file__).parent / "clients"))

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("quri_parts.algo")
 from quri_parts.algo.optimizer import Adam, OptimizerStatus
 from quri_parts.core.utils.array import readonly_array
 

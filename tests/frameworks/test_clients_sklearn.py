@@ -1,13 +1,12 @@
 """scikit-learn's neural networks with fastopt in place of their own optimizers."""
 
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("sklearn")
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, _multilayer_perceptron
@@ -71,4 +70,4 @@ def test_their_tests_pass():
         PYTHONPATH=with_sklearn.path(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert re.search(r"\b[1-9]\d* calls of fastopt", done.stdout)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tequila")
 import tequila
 from tequila.optimizers.optimizer_gd import OptimizerGD
 

@@ -1,12 +1,10 @@
 """thinc's models with fastopt in place of its own Adam."""
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-pytest.importorskip("thinc")
 from thinc.api import NumpyOps, Optimizer, Relu, Softmax, chain, fix_random_seed
 
 HERE = Path(__file__).parent
@@ -53,4 +51,4 @@ def test_their_tests_pass():
         PYTHONPATH=with_thinc.path(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert re.search(r"\b[1-9]\d* calls of fastopt", done.stdout)

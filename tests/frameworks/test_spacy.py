@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("spacy")
 import spacy
 from spacy.training import Example
 from thinc.api import NumpyOps, fix_random_seed
