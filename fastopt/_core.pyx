@@ -317,7 +317,7 @@ cdef int refuse_to_zero(cnp.ndarray grad, bint dense, str name) except -1:
 
 cdef as_gradient(given, cnp.ndarray param, str name, bint zero_grad):
     """Return an array over a gradient that is none. Runs code of the gradient's type."""
-    if isinstance(given, np.generic) and cnp.PyArray_NDIM(param) == 0:
+    if issubclass(type(given), np.generic) and cnp.PyArray_NDIM(param) == 0:
         if zero_grad:
             raise TypeError(
                 f"{name}: a NumPy scalar cannot be zeroed in place, as zero_grad=True asks"
@@ -1541,7 +1541,7 @@ cdef class Update:
         """Return what is to be copied as an array, which is then in the list, too."""
         item = arrays[i]
         if not PyArray_CheckExact(item):
-            if isinstance(item, np.generic):
+            if issubclass(type(item), np.generic):
                 item = np.asarray(item)
             if not isinstance(item, cnp.ndarray):
                 raise TypeError(
