@@ -1274,6 +1274,10 @@ cdef class Update:
         self.bind(scratch, written, names, used, bound, zero_grad, out is not None, many)
         if fo_plan_prepare(scratch.plan) != FO_OK:
             raise MemoryError
+        if fo_plan_size(scratch.plan) >= KEEP_GIL_BELOW:  # hold all twice, as a plan's step does
+            held = [tuple(bound)]
+            for arrays in written:
+                held.append(tuple(arrays))
         if out is not None:
             self.copy(scratch, given, written, names, sources, many)
         memcpy(fo_plan_hypers(scratch.plan, 0), hypers, sizeof(hypers))

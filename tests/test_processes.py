@@ -15,7 +15,7 @@ import pytest
 from support import advance, contents, python
 
 import fastopt
-from fastopt import SGD, Adam
+from fastopt import SGD, Adam, functional
 
 ROOT = Path(fastopt.__file__).parents[1]
 
@@ -632,6 +632,28 @@ def test_arrays_cannot_be_resized_during_a_step():
     assert resized(lambda: mine[0]) == "resized"  # now that the step is over
     for k in range(2):
         assert len({*opt.params[k].tolist()}) == 1
+
+
+def test_arrays_cannot_be_resized_during_a_call_of_a_function():
+    class Call:
+        def __init__(self):
+            self.params, self.buffers = ([np.zeros(SIZE) for _ in "abc"] for _ in range(2))
+
+        def step(self, grads):
+            options = {"lr": 1.0, "momentum": 0.5, "num_threads": 1}
+            functional.sgd(self.params, grads, self.buffers, **options)
+
+    for _ in range(100):
+        call, grads, outcomes = Call(), [np.ones(SIZE) for _ in "abc"], []
+
+        def resize(call=call, grads=grads, outcomes=outcomes):
+            outcomes += [resized(x.pop) for x in (call.params, call.buffers, grads)]
+
+        if in_the_midst(call, grads, call.params[1], resize):
+            break
+    else:
+        raise AssertionError("every step was over too soon")
+    assert outcomes == ["cannot resize an array that references"] * 3
 
 
 def test_arrays_are_not_freed_during_a_step():
