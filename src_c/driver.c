@@ -15,7 +15,7 @@
 
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
-#define BLOCKS_AT_A_TIME 2       /* that a thread takes */
+#define AT_A_TIME (1 << 13)      /* elements that a thread takes, on average and at least */
 #define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
 
 /* What a step makes of a tensor before it writes anything. */
@@ -29,8 +29,8 @@ typedef struct {
 typedef struct {
     fo_update *update[2]; /* by dtype */
     bool maximize;
-    int64_t step; /* the count for which the constants were computed last */
-    const double *consts;
+    const double *consts; /* computed last, and for which count of steps; NULL: not yet */
+    int64_t step;
 } common;
 
 struct fo_plan {
@@ -339,7 +339,7 @@ static int64_t assign_work(const step *s)
         for (int dtype = 0; dtype < 2; dtype++)
             c->update[dtype] = s->table->update[dtype][plan->rule - fo_rules][variant];
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
-        c->step = -1;
+        c->consts = NULL;
     }
     for (int64_t i = 0; i < plan->n_tensors; i++) {
         const fo_tensor *t = &plan->tensors[i];
@@ -349,7 +349,7 @@ static int64_t assign_work(const step *s)
         if (!part)
             continue;
         common *c = &plan->commons[t->group];
-        if (c->step != *t->step) {
+        if (!c->consts || c->step != *t->step) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
             fo_rule_consts(plan->rule, plan->hypers + (size_t)t->group * FO_MAX_HYPERS,
                            s->args->semantics, *t->step + 1, consts);
@@ -400,8 +400,9 @@ static bool update_follows(const step *s)
 static void run(const step *s, block_pass *pass, int threads)
 {
     job j = {s, pass, pass == update_block && !s->args->zero_grad};
-    const int came =
-        fo_team_run(s->args->engine, threads, s->plan->n_blocks, BLOCKS_AT_A_TIME, for_blocks, &j);
+    const int64_t blocks = s->plan->n_blocks, size = s->plan->size;
+    const int64_t grain = size > 0 ? (AT_A_TIME * blocks + size - 1) / size : 1;
+    const int came = fo_team_run(s->args->engine, threads, blocks, grain, for_blocks, &j);
     if (came > s->result->threads)
         s->result->threads = came;
 }

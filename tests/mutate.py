@@ -307,8 +307,8 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
-        "if (c->step != *t->step) {",
-        "if (c->step < 0) {",
+        "if (!c->consts || c->step != *t->step) {",
+        "if (!c->consts) {",
     ),
     Mutation(
         "constants are shared by different groups",
