@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from thinc.api import NumpyOps, Optimizer, Relu, Softmax, chain, fix_random_seed
 
 HERE = Path(__file__).parent
@@ -14,8 +15,8 @@ import with_thinc  # noqa: E402
 from support import python  # noqa: E402
 
 
-def train(monkeypatch, adam):
-    monkeypatch.setattr(NumpyOps, "adam", adam)
+def train(monkeypatch, cls, method, adam):
+    monkeypatch.setattr(cls, method, adam)
     fix_random_seed(0)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 20), np.float32)
@@ -32,10 +33,14 @@ def train(monkeypatch, adam):
     return losses, model
 
 
-def test_training_gives_the_same_losses(monkeypatch):
+@pytest.mark.parametrize(
+    ("cls", "method", "adam"),
+    [(NumpyOps, "adam", with_thinc.adam), (Optimizer, "_adam", with_thinc.optimizer_adam)],
+)
+def test_training_gives_the_same_losses(monkeypatch, cls, method, adam):
     before = with_thinc.calls
-    theirs, _ = train(monkeypatch, NumpyOps.adam)
-    ours, model = train(monkeypatch, with_thinc.adam)
+    theirs, _ = train(monkeypatch, cls, method, getattr(cls, method))
+    ours, model = train(monkeypatch, cls, method, adam)
     assert with_thinc.calls - before == 30 * 4
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # theirs fuses, in float32
     assert ours[-1] < 0.8 * ours[0]
