@@ -1,10 +1,14 @@
 """What Flower's servers compute, and the calls of fastopt that compute it."""
 
+import warnings
+
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord
-from flwr.common import Array
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg
+
+with warnings.catch_warnings(action="ignore"):  # what its own imports warn of
+    from flwr.app import ArrayRecord
+    from flwr.common import Array
+    from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg
 
 from fastopt import functional
 
