@@ -250,7 +250,7 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
     (void)block;
     const bool part = takes_part(s, t) && !s->result->skipped;
     if (part && s->args->add) {
-        memcpy((char *)t->sum + start, whole_grad(s, t, offset, n, buffer),
+        memcpy((char *)t->sum + start, mean_grad(s, t, offset, n, buffer),
                (size_t)n * item_size[t->dtype]);
     } else if (part) {
         void *slot[FO_MAX_SLOTS];
@@ -400,8 +400,8 @@ static bool update_follows(const step *s)
 static void run(const step *s, block_pass *pass, int threads)
 {
     job j = {s, pass, pass == update_block && !s->args->zero_grad};
-    const int64_t blocks = s->plan->n_blocks, size = s->plan->size;
-    const int64_t grain = size > 0 ? (AT_A_TIME * blocks + size - 1) / size : 1;
+    const int64_t blocks = s->plan->n_blocks;
+    const int64_t grain = AT_A_TIME * blocks / (s->plan->size + 1) + 1;
     const int came = fo_team_run(s->args->engine, threads, blocks, grain, for_blocks, &j);
     if (came > s->result->threads)
         s->result->threads = came;
