@@ -3,8 +3,9 @@
     python tests/mutate.py [--list] [--only K]
 
 Each mutation is applied to a temporary copy of the repository, built there with the compiler and
-the interpreter at hand, and handed to the tests of the core. They must fail (not: crash, hang or
-find nothing to run). A mutation whose text is no longer in its file, or that does not compile, is
+the interpreter at hand, and handed to the tests of the core (of the threads, first to the stress in
+C, which does what takes luck elsewhere). They must fail (not: crash, hang or find nothing to run).
+A mutation whose text is no longer in its file, or that does not compile, is
 an error too: it has to follow the code.
 """
 
@@ -507,6 +508,19 @@ def test(folder: Path, names: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def stress_of_threads(folder: Path) -> str:
+    """Run tests/c/team_check.c in a copy: '' if it passes, or what it found."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = ["-std=c11", "-O2", "-fopenmp", "-Isrc_c", "-Ifastopt/include"]
+    sources = ["src_c/team.c", "tests/c/team_check.c"]
+    linked = ["-Wl,--wrap=pthread_create", "-lm", "-o", "team_check"]
+    checked_run(folder, *compiler, *flags, *sources, *linked)
+    done = run(folder, "./team_check", "1", "3")
+    if done.returncode and "team_check: " not in done.stdout:
+        raise RuntimeError(f"team_check died (exit code {done.returncode}):\n{done.stdout}")
+    return done.stdout if done.returncode else ""
+
+
 def copy_repository(to: Path) -> None:
     """Copy what a build and the tests need, without anything built."""
     ignored = shutil.ignore_patterns("*.so", "_core.c", "_tensors.c", "__pycache__")
@@ -524,6 +538,8 @@ def check_unmutated(folder: Path) -> None:
     if not Path(found).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {found}")
     code, output = test(folder, [*TESTS, *THREAD_TESTS[1:]])
+    if problem := stress_of_threads(folder):
+        raise RuntimeError(f"the threads fail without a mutation:\n{problem}")
     if code:
         raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
 
@@ -536,6 +552,8 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
         return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
+        if mutation.file == "team.c" and stress_of_threads(folder):
+            return ""
         rebuild(folder, commands)
         code, output = test(folder, TESTS_OF.get(mutation.file, TESTS))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
@@ -590,9 +608,11 @@ def main() -> int:
             return not problem
 
         with ThreadPoolExecutor(WORKERS) as workers:
-            caught = sum(workers.map(apply, chosen))
-    print(f"{len(chosen)} mutations, {caught} caught")
-    return 0 if caught == len(chosen) > 0 else 1
+            caught = list(workers.map(apply, chosen))
+    print(f"{len(chosen)} mutations, {sum(caught)} caught")
+    for number, mutation in (entry for entry, was in zip(chosen, caught, strict=True) if not was):
+        print(f"not caught: {number} {mutation.file} {mutation.breaks}")
+    return 0 if all(caught) and caught else 1
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ static void *caller(void *number)
     return NULL;
 }
 
-static int refused; /* how many more threads cannot be started */
+static int refused;    /* how many more threads cannot be started */
+static bool lingering; /* a thread may be at work before its creator knows of it */
 
 int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
@@ -88,7 +89,10 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 {
     if (refused > 0)
         return refused--, 11; /* EAGAIN */
-    return __real_pthread_create(thread, attr, start, argument);
+    const int error = __real_pthread_create(thread, attr, start, argument);
+    if (lingering)
+        usleep(20000);
+    return error;
 }
 
 /* Forks; the child does this and exits with 0. */
@@ -159,6 +163,34 @@ static void without_threads(unsigned number)
     expect(run(FO_EXACT_TEAM, 4, MOST, 1, 0) == (FO_OPENMP ? 4 : 1), "threads could be started");
 }
 
+static void new_workers(unsigned number)
+{
+    (void)number;
+    lingering = true;
+    expect(run(FO_EXACT_TEAM, 3, MOST, 1, 0) == (FO_OPENMP ? 3 : 1), "a team of three");
+}
+
+static pid_t parent;
+
+static void fork_amid(void *child, int64_t begin, int64_t end)
+{
+    (void)end;
+    expect(getpid() == parent, "a job of the parent's in its child");
+    if (begin == 0)
+        *(pid_t *)child = fork_child(new_workers, 0);
+    else
+        usleep(1000);
+}
+
+/* A task that forks: the child has a gate that is open, behind it a job that is half done. */
+static void fork_from_a_job(void)
+{
+    pid_t child = 0;
+    parent = getpid();
+    fo_team_run(FO_TEAM, 3, 60, 1, fork_amid, &child);
+    succeed(child);
+}
+
 static void on_one_processor(unsigned number)
 {
     cpu_set_t one;
@@ -195,10 +227,11 @@ int main(int argc, char **argv)
     alarm((unsigned)(HANGS_AFTER + seconds));
     fo_team_init();
     bystanders();
+    fork_from_a_job();
     succeed(fork_child(without_threads, 0));
     succeed(fork_child(on_one_processor, 1));
     succeed(fork_child(openmp_in_a_child, 2));
     stress(seconds, forks);
-    printf("%ld jobs of %d callers, %d forks\n", (long)jobs, CALLERS, 2 * forks + 3);
+    printf("%ld jobs of %d callers, %d forks\n", (long)jobs, CALLERS, 2 * forks + 4);
     return 0;
 }
