@@ -47,6 +47,7 @@ class Plan:
     owned: tuple[NDArray[Any], ...]
     owners: tuple[int, ...]
     num_threads: int
+    pool: int
     completed_steps: int
     accumulated_steps: int
     def __init__(

@@ -583,6 +583,7 @@ cdef class Plan:
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
+    cdef public size_t pool          # address of an fo_pool of num_threads, or 0
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
 
@@ -1091,6 +1092,7 @@ cdef class Plan:
             args.engine = exact_engine
             if threads_exact > 0:
                 args.max_threads = threads_exact
+        args.pool = <fo_pool *>self.pool
         if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
             fo_plan_step(self.plan, &args, out)
         else:

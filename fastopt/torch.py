@@ -25,7 +25,7 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core, _tensors
-from fastopt.threads import get_num_threads
+from fastopt._torch_threads import share_threads
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
 
@@ -454,7 +454,7 @@ class _Run:
                     self.plan = self.make_plan(optimizer)
             if not self.counters.read():
                 raise ValueError("a step counter is not a whole number")
-            self.plan.num_threads = min(torch.get_num_threads(), get_num_threads())
+            share_threads(self.plan)
             self.plan.step(self.grads, scale, False)
         except (TypeError, ValueError) as error:
             for param, had in self.lacking:

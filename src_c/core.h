@@ -33,6 +33,10 @@
  * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
 typedef enum { FO_TEAM, FO_EXACT_TEAM, FO_OPENMP_TEAM } fo_engine;
 
+/* Runs act(context) in so many threads at once, the caller's among them, or in fewer, and returns
+ * when all have: GOMP_parallel, as OpenMP's runtimes have it, whose flags are 0. */
+typedef void fo_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags);
+
 /* ---- rules ---------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -91,6 +95,7 @@ typedef struct {
     bool zero_grad;
     int max_threads;
     fo_engine engine;
+    fo_pool *pool; /* of max_threads, that FO_TEAM may use for large steps; NULL: none */
 } fo_step_args;
 
 typedef struct {

@@ -17,6 +17,7 @@
 
 #define AT_A_TIME (1 << 13)      /* elements that a thread takes, on average and at least */
 #define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
+#define LEAST_FOR_POOL (1 << 21) /* elements; to wait for all of its threads must not matter */
 
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
@@ -194,7 +195,8 @@ typedef struct {
     const fo_step_args *args;
     fo_step_result *result;
     const fo_table *table;
-    double scale; /* 1 / loss_scale */
+    double scale;  /* 1 / loss_scale */
+    fo_pool *pool; /* NULL: the team */
 } step;
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
@@ -402,7 +404,7 @@ static void run(const step *s, block_pass *pass, int threads)
     job j = {s, pass, pass == update_block && !s->args->zero_grad};
     const int64_t blocks = s->plan->n_blocks;
     const int64_t grain = AT_A_TIME * blocks / (s->plan->size + 1) + 1;
-    const int came = fo_team_run(s->args->engine, threads, blocks, grain, for_blocks, &j);
+    const int came = fo_team_run(s->args->engine, s->pool, threads, blocks, grain, for_blocks, &j);
     if (came > s->result->threads)
         s->result->threads = came;
 }
@@ -424,7 +426,7 @@ static void count(const step *s)
 
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
-    const step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale};
+    step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale, NULL};
     memset(result, 0, sizeof *result);
     result->threads = 1;
     const fo_fpenv saved = fo_fpenv_enter();
@@ -435,8 +437,15 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     fo_tuner *tuner = &plan->tuners[args->add];
     const bool tuned = FO_OPENMP && args->engine == FO_TEAM && threads > 1;
     const double begin = tuned ? fo_seconds() : 0;
-    if (tuned)
-        threads = fo_tuner_choose(tuner, threads);
+    int choice = 0;
+    if (tuned) {
+        const bool pool =
+            args->pool && touched >= LEAST_FOR_POOL && args->max_threads <= FO_MAX_TEAM;
+        choice = fo_tuner_choose(tuner, fo_tuner_last(threads), pool);
+        threads = fo_tuner_threads(choice, threads);
+        if (choice == TUNER_POOL)
+            s.pool = args->pool;
+    }
 
     if (norm_needed(args) || args->nonfinite != FO_PROPAGATE) {
         run(&s, scan_block, threads);
@@ -445,7 +454,7 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     if (update_follows(&s))
         run(&s, update_block, threads);
     if (tuned)
-        fo_tuner_learn(tuner, threads, result->threads, fo_seconds() - begin, (double)touched);
+        fo_tuner_learn(tuner, choice, result->threads, fo_seconds() - begin, (double)touched);
     if (!result->skipped)
         count(&s);
     fo_fpenv_leave(saved);

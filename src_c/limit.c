@@ -30,5 +30,5 @@ void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads
     int64_t words = 0;
     for (int64_t i = 0; i < n_tensors; i++)
         words += tensors[i].words;
-    fo_team_run(FO_OPENMP_TEAM, threads, words, words, move_words, &t);
+    fo_team_run(FO_OPENMP_TEAM, NULL, threads, words, words, move_words, &t);
 }

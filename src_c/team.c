@@ -1,10 +1,12 @@
-/* Two ways to share a pass among threads: a team of our own, and an OpenMP region.
+/* Ways to share a pass among threads: a team of our own, a pool of the program's, an OpenMP region.
  *
  * An OpenMP region ends when its last thread has run. Right after a matrix product, whose threads
  * still spin, or on a busy machine, that thread may first have to wait milliseconds for a time
  * slice. In our own team nobody waits for a thread that has not begun: the caller works through
- * everything itself, and whoever of the team comes in time helps. OpenMP serves where there are no
- * POSIX threads, and as a second opinion in the tests.
+ * everything itself, and whoever of the team comes in time helps. But where the program's other
+ * work has a pool of threads, PyTorch's say, which spin for a while after that work, each on a
+ * processor that one of the team needs, it is better to have those do it. OpenMP serves where there
+ * are no POSIX threads, and as a second opinion in the tests.
  *
  * The team is one for the process. It works like this: each member has a range of the items, takes
  * from its own range first (so that from step to step a core sees the same memory), then from the
@@ -74,7 +76,7 @@ static struct {
     int workers;           /* started so far; their ranks are 1, 2, ... */
     _Alignas(64) atomic_ullong gate;
     _Alignas(64) atomic_int came; /* members that did some of the job */
-    atomic_int joined;            /* workers that came in, if only to find nothing left */
+    atomic_int joined;            /* workers, or threads of a pool, that came in, be it in vain */
     int members;
     bool exact; /* every member does its own range, all of it, and nothing else */
     int64_t grain;
@@ -192,13 +194,42 @@ static void start_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static int run_team(bool exact, int members, int64_t n, int64_t grain, fo_task *task, void *context)
+static void run_own(void)
+{
+    const uint64_t job = (atomic_load_explicit(&team.gate, memory_order_relaxed) >> JOB_SHIFT) + 1;
+    atomic_store_explicit(&team.gate, job << JOB_SHIFT | OPEN, memory_order_release);
+    wake_others(0);
+    work_through(0);
+    while (team.exact &&
+           atomic_load_explicit(&team.joined, memory_order_relaxed) < team.members - 1)
+        sched_yield();
+    atomic_fetch_and_explicit(&team.gate, ~(unsigned long long)OPEN, memory_order_relaxed);
+    for (int spins = 0; atomic_load_explicit(&team.gate, memory_order_acquire) & INSIDE; spins++) {
+        if (spins < SPINS_BEFORE_SLEEP)
+            FO_PAUSE();
+        else
+            sched_yield();
+    }
+}
+
+static void act_in_pool(void *unused)
+{
+    (void)unused;
+    work_through(atomic_fetch_add_explicit(&team.joined, 1, memory_order_relaxed));
+}
+
+static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t grain, fo_task *task,
+                    void *context)
 {
     if (pthread_mutex_trylock(&team.used) != 0)
         return run_serial(n, task, context);
-    team.caller = pthread_self();
-    start_workers(members - 1);
-    team.members = members <= team.workers ? members : team.workers + 1;
+    if (!pool) {
+        team.caller = pthread_self();
+        start_workers(members - 1);
+        if (members > team.workers + 1)
+            members = team.workers + 1;
+    }
+    team.members = members;
     team.exact = exact;
     team.grain = exact ? n + !n : grain;
     team.task = task;
@@ -210,20 +241,10 @@ static int run_team(bool exact, int members, int64_t n, int64_t grain, fo_task *
     }
     atomic_store_explicit(&team.came, 0, memory_order_relaxed);
     atomic_store_explicit(&team.joined, 0, memory_order_relaxed);
-    const uint64_t job = (atomic_load_explicit(&team.gate, memory_order_relaxed) >> JOB_SHIFT) + 1;
-    atomic_store_explicit(&team.gate, job << JOB_SHIFT | OPEN, memory_order_release);
-
-    wake_others(0);
-    work_through(0);
-    while (exact && atomic_load_explicit(&team.joined, memory_order_relaxed) < team.members - 1)
-        sched_yield();
-    atomic_fetch_and_explicit(&team.gate, ~(unsigned long long)OPEN, memory_order_relaxed);
-    for (int spins = 0; atomic_load_explicit(&team.gate, memory_order_acquire) & INSIDE; spins++) {
-        if (spins < SPINS_BEFORE_SLEEP)
-            FO_PAUSE();
-        else
-            sched_yield();
-    }
+    if (pool)
+        pool(act_in_pool, NULL, (unsigned)members, 0);
+    else
+        run_own();
     const int came = atomic_load_explicit(&team.came, memory_order_relaxed);
     pthread_mutex_unlock(&team.used);
     return came;
@@ -243,18 +264,19 @@ void fo_team_init(void) { (void)pthread_atfork(NULL, NULL, forget_workers); }
 
 #else
 
-void fo_team_init(void) { (void)forked; }
+void fo_team_init(void) {}
 
-static int run_team(bool exact, int members, int64_t n, int64_t grain, fo_task *task, void *context)
+static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t grain, fo_task *task,
+                    void *context)
 {
-    (void)exact, (void)grain;
+    (void)exact, (void)pool, (void)grain;
     return run_openmp(members, n, task, context);
 }
 
 #endif
 
-int fo_team_run(fo_engine engine, int members, int64_t n, int64_t grain, fo_task *task,
-                void *context)
+int fo_team_run(fo_engine engine, fo_pool *pool, int members, int64_t n, int64_t grain,
+                fo_task *task, void *context)
 {
     if (members < 2 || !FO_OPENMP)
         return run_serial(n, task, context);
@@ -262,5 +284,7 @@ int fo_team_run(fo_engine engine, int members, int64_t n, int64_t grain, fo_task
         members = FO_MAX_TEAM;
     if (engine == FO_OPENMP_TEAM)
         return run_openmp(members, n, task, context);
-    return run_team(engine == FO_EXACT_TEAM, members, n, grain, task, context);
+    if (forked) /* the pool's threads are the parent's, too */
+        pool = NULL;
+    return run_team(engine == FO_EXACT_TEAM, pool, members, n, grain, task, context);
 }

@@ -1,14 +1,20 @@
-/* How many threads a step uses: what recent steps of the same plan took decides.
+/* Which threads a step uses: what recent steps of the same plan took decides.
  *
- * Bits do not depend on the number, so it may be tried out: first each candidate, a few times; then
- * the one that has been fastest, and now and then a neighbour of it, a few times in a row (threads
- * that have just worked are awake). Candidates are 1, 2, 4, ... and the most that may be. What a
- * number costs includes waking the threads, and waiting behind whatever else the machine does. */
+ * Bits do not depend on them, so they may be tried out: first each candidate, a few times; then the
+ * one that has been fastest, and now and then another, a few times in a row (threads that have just
+ * worked are awake). Candidates are 1, 2, 4, ... and the most that may be; and the most of a pool,
+ * if there is one. The others that are tried again are the best number, its neighbours, and the
+ * pool. What a candidate costs includes waking the threads, and waiting behind whatever else the
+ * machine does. */
 #ifndef FO_TUNER_H
 #define FO_TUNER_H
 
+#include <stdbool.h>
+#include <stdlib.h>
+
 enum {
-    TUNER_CANDIDATES = 9, /* 1, 2, 4, ..., 256 */
+    TUNER_POOL = 9, /* the others are numbers of threads: 1, 2, 4, ..., 256 */
+    TUNER_CANDIDATES,
     TUNER_MOST_TRIES = 64,
     TUNER_PERIOD = 32 /* trials that go by without one */
 };
@@ -17,47 +23,64 @@ enum {
 typedef struct {
     double cost[TUNER_CANDIDATES]; /* seconds an element, of late */
     int tries[TUNER_CANDIDATES];   /* of each, at first */
-    int trial;                     /* the neighbour */
+    int trial;                     /* the other candidate */
     int steps_a_trial;
     int steps;      /* since a trial began */
     double alone_s; /* for which threads that were wanted have not come */
     bool warm;
 } fo_tuner;
 
-static inline int fo_tuner_candidate(int i, int most) { return 1 << i < most ? 1 << i : most; }
-
-static inline int fo_tuner_choose(fo_tuner *t, int most)
+/* The candidate that stands for the most threads. */
+static inline int fo_tuner_last(int most)
 {
-    int last = 0, best = 0;
-    while (last < TUNER_CANDIDATES - 1 && 1 << last < most)
-        last++;
-    if (!t->warm) /* nothing is learnt from a first step, whose memory is cold */
-        return most;
-    for (int i = 0; i <= last; i++) {
-        if (t->tries[i] == 0 || t->tries[i] < t->steps_a_trial)
-            return fo_tuner_candidate(i, most);
-        if (t->cost[i] < t->cost[best])
-            best = i;
-    }
-    if (++t->steps >= t->steps_a_trial * TUNER_PERIOD) {
-        t->steps = 0;
-        t->trial = best == 0 || (best < last && t->trial < best) ? best + 1 : best - 1;
-    }
-    return fo_tuner_candidate(t->steps < t->steps_a_trial && t->trial <= last ? t->trial : best,
-                              most);
+    int i = 0;
+    while (i < TUNER_POOL - 1 && 1 << i < most)
+        i++;
+    return i;
 }
 
-/* `came` of these threads took part. */
-static inline void fo_tuner_learn(fo_tuner *t, int threads, int came, double seconds,
-                                  double elements)
+static inline int fo_tuner_threads(int candidate, int most)
+{
+    return 1 << candidate < most && candidate < TUNER_POOL ? 1 << candidate : most;
+}
+
+static inline bool fo_tuner_has(int candidate, int last, bool pool)
+{
+    return candidate == TUNER_POOL ? pool : candidate <= last;
+}
+
+/* Returns a candidate: a number of threads, up to the last, which is not the first; or the pool. */
+static inline int fo_tuner_choose(fo_tuner *t, int last, bool pool)
+{
+    int number = 0; /* the best */
+    if (!t->warm)   /* nothing is learnt from a first step, whose memory is cold */
+        return last;
+    for (int i = 0; i < TUNER_CANDIDATES; i++) {
+        if (!fo_tuner_has(i, last, pool))
+            continue;
+        if (t->tries[i] == 0 || t->tries[i] < t->steps_a_trial)
+            return i;
+        if (i < TUNER_POOL && t->cost[i] < t->cost[number])
+            number = i;
+    }
+    const int best = pool && t->cost[TUNER_POOL] < t->cost[number] ? TUNER_POOL : number;
+    if (++t->steps >= t->steps_a_trial * TUNER_PERIOD) {
+        t->steps = 0;
+        do
+            t->trial = (t->trial + 1) % TUNER_CANDIDATES;
+        while (t->trial == best || !fo_tuner_has(t->trial, last, pool) ||
+               (t->trial < TUNER_POOL && abs(t->trial - number) > 1));
+    }
+    return t->steps < t->steps_a_trial && fo_tuner_has(t->trial, last, pool) ? t->trial : best;
+}
+
+/* What candidate i took, of whose threads this many came. */
+static inline void fo_tuner_learn(fo_tuner *t, int i, int came, double seconds, double elements)
 {
     const double cost = seconds / elements;
-    int i = 0;
     if (!(cost > 0)) /* the clock was set back, or is too coarse */
         return;
-    while (i < TUNER_CANDIDATES - 1 && 1 << i < threads)
-        i++;
-    t->alone_s = came < 2 && threads > 1 ? t->alone_s + seconds : 0;
+    t->alone_s = came < 2 && i > 0 ? t->alone_s + seconds : 0;
     if (t->alone_s > 0 && t->alone_s < TUNER_TRIAL_S)
         return; /* they are on their way */
     if (!t->warm) {

@@ -242,8 +242,14 @@ MUTATIONS = [
     Mutation(
         "a forked child waits for its parent's OpenMP threads",
         "team.c",
-        "if (forked)",
-        "if (0)",
+        "    if (forked)\n        return run_serial(n, task, context);\n",
+        "",
+    ),
+    Mutation(
+        "a forked child waits for the program's pool of its parent",
+        "team.c",
+        "        pool = NULL;\n",
+        "        ;\n",
     ),
     Mutation(
         "a forked child waits for its parent's team",
@@ -346,6 +352,12 @@ MUTATIONS = [
         "driver.c",
         "if (!takes_part(s, t))\n            continue;\n        if (!add)\n",
         "if (!s->args->add)\n",
+    ),
+    Mutation(
+        "the program's own pool is never tried",
+        "driver.c",
+        "if (choice == TUNER_POOL)",
+        "if (0)",
     ),
     Mutation(
         "the mean over micro-batches is their sum",

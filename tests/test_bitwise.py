@@ -1,5 +1,6 @@
 """The C core equals the NumPy reference bit for bit, however it is run."""
 
+import ctypes
 import math
 import threading
 import time
@@ -207,6 +208,38 @@ def test_a_number_of_threads_that_is_found_out_changes_no_bit():
             time.sleep(0.001)  # the workers fall asleep
     assert_same_bits(together, alone, f"{used} threads")
     assert (len(used) > 1) == _core.has_openmp()
+
+
+def test_a_pool_of_the_programs_own_changes_no_bit():
+    """Large steps may run in threads that something else in the process keeps."""
+    calls = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def pool(act, context, threads, flags):
+        act = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(act)
+        come = 1 + len(calls) % threads  # be it the caller alone
+        others = [threading.Thread(target=act, args=(context,)) for _ in range(come - 1)]
+        for thread in others:
+            thread.start()
+        act(context)
+        for thread in others:
+            thread.join()
+        calls.append((threads, flags))
+
+    rng = np.random.default_rng(7)
+    for size, steps in ((1 << 21, 30), (1 << 18, 30)):
+        start, grad = (values(rng, size + 5, np.float32) for _ in range(2))
+        kwargs = {"clip_norm": 1.0, "ema_decay": 0.9}
+        alone, together = (fastopt.Adam([start.copy()], num_threads=n, **kwargs) for n in (1, 3))
+        together.step([grad])
+        together._plan.pool = ctypes.cast(pool, ctypes.c_void_p).value
+        for _ in range(steps - 1):
+            together.step([grad])
+        for _ in range(steps):
+            alone.step([grad])
+        assert_same_bits(together, alone, f"{size} elements")
+        assert {*calls} == ({(3, 0)} if _core.has_openmp() and size >= 1 << 21 else set())
+        calls.clear()
 
 
 def test_optimizers_in_several_threads_share_the_team():

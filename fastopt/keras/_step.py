@@ -49,7 +49,7 @@ class Step:
         self._groups = [({**same, "weight_decay": decay}, dtype) for decay, dtype in groups]
         self._counters = np.zeros(n, np.int64)
         try:
-            self._plan = _core.Plan(
+            self.plan = _core.Plan(
                 self._rule,
                 list(arrays[::each]),
                 [tuple(next(own) if kept else None for kept in settings.kept) for own in slots],
@@ -73,10 +73,10 @@ class Step:
         """Update everything, or raise RefusedError and change nothing."""
         for number, (group, dtype) in enumerate(self._groups):
             row = self._rates(group, dtype, learning_rate, iterations)
-            self._plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
+            self.plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
         self._counters.fill(iterations)
         try:
-            self._plan.step(grads, 1.0, False)
+            self.plan.step(grads, 1.0, False)
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
 

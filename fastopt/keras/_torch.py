@@ -10,6 +10,7 @@ import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fastopt import _tensors
+from fastopt._torch_threads import share_threads
 from fastopt.keras._step import RefusedError, Settings, Step, with_rate
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -100,6 +101,7 @@ class Updates:
                     )
             except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
                 raise RefusedError(str(error)) from error
+            share_threads(step.plan)
             step(arrays, _number(learning_rate), _number(iterations))
         torch.autograd.graph.increment_version(values)
 

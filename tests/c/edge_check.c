@@ -1,6 +1,6 @@
 /* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
  * averages in a step that is skipped, names that do not exist, the pass that measures the limit,
- * and how the number of threads is found out, by a clock that is made up.
+ * how the number of threads is found out, by a clock that is made up, and the program's own pool.
  *
  * Link with -Wl,--wrap=calloc. */
 #include "core.h"
@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
 static int wrong;
 
@@ -193,16 +195,19 @@ static void limit(void)
 
 enum { ELEMENTS = 1000000 };
 
-/* Some steps, of which one with n threads takes seconds[n]; returns how many steps used n threads
- * in used[n]. All threads come, but every eighth step, if `late`. */
+/* Some steps, of which one with n threads takes seconds[n], and one with the pool seconds[0], or 0 if
+ * there is none; returns how many steps used n threads in used[n]. All threads come, but every eighth
+ * step, if `late`. */
 static void simulate(fo_tuner *t, int most, int steps, const double *seconds, bool late, int *used)
 {
     memset(used, 0, (FO_BLOCK) * sizeof *used);
     for (int i = 0; i < steps; i++) {
-        const int threads = fo_tuner_choose(t, most);
-        EXPECT(1 <= threads && threads <= most);
-        used[threads]++;
-        fo_tuner_learn(t, threads, late && i % 8 == 0 ? 1 : threads, seconds[threads], ELEMENTS);
+        const int choice = fo_tuner_choose(t, fo_tuner_last(most), seconds[0] > 0);
+        const int threads = fo_tuner_threads(choice, most);
+        const int n = choice == TUNER_POOL ? 0 : threads;
+        EXPECT(1 <= threads && threads <= most && (n > 0 || threads == most));
+        used[n]++;
+        fo_tuner_learn(t, choice, late && i % 8 == 0 ? 1 : threads, seconds[n], ELEMENTS);
     }
 }
 
@@ -210,7 +215,7 @@ static void tuner(void)
 {
     static double seconds[FO_BLOCK];
     static int used[FO_BLOCK];
-    for (int most = 1; most <= 512; most = 2 * most + (most == 8)) {
+    for (int most = 2; most <= 512; most = 2 * most + (most == 8)) {
         for (int fastest = 1; fastest <= most && fastest <= 256; fastest *= 2) {
             fo_tuner t = {0};
             for (int n = 1; n <= most; n++)
@@ -223,7 +228,7 @@ static void tuner(void)
                 tried += used[n] > 0;
             EXPECT(tried <= 3);
             /* Another is the fastest now, be it at the other end. */
-            const int then = fastest == 1 && most > 1 ? 2 : 1;
+            const int then = fastest == 1 ? 2 : 1;
             for (int n = 1; n <= most; n++)
                 seconds[n] = 1e-4 * (1 + fabs(log2(n) - log2(then)));
             simulate(&t, most, 60000, seconds, false, used);
@@ -231,31 +236,89 @@ static void tuner(void)
             EXPECT(used[then] > 2000 * 9 / 10);
         }
     }
+    /* The pool is found to be the fastest again, however slow the team has become, and left again for
+     * any number. */
+    static const double phases[][3] = {{6, 10, 13}, {20, 10, 13}, {6, 10, 13},
+                                       {6, 2, 9},   {6, 9, 2},    {6, 10, 13},
+                                       {0, 10, 13}, {0, 13, 10},  {9, 13, 10}};
+    fo_tuner pooled = {0};
+    for (int phase = 0; phase < COUNT(phases); phase++) {
+        const double *s = phases[phase];
+        const int fastest = s[0] > 0 && s[0] < s[1] && s[0] < s[2] ? 0 : s[1] < s[2] ? 1 : 2;
+        const double now[] = {1e-3 * s[0], 1e-3 * s[1], 1e-3 * s[2]};
+        simulate(&pooled, 2, 20000, now, false, used);
+        simulate(&pooled, 2, 2000, now, false, used);
+        EXPECT(used[fastest] > 2000 * 9 / 10);
+        EXPECT(used[0] == 0 || s[0] > 0);
+    }
     fo_tuner t = {0};
     simulate(&t, 2, 100, (double[]){0, 1e-3, 2e-3}, false, used); /* 1 is the faster */
     const fo_tuner before = t;
-    fo_tuner_learn(&t, 1, 1, 0, ELEMENTS);
-    fo_tuner_learn(&t, 1, 1, -1, ELEMENTS);
+    fo_tuner_learn(&t, 0, 1, 0, ELEMENTS);
+    fo_tuner_learn(&t, 0, 1, -1, ELEMENTS);
     EXPECT(memcmp(&t, &before, sizeof t) == 0); /* a clock that was set back */
-    fo_tuner_learn(&t, 1, 1, 3600, ELEMENTS);
+    fo_tuner_learn(&t, 0, 1, 3600, ELEMENTS);
     EXPECT(t.cost[0] < 1.1 * before.cost[0]); /* one step that had to wait for an hour */
-    fo_tuner_learn(&t, 1, 1, 1e-12, ELEMENTS);
+    fo_tuner_learn(&t, 0, 1, 1e-12, ELEMENTS);
     EXPECT(t.cost[0] > 0.9 * before.cost[0]);
     fo_tuner trial = {.warm = true}; /* the best of a few tries counts; */
-    fo_tuner_learn(&trial, 1, 1, 3e-3, ELEMENTS);
-    fo_tuner_learn(&trial, 1, 1, 1e-3, ELEMENTS);
-    fo_tuner_learn(&trial, 1, 1, 2e-3, ELEMENTS);
+    fo_tuner_learn(&trial, 0, 1, 3e-3, ELEMENTS);
+    fo_tuner_learn(&trial, 0, 1, 1e-3, ELEMENTS);
+    fo_tuner_learn(&trial, 0, 1, 2e-3, ELEMENTS);
     EXPECT(trial.cost[0] == 1e-3 / ELEMENTS && trial.tries[0] == 3);
-    fo_tuner_learn(&trial, 2, 1, 1e-4,
-                   ELEMENTS); /* threads that may still be on their way do not, */
+    /* threads that may still be on their way do not, */
+    fo_tuner_learn(&trial, 1, 1, 1e-4, ELEMENTS);
     EXPECT(trial.tries[1] == 0);
-    fo_tuner_learn(&trial, 2, 1, 1e-3, ELEMENTS); /* but those that never come do */
+    fo_tuner_learn(&trial, 1, 1, 1e-3, ELEMENTS); /* but those that never come do */
     EXPECT(trial.tries[1] == 1);
     fo_tuner slow = {0}, quick = {0};
     simulate(&slow, 2, 10, (double[]){0, 1, 1}, false, used);
     EXPECT(slow.steps_a_trial == 4);
     simulate(&quick, 2, 200, (double[]){0, 1e-7, 1e-7}, false, used);
     EXPECT(quick.steps_a_trial == TUNER_MOST_TRIES);
+}
+
+/* ---- a pool of the program's ------------------------------------------------------------------ */
+
+static int calls_of_pool;
+
+static void pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+{
+    EXPECT(threads == 2 && flags == 0);
+    calls_of_pool++;
+    act(context);
+}
+
+/* How many of so many steps of so many elements it does. */
+static int pooled(int64_t size, int threads, fo_pool *of, int steps)
+{
+    int64_t count = 0;
+    float *param = calloc((size_t)size, sizeof *param);
+    fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
+    fo_step_args args = {.loss_scale = 1, .max_threads = threads, .pool = of};
+    fo_step_result result;
+    EXPECT(param && plan);
+    *fo_plan_tensor(plan, 0) =
+        (fo_tensor){.param = param, .step = &count, .size = size, .dtype = FO_F32, .grad = param};
+    EXPECT(fo_plan_prepare(plan) == FO_OK);
+    calls_of_pool = 0;
+    for (int i = 0; i < steps; i++)
+        fo_plan_step(plan, &args, &result);
+    EXPECT(count == steps);
+    fo_plan_destroy(plan);
+    free(param);
+    return calls_of_pool;
+}
+
+static void pools(void)
+{
+    const int64_t large = 1 << 21;
+    const int done = pooled(large, 2, pool, 40);
+    EXPECT(fo_has_openmp() ? done >= 4 : done == 0);
+    EXPECT(pooled(large, 2, NULL, 20) == 0);
+    EXPECT(pooled(large, 1, pool, 20) == 0);
+    EXPECT(pooled(large / 4, 2, pool, 40) == 0);
+    EXPECT(pooled(large, 1000, pool, 45) == 0); /* a part of a pool is another pool */
 }
 
 int main(void)
@@ -266,6 +329,7 @@ int main(void)
     names();
     limit();
     tuner();
+    pools();
     printf("edges: %d wrong\n", wrong);
     return wrong != 0;
 }

@@ -45,15 +45,47 @@ static void work(void *job_, int64_t begin, int64_t end)
 }
 
 /* Runs a job; returns how many threads took part. */
-static int run(fo_engine engine, int members, int n, int grain, unsigned nap)
+static int run_in(fo_pool *pool, fo_engine engine, int members, int n, int grain, unsigned nap)
 {
     job j = {.alive = 0x5afe, .nap = nap};
-    const int came = fo_team_run(engine, members, n, grain, work, &j);
+    const int came = fo_team_run(engine, pool, members, n, grain, work, &j);
     for (int i = 0; i < n; i++)
         expect(j.done[i] == 1, "an item that was not done once");
     expect((n == 0 || came >= 1) && came <= members, "how many took part");
     j.alive = 0;
     return came;
+}
+
+static int run(fo_engine engine, int members, int n, int grain, unsigned nap)
+{
+    return run_in(NULL, engine, members, n, grain, nap);
+}
+
+typedef struct {
+    void (*act)(void *);
+    void *context;
+} deed;
+
+static void *do_deed(void *deed_)
+{
+    const deed *d = deed_;
+    d->act(d->context);
+    return NULL;
+}
+
+/* Brings all the threads asked for, or all but one. */
+static void pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+{
+    static atomic_uint calls;
+    deed d = {act, context};
+    pthread_t others[MOST];
+    const unsigned n = threads - 1 - calls++ % 2;
+    expect(threads > 1 && flags == 0, "arguments of the pool");
+    for (unsigned i = 0; i < n; i++)
+        expect(pthread_create(&others[i], NULL, do_deed, &d) == 0, "a thread of the pool");
+    act(context);
+    for (unsigned i = 0; i < n; i++)
+        pthread_join(others[i], NULL);
 }
 
 static unsigned draw(unsigned *state) { return (*state = *state * 1664525 + 1013904223) >> 8; }
@@ -62,7 +94,9 @@ static void any_job(unsigned *state, bool may_wait)
 {
     const int n = (int)(draw(state) % MOST), members = 1 + (int)(draw(state) % 6);
     const bool exact = may_wait && draw(state) % 8 == 0;
-    run(exact ? FO_EXACT_TEAM : FO_TEAM, members, n, 1 + (int)(draw(state) % 3), 0);
+    const bool pooled = draw(state) % 128 == 0;
+    run_in(pooled && !exact ? pool : NULL, exact ? FO_EXACT_TEAM : FO_TEAM, members, n,
+           1 + (int)(draw(state) % 3), 0);
     if (draw(state) % 64 == 0)
         usleep(300); /* the workers fall asleep */
 }
@@ -143,10 +177,18 @@ static void stress(int seconds, int forks)
         pthread_join(threads[i], NULL);
 }
 
-/* A child of a process in which OpenMP has run works through everything alone. */
+static void no_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+{
+    (void)act, (void)context, (void)threads, (void)flags;
+    expect(false, "the parent's pool in its child");
+}
+
+/* A child of a process in which OpenMP has run works through everything alone, and has no part in
+ * its parent's pool. */
 static void openmp_in_a_child(unsigned number)
 {
     (void)number;
+    run_in(no_pool, FO_TEAM, 3, 100, 1, 0);
     expect(run(FO_OPENMP_TEAM, 3, 100, 1, 0) == 1, "OpenMP in a forked child");
 }
 
@@ -187,7 +229,7 @@ static void fork_from_a_job(void)
 {
     pid_t child = 0;
     parent = getpid();
-    fo_team_run(FO_TEAM, 3, 60, 1, fork_amid, &child);
+    fo_team_run(FO_TEAM, NULL, 3, 60, 1, fork_amid, &child);
     succeed(child);
 }
 

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 import fastopt
 import fastopt.torch
+from fastopt import _torch_threads
 
 CONFIGS = [
     ("SGD", {"lr": 0.1}),
@@ -951,6 +952,7 @@ def test_threads_are_torchs_and_fastopts_bound():
             fastopt.set_num_threads(ours)
             opt.step()
             assert opt._run.plan.num_threads == bound
+            assert opt._run.plan.pool == (_torch_threads.POOL if theirs <= ours else 0)
     finally:
         torch.set_num_threads(before[0])
         fastopt.set_num_threads(before[1])
@@ -963,6 +965,83 @@ def in_process(*arguments, seconds=120):
     done = subprocess.run(command, env=env, timeout=seconds, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+POOL = """
+    import ctypes, os, threading, torch, fastopt
+    from fastopt import _torch_threads
+    torch.set_num_threads(3)
+    fastopt.set_num_threads(3)
+    seen = []  # by call of the pool, the threads that act
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def pool(act, context, threads, flags):
+        acting = set()
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        def watched(context):
+            acting.add(threading.get_native_id())
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(act)(context)
+
+        theirs = type(pool)(_torch_threads.POOL)
+        theirs(ctypes.cast(watched, ctypes.c_void_p), context, threads, flags)
+        seen.append(acting)
+
+    def train(optim, threads, steps=40):
+        param = torch.zeros(1 << 21)
+        opt = optim.Adam([param])
+        fastopt.set_num_threads(threads)
+        for number in range(steps):
+            param.grad = grads[number % len(grads)]
+            opt.step()
+        return param
+
+    grads = [torch.randn(1 << 21) for _ in range(4)]
+    torch.randn(1 << 21).sqrt_()  # PyTorch's threads are there now
+    there = {int(name) for name in os.listdir("/proc/self/task")}
+    import fastopt.torch
+    address, found = ctypes.cast(pool, ctypes.c_void_p).value, _torch_threads.POOL
+    assert found != 0
+
+    def share_threads(plan):
+        really(plan)
+        if plan.pool == found:
+            plan.pool = address
+
+    really, fastopt.torch.share_threads = fastopt.torch.share_threads, share_threads
+    together = train(fastopt.torch, 3)
+    assert torch.equal(together, train(fastopt.torch, 1))
+    assert len(seen) >= 4, seen
+    assert all(len(acting) == 3 and acting <= there for acting in seen), (seen, there)
+    assert {os.getpid()} < set.intersection(*seen) == set.union(*seen)
+"""
+LATE = """
+    import os, signal, torch
+    torch.set_num_threads(2)
+    torch.randn(1 << 22).sqrt_()  # PyTorch's threads are there now, and not in the child
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        import numpy as np, fastopt.torch
+        param = torch.from_numpy(np.ones(1 << 22, np.float32))
+        param.grad = torch.from_numpy(np.ones(1 << 22, np.float32))
+        opt = fastopt.torch.SGD([param], lr=0.25)
+        for _ in range(40):
+            opt.step()
+        array = param.numpy()
+        os._exit(0 if array.min() == array.max() == -9 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no list of threads here")
+def test_large_steps_may_run_in_pytorchs_own_threads():
+    in_process("-c", textwrap.dedent(POOL))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_comes_late_to_fastopt_waits_for_no_thread_of_its_parents():
+    in_process("-c", textwrap.dedent(LATE))
 
 
 def test_docstring_examples():
