@@ -1092,7 +1092,7 @@ cdef class Plan:
             args.engine = exact_engine
             if threads_exact > 0:
                 args.max_threads = threads_exact
-        args.pool = <fo_pool *>self.pool
+        args.pool = <const fo_pool *>self.pool
         if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
             fo_plan_step(self.plan, &args, out)
         else:

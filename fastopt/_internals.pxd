@@ -13,7 +13,8 @@ cdef extern from "core.h" nogil:
     ctypedef enum fo_engine:
         FO_EXACT_TEAM
         FO_OPENMP_TEAM
-    ctypedef void fo_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+    ctypedef struct fo_pool:
+        pass
     ctypedef struct fo_rule:
         const char *name
         const char *const *hyper_names
@@ -50,7 +51,7 @@ cdef extern from "core.h" nogil:
         bint zero_grad
         int max_threads
         fo_engine engine
-        fo_pool *pool
+        const fo_pool *pool
     ctypedef struct fo_step_result:
         double grad_norm
         bint has_norm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,26 +14,28 @@ from fastopt.threads import get_num_threads
 _FORKED = 0x40  # PF_FORKNOEXEC, in the flags of a process
 
 
-def _find_pool() -> int:
-    """Return the address of what runs PyTorch's parallel loops, or 0."""
+def _find_pool() -> Any:
+    """Return what runs PyTorch's parallel loops, an fo_pool of the C core, or None."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        return 0
+        return None
     try:  # where the pool's threads may be those of a parent, which this process would wait for
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
     except (OSError, ValueError, IndexError):
-        return 0
+        return None
     if flags & _FORKED:
-        return 0
+        return None
     for scope in None, torch._C.__file__:  # as the linker does for PyTorch's libraries
         try:
-            function = ctypes.CDLL(scope).GOMP_parallel
+            library = ctypes.CDLL(scope)
+            functions = library.GOMP_parallel, library.omp_get_thread_num
         except (OSError, AttributeError):
             continue
-        return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return 0
+        return (ctypes.c_void_p * 2)(*(ctypes.cast(f, ctypes.c_void_p) for f in functions))
+    return None
 
 
-POOL = _find_pool()
+_POOL = _find_pool()  # kept: the plans point to it
+POOL = 0 if _POOL is None else ctypes.addressof(_POOL)
 
 
 def share_threads(plan: _core.Plan) -> None:

@@ -33,9 +33,13 @@
  * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
 typedef enum { FO_TEAM, FO_EXACT_TEAM, FO_OPENMP_TEAM } fo_engine;
 
-/* Runs act(context) in so many threads at once, the caller's among them, or in fewer, and returns
- * when all have: GOMP_parallel, as OpenMP's runtimes have it, whose flags are 0. */
-typedef void fo_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags);
+/* Threads that something else in the program keeps: functions as OpenMP's runtimes have them. */
+typedef struct {
+    /* GOMP_parallel: runs act(context) in so many threads at once, the caller's among them, or in
+     * fewer, and returns when all have. Flags are 0. */
+    void (*run)(void (*act)(void *), void *context, unsigned threads, unsigned flags);
+    int (*rank)(void); /* omp_get_thread_num: of the thread that acts; from run to run the same */
+} fo_pool;
 
 /* ---- rules ---------------------------------------------------------------------------------- */
 
@@ -95,7 +99,7 @@ typedef struct {
     bool zero_grad;
     int max_threads;
     fo_engine engine;
-    fo_pool *pool; /* of max_threads, that FO_TEAM may use for large steps; NULL: none */
+    const fo_pool *pool; /* of max_threads, that FO_TEAM may use for large steps; NULL: none */
 } fo_step_args;
 
 typedef struct {

@@ -195,8 +195,8 @@ typedef struct {
     const fo_step_args *args;
     fo_step_result *result;
     const fo_table *table;
-    double scale;  /* 1 / loss_scale */
-    fo_pool *pool; /* NULL: the team */
+    double scale;        /* 1 / loss_scale */
+    const fo_pool *pool; /* NULL: the team */
 } step;
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */

@@ -76,7 +76,7 @@ static struct {
     int workers;           /* started so far; their ranks are 1, 2, ... */
     _Alignas(64) atomic_ullong gate;
     _Alignas(64) atomic_int came; /* members that did some of the job */
-    atomic_int joined;            /* workers, or threads of a pool, that came in, be it in vain */
+    atomic_int joined;            /* workers that came in, if only to find nothing left */
     int members;
     bool exact; /* every member does its own range, all of it, and nothing else */
     int64_t grain;
@@ -212,14 +212,10 @@ static void run_own(void)
     }
 }
 
-static void act_in_pool(void *unused)
-{
-    (void)unused;
-    work_through(atomic_fetch_add_explicit(&team.joined, 1, memory_order_relaxed));
-}
+static void act_in_pool(void *pool) { work_through(((const fo_pool *)pool)->rank()); }
 
-static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t grain, fo_task *task,
-                    void *context)
+static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int64_t grain,
+                    fo_task *task, void *context)
 {
     if (pthread_mutex_trylock(&team.used) != 0)
         return run_serial(n, task, context);
@@ -242,7 +238,7 @@ static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t g
     atomic_store_explicit(&team.came, 0, memory_order_relaxed);
     atomic_store_explicit(&team.joined, 0, memory_order_relaxed);
     if (pool)
-        pool(act_in_pool, NULL, (unsigned)members, 0);
+        pool->run(act_in_pool, (void *)pool, (unsigned)members, 0);
     else
         run_own();
     const int came = atomic_load_explicit(&team.came, memory_order_relaxed);
@@ -266,8 +262,8 @@ void fo_team_init(void) { (void)pthread_atfork(NULL, NULL, forget_workers); }
 
 void fo_team_init(void) {}
 
-static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t grain, fo_task *task,
-                    void *context)
+static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int64_t grain,
+                    fo_task *task, void *context)
 {
     (void)exact, (void)pool, (void)grain;
     return run_openmp(members, n, task, context);
@@ -275,7 +271,7 @@ static int run_team(bool exact, fo_pool *pool, int members, int64_t n, int64_t g
 
 #endif
 
-int fo_team_run(fo_engine engine, fo_pool *pool, int members, int64_t n, int64_t grain,
+int fo_team_run(fo_engine engine, const fo_pool *pool, int members, int64_t n, int64_t grain,
                 fo_task *task, void *context)
 {
     if (members < 2 || !FO_OPENMP)

@@ -13,7 +13,7 @@ void fo_team_init(void);
 
 /* Does items 0 to n, each once, with at most `members` threads, which take `grain` items at a time,
  * and which are the pool's where there is one. Returns how many threads took part. */
-int fo_team_run(fo_engine engine, fo_pool *pool, int members, int64_t n, int64_t grain,
+int fo_team_run(fo_engine engine, const fo_pool *pool, int members, int64_t n, int64_t grain,
                 fo_task *task, void *context);
 
 #endif

@@ -226,13 +226,18 @@ def test_a_pool_of_the_programs_own_changes_no_bit():
             thread.join()
         calls.append((threads, flags))
 
+    @ctypes.CFUNCTYPE(ctypes.c_int)
+    def rank():
+        return int(threading.current_thread() is not threading.main_thread())
+
+    functions = (ctypes.c_void_p * 2)(*(ctypes.cast(f, ctypes.c_void_p) for f in (pool, rank)))
     rng = np.random.default_rng(7)
     for size, steps in ((1 << 21, 30), (1 << 18, 30)):
         start, grad = (values(rng, size + 5, np.float32) for _ in range(2))
         kwargs = {"clip_norm": 1.0, "ema_decay": 0.9}
         alone, together = (fastopt.Adam([start.copy()], num_threads=n, **kwargs) for n in (1, 3))
         together.step([grad])
-        together._plan.pool = ctypes.cast(pool, ctypes.c_void_p).value
+        together._plan.pool = ctypes.addressof(functions)
         for _ in range(steps - 1):
             together.step([grad])
         for _ in range(steps):

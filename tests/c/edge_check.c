@@ -282,20 +282,22 @@ static void tuner(void)
 
 static int calls_of_pool;
 
-static void pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+static void run_alone(void (*act)(void *), void *context, unsigned threads, unsigned flags)
 {
     EXPECT(threads == 2 && flags == 0);
     calls_of_pool++;
     act(context);
 }
 
+static int rank_alone(void) { return 0; }
+
 /* How many of so many steps of so many elements it does. */
-static int pooled(int64_t size, int threads, fo_pool *of, int steps)
+static int pooled(int64_t size, int threads, const fo_pool *pool, int steps)
 {
     int64_t count = 0;
     float *param = calloc((size_t)size, sizeof *param);
     fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
-    fo_step_args args = {.loss_scale = 1, .max_threads = threads, .pool = of};
+    fo_step_args args = {.loss_scale = 1, .max_threads = threads, .pool = pool};
     fo_step_result result;
     EXPECT(param && plan);
     *fo_plan_tensor(plan, 0) =
@@ -313,12 +315,13 @@ static int pooled(int64_t size, int threads, fo_pool *of, int steps)
 static void pools(void)
 {
     const int64_t large = 1 << 21;
-    const int done = pooled(large, 2, pool, 40);
+    const fo_pool pool = {run_alone, rank_alone};
+    const int done = pooled(large, 2, &pool, 40);
     EXPECT(fo_has_openmp() ? done >= 4 : done == 0);
     EXPECT(pooled(large, 2, NULL, 20) == 0);
-    EXPECT(pooled(large, 1, pool, 20) == 0);
-    EXPECT(pooled(large / 4, 2, pool, 40) == 0);
-    EXPECT(pooled(large, 1000, pool, 45) == 0); /* a part of a pool is another pool */
+    EXPECT(pooled(large, 1, &pool, 20) == 0);
+    EXPECT(pooled(large / 4, 2, &pool, 40) == 0);
+    EXPECT(pooled(large, 1000, &pool, 45) == 0); /* a part of a pool is another pool */
 }
 
 int main(void)

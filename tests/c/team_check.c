@@ -45,7 +45,8 @@ static void work(void *job_, int64_t begin, int64_t end)
 }
 
 /* Runs a job; returns how many threads took part. */
-static int run_in(fo_pool *pool, fo_engine engine, int members, int n, int grain, unsigned nap)
+static int run_in(const fo_pool *pool, fo_engine engine, int members, int n, int grain,
+                  unsigned nap)
 {
     job j = {.alive = 0x5afe, .nap = nap};
     const int came = fo_team_run(engine, pool, members, n, grain, work, &j);
@@ -64,25 +65,33 @@ static int run(fo_engine engine, int members, int n, int grain, unsigned nap)
 typedef struct {
     void (*act)(void *);
     void *context;
+    int rank;
 } deed;
+
+static _Thread_local int pool_rank;
+
+static int get_pool_rank(void) { return pool_rank; }
 
 static void *do_deed(void *deed_)
 {
     const deed *d = deed_;
+    pool_rank = d->rank;
     d->act(d->context);
     return NULL;
 }
 
 /* Brings all the threads asked for, or all but one. */
-static void pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+static void run_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
 {
     static atomic_uint calls;
-    deed d = {act, context};
+    deed deeds[MOST];
     pthread_t others[MOST];
     const unsigned n = threads - 1 - calls++ % 2;
     expect(threads > 1 && flags == 0, "arguments of the pool");
-    for (unsigned i = 0; i < n; i++)
-        expect(pthread_create(&others[i], NULL, do_deed, &d) == 0, "a thread of the pool");
+    for (unsigned i = 0; i < n; i++) {
+        deeds[i] = (deed){act, context, (int)i + 1};
+        expect(pthread_create(&others[i], NULL, do_deed, &deeds[i]) == 0, "a thread of the pool");
+    }
     act(context);
     for (unsigned i = 0; i < n; i++)
         pthread_join(others[i], NULL);
@@ -95,7 +104,8 @@ static void any_job(unsigned *state, bool may_wait)
     const int n = (int)(draw(state) % MOST), members = 1 + (int)(draw(state) % 6);
     const bool exact = may_wait && draw(state) % 8 == 0;
     const bool pooled = draw(state) % 128 == 0;
-    run_in(pooled && !exact ? pool : NULL, exact ? FO_EXACT_TEAM : FO_TEAM, members, n,
+    const fo_pool pool = {run_pool, get_pool_rank};
+    run_in(pooled && !exact ? &pool : NULL, exact ? FO_EXACT_TEAM : FO_TEAM, members, n,
            1 + (int)(draw(state) % 3), 0);
     if (draw(state) % 64 == 0)
         usleep(300); /* the workers fall asleep */
@@ -177,7 +187,7 @@ static void stress(int seconds, int forks)
         pthread_join(threads[i], NULL);
 }
 
-static void no_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
+static void run_no_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
 {
     (void)act, (void)context, (void)threads, (void)flags;
     expect(false, "the parent's pool in its child");
@@ -188,7 +198,7 @@ static void no_pool(void (*act)(void *), void *context, unsigned threads, unsign
 static void openmp_in_a_child(unsigned number)
 {
     (void)number;
-    run_in(no_pool, FO_TEAM, 3, 100, 1, 0);
+    run_in(&(fo_pool){run_no_pool, get_pool_rank}, FO_TEAM, 3, 100, 1, 0);
     expect(run(FO_OPENMP_TEAM, 3, 100, 1, 0) == 1, "OpenMP in a forked child");
 }
 

@@ -983,7 +983,7 @@ POOL = """
             acting.add(threading.get_native_id())
             ctypes.CFUNCTYPE(None, ctypes.c_void_p)(act)(context)
 
-        theirs = type(pool)(_torch_threads.POOL)
+        theirs = type(pool)(_torch_threads._POOL[0])
         theirs(ctypes.cast(watched, ctypes.c_void_p), context, threads, flags)
         seen.append(acting)
 
@@ -1000,13 +1000,16 @@ POOL = """
     torch.randn(1 << 21).sqrt_()  # PyTorch's threads are there now
     there = {int(name) for name in os.listdir("/proc/self/task")}
     import fastopt.torch
-    address, found = ctypes.cast(pool, ctypes.c_void_p).value, _torch_threads.POOL
+    found = _torch_threads.POOL
     assert found != 0
+    functions = type(_torch_threads._POOL)(
+        ctypes.cast(pool, ctypes.c_void_p).value, _torch_threads._POOL[1]
+    )
 
     def share_threads(plan):
         really(plan)
         if plan.pool == found:
-            plan.pool = address
+            plan.pool = ctypes.addressof(functions)
 
     really, fastopt.torch.share_threads = fastopt.torch.share_threads, share_threads
     together = train(fastopt.torch, 3)

@@ -1,0 +1,85 @@
+"""fastopt.keras beside Keras's own optimizers: the time of ``apply()``.
+
+    [KERAS_BACKEND=torch] python benchmarks/adapter_keras.py [--classes Adam ...] [--rounds 20]
+
+On TensorFlow eagerly, in a traced function, and, for Keras alone, in one that XLA compiles; on
+PyTorch eagerly. Float32, a number of variables of one size. All contenders take turns in one
+process, after steps that must have given the same numbers; what is reported is the median turn.
+"""
+
+import argparse
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+
+import fastopt
+import fastopt.keras
+from fastopt.bench.measure import Race
+
+CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
+CASES = [(2, 100), (6, 1000), (10, 100), (100, 100), (10, 10_000), (4, 1_000_000), (1, 10_000_000)]
+BACKEND = keras.backend.backend()
+
+
+def make(module, name, count, size, how):
+    """Return the variables of an optimizer, and its step."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(size, np.float32) for _ in range(2 * count)]
+    tensors = [keras.ops.copy(array) for array in arrays]  # in memory of the backend's own
+    variables, grads = [keras.Variable(t) for t in tensors[:count]], tensors[count:]
+    opt = getattr(module, name)()
+    opt.build(variables)
+
+    def step():
+        opt.apply(grads, variables)
+
+    if how != "eager":
+        import tensorflow as tf
+
+        step = tf.function(step, jit_compile=how == "compiled")
+    return variables, step
+
+
+def contenders(name, count, size):
+    """Return the steps, by who and how, after some that gave the same numbers."""
+    ways = ["eager"] if BACKEND == "torch" else ["eager", "traced", "compiled"]
+    made = {("Keras", how): make(keras.optimizers, name, count, size, how) for how in ways}
+    made |= {("fastopt", how): make(fastopt.keras, name, count, size, how) for how in ways[:2]}
+    for _, step in made.values():
+        for _ in range(4):
+            step()
+    expected = made["Keras", "eager"][0]
+    for who, (variables, _) in made.items():
+        for variable, right in zip(variables, expected, strict=True):
+            got, right = (keras.ops.convert_to_numpy(v.value) for v in (variable, right))
+            np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {who}")
+    return {key: step for key, (_, step) in made.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=["Adam", "SGD"])
+    parser.add_argument("--most", type=float, default=1e7, help="elements (1e7)")
+    parser.add_argument("--rounds", type=int, default=20, help="(20)")
+    args = parser.parse_args()
+
+    print(f"Keras {keras.__version__} on {BACKEND}, fastopt {fastopt.build_info()}; microseconds")
+    for name in args.classes:
+        for count, size in CASES:
+            if count * size > args.most:
+                continue
+            steps = contenders(name, count, size)
+            race = Race(
+                {k: SimpleNamespace(begin=lambda: None, step=step) for k, step in steps.items()}
+            )
+            for _ in range(args.rounds):
+                race.round()
+            columns = [
+                f"{who} {how} {race.timing((who, how)).median * 1e6:,.0f}" for who, how in steps
+            ]
+            print(f"{name} {count} x {size}: {', '.join(columns)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
