@@ -1,21 +1,20 @@
 """fastopt.keras beside Keras's own optimizers: the time of ``apply()``.
 
-    [KERAS_BACKEND=torch] python benchmarks/adapter_keras.py [--classes Adam ...] [--rounds 20]
+    [KERAS_BACKEND=torch] python benchmarks/adapter_keras.py [--classes Adam ...] [--most 1e7]
 
 On TensorFlow eagerly, in a traced function, and, for Keras alone, in one that XLA compiles; on
-PyTorch eagerly. Float32, a number of variables of one size. All contenders take turns in one
-process, after steps that must have given the same numbers; what is reported is the median turn.
+PyTorch eagerly. Float32, a number of variables of one size. All are timed in turns, in one process,
+after a few steps that must give the same numbers; what is reported is the median turn.
 """
 
 import argparse
-from types import SimpleNamespace
 
 import keras
 import numpy as np
+from turns import medians
 
 import fastopt
 import fastopt.keras
-from fastopt.bench.measure import Race
 
 CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
 CASES = [(2, 100), (6, 1000), (10, 100), (100, 100), (10, 10_000), (4, 1_000_000), (1, 10_000_000)]
@@ -61,7 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=["Adam", "SGD"])
     parser.add_argument("--most", type=float, default=1e7, help="elements (1e7)")
-    parser.add_argument("--rounds", type=int, default=20, help="(20)")
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds for each row")
     args = parser.parse_args()
 
     print(f"Keras {keras.__version__} on {BACKEND}, fastopt {fastopt.build_info()}; microseconds")
@@ -70,15 +69,9 @@ def main():
             if count * size > args.most:
                 continue
             steps = contenders(name, count, size)
-            race = Race(
-                {k: SimpleNamespace(begin=lambda: None, step=step) for k, step in steps.items()}
-            )
-            for _ in range(args.rounds):
-                race.round()
-            columns = [
-                f"{who} {how} {race.timing((who, how)).median * 1e6:,.0f}" for who, how in steps
-            ]
-            print(f"{name} {count} x {size}: {', '.join(columns)}", flush=True)
+            found = zip(steps, medians(list(steps.values()), args.budget), strict=True)
+            columns = [f"{who} {how} {s * 1e6:,.0f}" for (who, how), s in found]
+            print(f"{name} {count} x {size}: {'; '.join(columns)}", flush=True)
 
 
 if __name__ == "__main__":

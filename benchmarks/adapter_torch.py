@@ -9,10 +9,9 @@ the peer is foreach=True.
 """
 
 import argparse
-import statistics
-import time
 
 import torch
+from turns import medians
 
 import fastopt
 import fastopt.torch
@@ -54,23 +53,6 @@ def pair(name, shapes):
     return opts
 
 
-def seconds(step, count):
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    return (time.perf_counter() - began) / count
-
-
-def measure(name, shapes, budget):
-    """Return the medians of both, timed in turns for about `budget` seconds."""
-    steps = [opt.step for opt in pair(name, shapes)]
-    longest = max(seconds(step, 1) for step in steps)
-    count = max(1, int(0.005 / longest))
-    rounds = max(5, min(201, int(budget / (2 * count * longest))))
-    times = [[seconds(step, count) for step in steps] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -90,7 +72,7 @@ def main():
             torch.set_num_threads(threads)
             fastopt.set_num_threads(threads)
             for label, shapes in cases:
-                ours, theirs = measure(name, shapes, args.budget)
+                ours, theirs = medians([opt.step for opt in pair(name, shapes)], args.budget)
                 numel = sum(torch.Size(shape).numel() for shape in shapes)
                 rate = CLASSES[name][1] * 4 * numel / ours / 1e9
                 slower += ours > theirs
