@@ -18,7 +18,9 @@ MODULES = ["fastopt"] + [
     for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
     if module.name not in ("fastopt.__main__", "fastopt._core")
     # These need a framework.
-    and not module.name.startswith(("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch"))
+    and not module.name.startswith(
+        ("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch", "fastopt._torch")
+    )
 ]
 
 
