@@ -340,6 +340,11 @@ cdef bint share_memory(a, b):
         return True
 
 
+def address(cnp.ndarray array not None):
+    """Return where the memory of an array begins."""
+    return <size_t>cnp.PyArray_DATA(array)
+
+
 def lends_memory(given):
     """Tell whether an object is an array, a tensor, or has a buffer."""
     return (

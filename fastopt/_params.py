@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._core import lends_memory
+from fastopt._core import address, lends_memory
 from fastopt._trees import Structure, is_container, is_named, is_nested, taken_apart
 
 Array = NDArray[Any]
+
+_CACHE_LINE = 64  # bytes
 
 
 class ParameterState(dict[str, Array]):
@@ -127,13 +129,29 @@ def label(key: Any) -> str:
     return f"parameter {key!r}"
 
 
-def copy_like(param: Array) -> Array:
-    return np.array(param, order="K", subok=False, copy=True)
+def aligned_zeros(size: int, dtype: Any) -> Array:
+    """Return a new vector that begins with a cache line, so that no part of it lies in two."""
+    memory = np.zeros(size + _CACHE_LINE // np.dtype(dtype).itemsize, dtype)
+    start = -address(memory) % _CACHE_LINE // memory.itemsize
+    return memory[start : start + size]
 
 
 def zeros_like(param: Array) -> Array:
-    # (asarray: a subclass may have ideas of its own.)
-    return np.zeros_like(np.asarray(param), order="K", subok=False)
+    """Return zeros of a parameter's shape, dtype and memory order."""
+    param = np.asarray(param)  # a subclass may have ideas of its own
+    zeros = aligned_zeros(param.size, param.dtype)
+    if param.flags.c_contiguous:
+        return zeros.reshape(param.shape)
+    strides = np.empty_like(param, order="K").strides
+    axes = sorted(range(param.ndim), key=lambda axis: -strides[axis])  # outermost first
+    places = sorted(range(param.ndim), key=axes.__getitem__)
+    return zeros.reshape([param.shape[axis] for axis in axes]).transpose(places)
+
+
+def copy_like(param: Array) -> Array:
+    copy = zeros_like(param)
+    copy[...] = np.asarray(param)
+    return copy
 
 
 def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:

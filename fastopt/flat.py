@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._params import Array
+from fastopt._params import Array, aligned_zeros
 from fastopt._trees import is_container, like, taken_apart
 
 __all__ = ["flatten", "unflatten"]
@@ -76,7 +76,7 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
                 f"array {name}: dtype {leaf.dtype} is not that of array {names[0]}, "
                 f"{leaves[0].dtype}; a flat vector has one dtype"
             )
-    flat = np.empty(sum(leaf.size for leaf in leaves), leaves[0].dtype)
+    flat = aligned_zeros(sum(leaf.size for leaf in leaves), leaves[0].dtype)
     views = unflatten(flat, arrays)
     into: list[Any] = []
     taken_apart(views, [], into)

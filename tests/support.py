@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 import fastopt
 from fastopt import _core
@@ -128,6 +129,17 @@ def root(array):
     return array
 
 
+def memory_of(array):
+    """Return all the bytes of an array's memory, but for zeros beside one that is only aligned."""
+    whole = root(array)
+    memory = whole.tobytes("A")
+    if whole.nbytes != array.nbytes + 64:
+        return memory
+    begin = byte_bounds(array)[0] - byte_bounds(whole)[0]
+    end = begin + array.nbytes
+    return memory[:begin].strip(b"\0"), memory[begin:end], memory[end:].strip(b"\0")
+
+
 def everything(opt, grads=()):
     """Return, by name, all that a step can touch: bytes, also those between elements; layouts."""
     arrays = {f"param {k}": p for k, p in enumerate(opt.params)}
@@ -139,7 +151,7 @@ def everything(opt, grads=()):
     owners, seen = {}, {}
     for name, array in arrays.items():
         owner = owners.setdefault(id(root(array)), name)  # memory of several is looked at once
-        memory = root(array).tobytes("A") if owner == name else owner
+        memory = memory_of(array) if owner == name else owner
         seen[name] = (array.shape, array.strides, array.dtype.str, array.flags.writeable, memory)
     seen["completed_steps"] = opt.completed_steps
     seen["accumulated"] = opt.accumulated_steps, opt._plan.summed()

@@ -1,6 +1,7 @@
 """Parameters, groups, state and averages, as one finds them on an optimizer and may change them."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -416,3 +417,18 @@ def test_masked_arrays_are_refused():
     with pytest.raises(TypeError, match="gradient of parameter 0: a masked array"):
         SGD([w]).step([masked])
     assert (w == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_state_begins_with_a_cache_line_in_the_parameters_memory_order(dtype):
+    cube = np.zeros((3, 4, 5), dtype)
+    orders = [cube.transpose(axes) for axes in itertools.permutations(range(3))]
+    params = [np.zeros(n, dtype) for n in (1, 7, 1000)] + [order.copy("K") for order in orders]
+    params += [np.zeros((), dtype), np.zeros((2, 1, 3), dtype, order="F")]
+    opt = Adam(params, amsgrad=True, ema_decay=0.5, accumulate=2)
+    for k, param in enumerate(params):
+        _, *slots = opt.state[k].values()
+        for array in (*slots, opt.ema[k]):
+            assert array.__array_interface__["data"][0] % 64 == 0
+            steps = zip(param.shape, array.strides, param.strides, strict=True)
+            assert all(n == 1 or own == of for n, own, of in steps)

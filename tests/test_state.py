@@ -317,7 +317,7 @@ def test_changed_groups_are_refused_before_anything_is_loaded():
     assert opt.param_groups[0]["lr"] == 1e-3
 
 
-@pytest.mark.parametrize("name", ["slot read-only", "average resized", "counter reshaped"])
+@pytest.mark.parametrize("name", ["slot read-only", "average reshaped", "counter reshaped"])
 def test_nothing_is_loaded_or_reset_where_some_array_cannot_be_written(name):
     spoil, error, message, where, configs, options = KINDS[name]
     for config in configs:
