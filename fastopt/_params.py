@@ -129,17 +129,20 @@ def label(key: Any) -> str:
     return f"parameter {key!r}"
 
 
-def aligned_zeros(size: int, dtype: Any) -> Array:
-    """Return a new vector that begins with a cache line, so that no part of it lies in two."""
+def aligned_zeros(size: int, dtype: Any, like: int = 0) -> Array:
+    """Return a new vector that begins with a cache line, or where an address is in one."""
     memory = np.zeros(size + _CACHE_LINE // np.dtype(dtype).itemsize, dtype)
-    start = -address(memory) % _CACHE_LINE // memory.itemsize
+    start = (like - address(memory)) % _CACHE_LINE // memory.itemsize
     return memory[start : start + size]
 
 
 def zeros_like(param: Array) -> Array:
-    """Return zeros of a parameter's shape, dtype and memory order."""
+    """Return zeros of a parameter's shape, dtype, memory order and place in a cache line.
+
+    (With the same place, the loops can align all arrays at once.)
+    """
     param = np.asarray(param)  # a subclass may have ideas of its own
-    zeros = aligned_zeros(param.size, param.dtype)
+    zeros = aligned_zeros(param.size, param.dtype, address(param))
     if param.flags.c_contiguous:
         return zeros.reshape(param.shape)
     strides = np.empty_like(param, order="K").strides

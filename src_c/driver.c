@@ -19,6 +19,9 @@
 #define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
 #define LEAST_FOR_POOL (1 << 21) /* elements; to wait for all of its threads must not matter */
 
+#define CACHE_LINE 64      /* bytes */
+#define LEAST_TO_ALIGN 256 /* elements */
+
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
     fo_update *update;
@@ -242,6 +245,22 @@ static void scan_block(const step *s, int64_t tensor, int64_t block, int64_t off
     s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
 }
 
+/* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
+ * in two, and none of the other arrays if they begin alike. */
+static void update(const work *w, size_t item, int64_t n, char *param, const char *grad,
+                   void **slot, double gmax)
+{
+    const int64_t head =
+        n < LEAST_TO_ALIGN ? 0 : (int64_t)((-(uintptr_t)param & (CACHE_LINE - 1)) / item);
+    if (head > 0) {
+        w->update(head, param, grad, slot, w->consts, w->gscale, gmax);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            slot[j] = slot[j] ? (char *)slot[j] + (size_t)head * item : NULL;
+    }
+    w->update(n - head, param + (size_t)head * item, grad + (size_t)head * item, slot, w->consts,
+              w->gscale, gmax);
+}
+
 static void update_block(const step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
                          char *buffer)
 {
@@ -259,7 +278,7 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        w->update(n, param, whole_grad(s, t, offset, n, buffer), slot, w->consts, w->gscale, gmax);
+        update(w, item_size[t->dtype], n, param, whole_grad(s, t, offset, n, buffer), slot, gmax);
     }
     if (t->ema && !s->result->skipped && !s->args->add) {
         char *ema = (char *)t->ema + start;

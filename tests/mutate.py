@@ -354,6 +354,12 @@ MUTATIONS = [
         "if (!s->args->add)\n",
     ),
     Mutation(
+        "state stands still where the first elements are done apart",
+        "driver.c",
+        "(char *)slot[j] + (size_t)head * item",
+        "(char *)slot[j]",
+    ),
+    Mutation(
         "the program's own pool is never tried",
         "driver.c",
         "if (choice == TUNER_POOL)",
