@@ -39,9 +39,10 @@ static inline int fo_tuner_last(int most)
     return i;
 }
 
+/* (A pool has no more than 256.) */
 static inline int fo_tuner_threads(int candidate, int most)
 {
-    return 1 << candidate < most && candidate < TUNER_POOL ? 1 << candidate : most;
+    return 1 << candidate < most ? 1 << candidate : most;
 }
 
 static inline bool fo_tuner_has(int candidate, int last, bool pool)

@@ -251,6 +251,10 @@ static void tuner(void)
         EXPECT(used[fastest] > 2000 * 9 / 10);
         EXPECT(used[0] == 0 || s[0] > 0);
     }
+    pooled.trial = TUNER_POOL; /* which is under way, but the pool is gone */
+    pooled.steps = 0;
+    EXPECT(fo_tuner_choose(&pooled, 1, true) == TUNER_POOL);
+    EXPECT(fo_tuner_choose(&pooled, 1, false) != TUNER_POOL);
     fo_tuner t = {0};
     simulate(&t, 2, 100, (double[]){0, 1e-3, 2e-3}, false, used); /* 1 is the faster */
     const fo_tuner before = t;
