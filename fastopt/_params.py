@@ -14,7 +14,7 @@ from fastopt._trees import Structure, is_container, is_named, is_nested, taken_a
 
 Array = NDArray[Any]
 
-_CACHE_LINE = 64  # bytes
+CACHE_LINE = 64  # bytes
 
 
 class ParameterState(dict[str, Array]):
@@ -131,8 +131,8 @@ def label(key: Any) -> str:
 
 def aligned_zeros(size: int, dtype: Any, like: int = 0) -> Array:
     """Return a new vector that begins with a cache line, or where an address is in one."""
-    memory = np.zeros(size + _CACHE_LINE // np.dtype(dtype).itemsize, dtype)
-    start = (like - address(memory)) % _CACHE_LINE // memory.itemsize
+    memory = np.zeros(size + CACHE_LINE // np.dtype(dtype).itemsize, dtype)
+    start = (like - address(memory)) % CACHE_LINE // memory.itemsize
     return memory[start : start + size]
 
 

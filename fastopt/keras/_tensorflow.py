@@ -17,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
+from fastopt._params import CACHE_LINE, aligned_zeros
 from fastopt.keras._step import DTYPES, Array, Settings, Step, with_rate
 
 # Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
 # where an operation then finds it aligned to less.
-_ALIGNMENT = 64
+_ALIGNMENT = CACHE_LINE
 _SHARED_FROM = 1 << 16  # bytes; a smaller value is copied, and whoever keeps it keeps it alone
 _CALLS_BEFORE_TRACING = 2
 
@@ -87,11 +88,7 @@ class _Memory:
             which, size = self.dtypes.index(dtype), variable.shape.num_elements()
             self.places.append((which, ends[which], size))
             ends[which] += size + -size % _ALIGNMENT
-        self._wholes = []
-        for dtype, end in zip(self.dtypes, ends, strict=True):
-            memory = np.zeros(end + _ALIGNMENT, dtype)
-            start = -memory.ctypes.data % _ALIGNMENT // memory.itemsize
-            self._wholes.append(memory[start : start + end])
+        self._wholes = [aligned_zeros(end, d) for d, end in zip(self.dtypes, ends, strict=True)]
         self._arrays = [
             self._wholes[which][start : start + size].reshape(variable.shape)
             for variable, (which, start, size) in zip(variables, self.places, strict=True)
