@@ -31,6 +31,22 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object array)
     int PyArray_CopyInto(cnp.ndarray to, cnp.ndarray values) except -1
 
+    # An array that something else keeps alive: to count references would be to write to each.
+    ctypedef struct Borrowed "PyArrayObject":
+        pass
+    bint is_array "PyArray_CheckExact"(PyObject *item) nogil
+    int ndim_of "PyArray_NDIM"(Borrowed *array) nogil
+    int flags_of "PyArray_FLAGS"(Borrowed *array) nogil
+    char *data_of "PyArray_BYTES"(Borrowed *array) nogil
+    void *descr_of "PyArray_DESCR"(Borrowed *array) nogil
+    cnp.npy_intp *shape_of "PyArray_DIMS"(Borrowed *array) nogil
+    cnp.npy_intp *strides_of "PyArray_STRIDES"(Borrowed *array) nogil
+
+
+cdef extern from "Python.h":
+    PyObject *list_item "PyList_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
+    PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
+
 
 # The C interface, for fo_import() in fastopt.h.
 _C_API = PyCapsule_New(<void *>fo_get_api(), "fastopt._core._C_API", NULL)
@@ -447,6 +463,8 @@ cdef enum:
 
 
 cdef struct Layout:
+    Borrowed *array
+    void *descr             # NumPy's one for the type
     char *data
     Py_ssize_t nbytes
     int type_num
@@ -455,16 +473,23 @@ cdef struct Layout:
     void **target           # where the C plan keeps the data's address
 
 
-cdef inline bint laid_out_as(const Layout *layout, cnp.ndarray array) noexcept:
+cdef inline bint laid_out_as(const Layout *layout, Borrowed *array) noexcept nogil:
     cdef int ndim = layout.ndim, axis
-    cdef cnp.npy_intp *dims = cnp.PyArray_DIMS(array)
-    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(array)
-    if cnp.PyArray_NDIM(array) != ndim:
+    cdef cnp.npy_intp *shape = shape_of(array)
+    cdef cnp.npy_intp *strides = strides_of(array)
+    cdef cnp.npy_intp unlike = 0
+    if ndim_of(array) != ndim:
         return False
     for axis in range(ndim):
-        if dims[axis] != layout.shape[axis] or strides[axis] != layout.shape[ndim + axis]:
-            return False
-    return True
+        unlike |= shape[axis] ^ layout.shape[axis]
+        unlike |= strides[axis] ^ layout.shape[ndim + axis]
+    return unlike == 0
+
+
+cdef inline void *descr_for(int type_num):
+    """Return where NumPy keeps its description of a type, for ever."""
+    cdef object descr = cnp.PyArray_DescrFromType(type_num)
+    return <void *>descr
 
 
 cdef struct Extent:
@@ -572,6 +597,7 @@ cdef class Plan:
     """
 
     cdef fo_plan *plan
+    cdef fo_tensor *tensors          # of the C plan
     cdef fo_step_args args
     cdef Rule rule
     cdef Py_ssize_t n, n_owned, n_groups, n_extents
@@ -579,6 +605,7 @@ cdef class Plan:
     cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
     cdef tuple steps                 # kept alive: the C plan counts in them
+    cdef void *counter_descr         # NumPy's one for their type
     cdef Layout *layouts             # of the owned arrays
     cdef Extent *extents             # of owned arrays (not empty) and counters, by address
     cdef bint extents_sorted
@@ -647,6 +674,7 @@ cdef class Plan:
 
         self.n_groups = len(rows)
         self.plan = fo_plan_create(rule.rule, self.n_groups, self.n)
+        self.counter_descr = descr_for(cnp.NPY_INT64)
         self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
         self.extents = <Extent *>PyMem_Calloc(self.n_owned + self.n + 1, sizeof(Extent))
         self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
@@ -657,12 +685,13 @@ cdef class Plan:
             or self.grad_extents == NULL or self.sorting == NULL or self.grad_layout == NULL
         ):
             raise MemoryError
+        self.tensors = fo_plan_tensor(self.plan, 0)
 
         for k in range(self.n_owned):
             i = owners[k]
             array = self.owned[k]
             check_parameter(array, self._label(k))
-            tensor = fo_plan_tensor(self.plan, i)
+            tensor = &self.tensors[i]
             if k < self.n:
                 tensor.size = cnp.PyArray_SIZE(array)
                 is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
@@ -727,7 +756,9 @@ cdef class Plan:
     cdef int _remember(self, Py_ssize_t k, cnp.ndarray array) except -1:
         cdef Layout *layout = &self.layouts[k]
         cdef int ndim = cnp.PyArray_NDIM(array)
+        layout.array = <Borrowed *><PyObject *>array
         layout.type_num = cnp.PyArray_TYPE(array)
+        layout.descr = descr_for(layout.type_num)
         layout.ndim = ndim
         layout.nbytes = cnp.PyArray_NBYTES(array)
         layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim + 1, sizeof(Py_ssize_t))
@@ -742,36 +773,56 @@ cdef class Plan:
         """Read every owned array's address anew; raise if anything else about it has changed."""
         cdef Py_ssize_t k
         cdef Layout *layout
+        cdef Borrowed *counter
         cdef char *data
         for k in range(self.n_owned):
-            array = <cnp.ndarray>self.owned[k]
             layout = &self.layouts[k]
             if (
-                not laid_out_as(layout, array)
-                or cnp.PyArray_TYPE(array) != layout.type_num
-                or not cnp.PyArray_ISNOTSWAPPED(array)
+                descr_of(layout.array) != layout.descr
+                or not laid_out_as(layout, layout.array)
+                or not flags_of(layout.array) & cnp.NPY_ARRAY_WRITEABLE
             ):
-                shape = tuple([layout.shape[j] for j in range(layout.ndim)])
-                raise ValueError(
-                    f"{self._label(k)}: shape, strides or dtype changed since the optimizer was "
-                    f"made: shape {shape} then, {self.owned[k].shape} of dtype {array.dtype} now"
-                )
-            if not cnp.PyArray_ISWRITEABLE(array):
-                raise ValueError(f"{self._label(k)}: the array has become read-only")
-            data = cnp.PyArray_BYTES(array)
+                self._check_owned(k)
+            data = data_of(layout.array)
             if data != layout.data:
                 layout.data = data
                 layout.target[0] = data
                 self.extents_sorted = False
         for k in range(self.n):
-            self._read_counter(k)
+            counter = <Borrowed *>tuple_item(<PyObject *>self.steps, k)
+            if (
+                descr_of(counter) != self.counter_descr
+                or ndim_of(counter) != 0
+                or flags_of(counter) & cnp.NPY_ARRAY_BEHAVED != cnp.NPY_ARRAY_BEHAVED
+                or data_of(counter) != <char *>self.tensors[k].step
+                or not 0 <= self.tensors[k].step[0] < INT64_MAX
+            ):
+                self._read_counter(k)
         if not self.extents_sorted:
             self._sort_extents()
         return 0
 
+    cdef int _check_owned(self, Py_ssize_t k) except -1:
+        """Raise unless an owned array is what it was, but for its address."""
+        cdef Layout *layout = &self.layouts[k]
+        cdef cnp.ndarray array = self.owned[k]
+        if (
+            not laid_out_as(layout, layout.array)
+            or cnp.PyArray_TYPE(array) != layout.type_num
+            or not cnp.PyArray_ISNOTSWAPPED(array)
+        ):
+            shape = tuple([layout.shape[j] for j in range(layout.ndim)])
+            raise ValueError(
+                f"{self._label(k)}: shape, strides or dtype changed since the optimizer was "
+                f"made: shape {shape} then, {self.owned[k].shape} of dtype {array.dtype} now"
+            )
+        if not cnp.PyArray_ISWRITEABLE(array):
+            raise ValueError(f"{self._label(k)}: the array has become read-only")
+        return 0
+
     cdef int _read_counter(self, Py_ssize_t i) except -1:
         """Read a step counter's address anew; raise unless the core can count on in it."""
-        cdef fo_tensor *tensor = fo_plan_tensor(self.plan, i)
+        cdef fo_tensor *tensor = &self.tensors[i]
         cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
         cdef int64_t *address
         if not cnp.PyArray_ISWRITEABLE(counter):
@@ -807,7 +858,7 @@ cdef class Plan:
             self.extents[count].index = k
             count += 1
         for k in range(self.n):
-            self.extents[count].low = <char *>fo_plan_tensor(self.plan, k).step
+            self.extents[count].low = <char *>self.tensors[k].step
             self.extents[count].high = self.extents[count].low + sizeof(int64_t)
             self.extents[count].index = self.n_owned + k
             count += 1
@@ -828,9 +879,28 @@ cdef class Plan:
 
     # ---- gradients -------------------------------------------------------------------------------
 
+    cdef inline bint _bound_before(
+        self, Py_ssize_t i, PyObject *item, bint zero_grad
+    ) noexcept nogil:
+        """Whether a gradient is where and as the C plan was told at the last step."""
+        cdef Layout *layout = &self.layouts[i]
+        cdef Extent *extent = &self.grad_extents[i]
+        cdef Borrowed *grad = <Borrowed *>item
+        return (
+            is_array(item)
+            and descr_of(grad) == layout.descr
+            and data_of(grad) == extent.low
+            and extent.index
+            and laid_out_as(layout, grad)
+            and (
+                not zero_grad
+                or (flags_of(grad) & cnp.NPY_ARRAY_WRITEABLE and extent.low != layout.data)
+            )
+        )
+
     cdef int _bind(self, Py_ssize_t i, list grads, bint zero_grad) except -1:
         """Check gradient i, and tell the C plan where it is and how it is laid out."""
-        cdef fo_tensor *tensor = fo_plan_tensor(self.plan, i)
+        cdef fo_tensor *tensor = &self.tensors[i]
         cdef Layout *layout = &self.layouts[i]
         cdef cnp.ndarray grad
         cdef char *low
@@ -846,7 +916,7 @@ cdef class Plan:
             refuse_masked(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
-        alike = laid_out_as(layout, grad)
+        alike = laid_out_as(layout, <Borrowed *><PyObject *>grad)
         if alike:
             low = cnp.PyArray_BYTES(grad)
             high = low + layout.nbytes
@@ -941,7 +1011,7 @@ cdef class Plan:
         for j in range(len(self.rule.slots)):
             if fo_rule_uses_slot(self.rule.rule, values, j):
                 for i in range(self.n):
-                    tensor = fo_plan_tensor(self.plan, i)
+                    tensor = &self.tensors[i]
                     if tensor.group == group and tensor.slot[j] == NULL:
                         raise ValueError(
                             f"state of {self.names[i]}: {self.rule.slots[j]} is missing"
@@ -1029,14 +1099,14 @@ cdef class Plan:
         cdef Py_ssize_t i
         self.accumulated_steps = accumulated_steps
         for i in range(self.n):
-            fo_plan_tensor(self.plan, i).has_sum = flags[i] is True
+            self.tensors[i].has_sum = flags[i] is True
 
     def summed(self):
         """Return for each parameter whether its sum holds the gradient of a micro-batch."""
         cdef Py_ssize_t i
         cdef list flags = [False] * self.n
         for i in range(self.n):
-            flags[i] = fo_plan_tensor(self.plan, i).has_sum != 0
+            flags[i] = self.tensors[i].has_sum != 0
         return flags
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
@@ -1078,13 +1148,16 @@ cdef class Plan:
                 f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
             )
         for i in range(self.n):  # before anything is read: this may run code of others
+            if is_array(list_item(<PyObject *>bound, i)):
+                continue
             item = bound[i]
             if item is not None and not isinstance(item, cnp.ndarray):
                 name = f"gradient of {self.names[i]}"
                 bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
         self._read_owned()
         for i in range(self.n):
-            self._bind(i, bound, zero_grad)
+            if not self._bound_before(i, list_item(<PyObject *>bound, i), zero_grad):
+                self._bind(i, bound, zero_grad)
         if zero_grad and not self.grads_known_apart:
             self._check_grads_apart(bound)
 

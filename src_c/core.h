@@ -114,7 +114,7 @@ typedef struct fo_plan fo_plan;
 
 fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors); /* or NULL */
 void fo_plan_destroy(fo_plan *plan);
-fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i);
+fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i); /* the next one follows it in memory */
 double *fo_plan_hypers(fo_plan *plan, int32_t group);
 fo_status fo_plan_prepare(fo_plan *plan);  /* FO_OK or FO_NO_MEMORY */
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all tensors together */

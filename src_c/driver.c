@@ -407,9 +407,11 @@ static void decide(const step *s)
     }
     s->result->has_norm = norm_needed(args);
     s->result->grad_norm = sqrt(total);
-    if (args->clip == FO_GLOBAL_CLIP_NORM)
+    if (args->clip == FO_GLOBAL_CLIP_NORM) {
+        const double factor = clip_factor(args, s->result->grad_norm);
         for (int64_t i = 0; i < plan->n_tensors; i++)
-            plan->works[i].gscale *= clip_factor(args, s->result->grad_norm);
+            plan->works[i].gscale *= factor;
+    }
 }
 
 static bool update_follows(const step *s)
