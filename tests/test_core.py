@@ -147,6 +147,17 @@ def test_a_gradient_is_checked_again_when_only_its_layout_changes():
         opt.step([memory.reshape(2, 2), None])
 
 
+def test_a_gradient_is_checked_again_when_only_its_type_changes():
+    params, grad = [np.ones(2), np.ones(2)], np.ones(2)
+    opt = Adam(params)
+    opt.step([grad, None])
+    before = params[0].copy()
+    with pytest.raises(TypeError, match="gradient of parameter 0: a masked array"):
+        opt.step([np.ma.masked_array(grad, [True, False], copy=False), None])
+    opt.step([None, grad])
+    assert np.array_equal(params[0], before)
+
+
 # ---- the limit -----------------------------------------------------------------------------------
 
 
