@@ -207,7 +207,10 @@ def test_a_number_of_threads_that_is_found_out_changes_no_bit():
         if number % 50 == 0:
             time.sleep(0.001)  # the workers fall asleep
     assert_same_bits(together, alone, f"{used} threads")
-    assert (len(used) > 1) == _core.has_openmp()
+    if not _core.has_openmp():
+        assert used == {1}
+    elif fastopt.get_num_threads() > 1:  # with one processor, the caller is done before others come
+        assert len(used) > 1
 
 
 def test_a_pool_of_the_programs_own_changes_no_bit():
