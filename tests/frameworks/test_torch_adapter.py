@@ -1232,7 +1232,7 @@ def test_memory_that_goes_while_the_other_parameters_are_updated():
     class Meddling(torch.Tensor):
         @classmethod
         def __torch_function__(cls, function, types, args=(), kwargs=None):
-            if "add" in str(function):
+            if function is torch.Tensor.add_:
                 fit.data = torch.zeros(4)
             return super().__torch_function__(function, types, args, kwargs or {})
 
