@@ -121,5 +121,6 @@ class Limit:
         updated: Sequence[Sequence[NDArray[Any]]],
         read: Sequence[NDArray[Any]],
         num_threads: int,
+        taken: int = ...,
     ) -> None: ...
     def run(self) -> None: ...

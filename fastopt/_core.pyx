@@ -13,7 +13,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
-from libc.stdint cimport INT64_MAX, int32_t, int64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
@@ -1713,23 +1713,27 @@ cdef class Limit:
     Parameters
     ----------
     updated : list of tuple of numpy.ndarray
-        For each tensor, the arrays that a step reads and writes. What is in them is lost.
+        For each tensor, the arrays that a step reads and writes.
     read : list of numpy.ndarray
         For each tensor, the array that a step reads.
     num_threads : int
         Size of the OpenMP team.
+    taken : int
+        Bits of what is read that are added, without carry, to what is updated, in each 4 bytes.
+        With 0 all arrays stay as they are.
     """
 
     cdef fo_limit_tensor *tensors
     cdef Py_ssize_t n
     cdef int num_threads
+    cdef uint32_t taken
     cdef tuple kept
 
-    def __cinit__(self, updated, read, int num_threads):
+    def __cinit__(self, updated, read, int num_threads, uint32_t taken=0):
         cdef fo_limit_tensor *tensor
         cdef Py_ssize_t i
         cdef int j
-        self.n, self.num_threads = len(read), num_threads
+        self.n, self.num_threads, self.taken = len(read), num_threads, taken
         self.kept = (tuple([tuple(arrays) for arrays in updated]), tuple(read))
         self.tensors = <fo_limit_tensor *>PyMem_Calloc(self.n + 1, sizeof(fo_limit_tensor))
         if self.tensors == NULL:
@@ -1754,4 +1758,4 @@ cdef class Limit:
     def run(self):
         """Make one pass."""
         with nogil:
-            fo_limit_run(self.tensors, self.n, self.num_threads)
+            fo_limit_run(self.tensors, self.n, self.taken, self.num_threads)

@@ -1,6 +1,6 @@
 """What of the C core's inside (src_c/core.h, its manual) the Cython module uses."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from fastopt._core cimport fo_clip, fo_dtype, fo_nonfinite, fo_semantics, fo_status
 
@@ -73,7 +73,8 @@ cdef extern from "core.h" nogil:
         int n_updated
         const void *read
         int64_t words
-    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads)
+    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken,
+                      int threads)
 
     int fo_get_num_threads()
     void fo_set_num_threads(int n)

@@ -123,14 +123,15 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
 /* ---- the limit of a step, to measure against -------------------------------------------------- */
 
 typedef struct {
-    void *updated[1 + FO_MAX_SLOTS]; /* arrays that are read and written; what is in them is lost */
+    void *updated[1 + FO_MAX_SLOTS]; /* arrays that are read and written */
     int n_updated;                   /* 1 at least */
     const void *read;                /* one that is read */
     int64_t words;                   /* of each, in units of 4 bytes */
 } fo_limit_tensor;
 
-/* Moves the bytes of a step over these arrays, and computes nothing. */
-void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads);
+/* Moves the bytes of a step over these arrays: each updated word takes up (exclusive or) the bits
+ * `taken` of the one that is read. With 0 all stays as it is, but no compiler knows. */
+void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken, int threads);
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 

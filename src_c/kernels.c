@@ -23,40 +23,41 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 #undef T
 #undef FO_T
 
-/* Of a step, only the memory traffic: the words change places, and one takes up what is read. */
+/* Of a step, only the memory traffic. */
 typedef uint32_t word FO_UNALIGNED;
 
-FO_INLINE void move_n(int64_t from, int64_t to, void *const *updated, const word *read, const int n)
+FO_INLINE void move_n(int64_t from, int64_t to, void *const *updated, const word *read,
+                      uint32_t taken, const int n)
 {
-    word *a = updated[0], *b = updated[n > 1 ? 1 : 0], *c = updated[n > 2 ? 2 : 0],
-         *d = updated[n > 3 ? 3 : 0];
+    word *a = updated[0], *b = updated[1], *c = updated[2], *d = updated[3];
     FO_INDEPENDENT
     for (int64_t i = from; i < to; i++) {
-        const uint32_t last = a[i] ^ read[i];
+        const uint32_t bits = read[i] & taken;
+        a[i] ^= bits;
         if (n > 1)
-            a[i] = b[i];
+            b[i] ^= bits;
         if (n > 2)
-            b[i] = c[i];
+            c[i] ^= bits;
         if (n > 3)
-            c[i] = d[i];
-        *(n == 1 ? &a[i] : n == 2 ? &b[i] : n == 3 ? &c[i] : &d[i]) = last;
+            d[i] ^= bits;
     }
 }
 
-static void move(int64_t from, int64_t to, void *const *updated, int n_updated, const void *read)
+static void move(int64_t from, int64_t to, void *const *updated, int n_updated, const void *read,
+                 uint32_t taken)
 {
     switch (n_updated) {
     case 1:
-        move_n(from, to, updated, read, 1);
+        move_n(from, to, updated, read, taken, 1);
         break;
     case 2:
-        move_n(from, to, updated, read, 2);
+        move_n(from, to, updated, read, taken, 2);
         break;
     case 3:
-        move_n(from, to, updated, read, 3);
+        move_n(from, to, updated, read, taken, 3);
         break;
     default:
-        move_n(from, to, updated, read, 4);
+        move_n(from, to, updated, read, taken, 4);
     }
 }
 

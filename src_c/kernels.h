@@ -28,9 +28,9 @@ typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
 typedef void fo_mean(int64_t n, void *to, const void *sum, const void *grad, double scale,
                      double divisor);
 
-/* Moves words from..to of the arrays into one another. */
+/* Has words from..to of the arrays take up the bits `taken` of those that are read. */
 typedef void fo_move(int64_t from, int64_t to, void *const *updated, int n_updated,
-                     const void *read);
+                     const void *read, uint32_t taken);
 
 typedef struct {
     const char *name;

@@ -1,12 +1,14 @@
 /* The limit of a step: a pass that reads and writes the bytes that a step reads and writes, and
  * computes nothing. No loop over the same arrays can be faster by much; benchmarks measure against
- * it. It is cut up evenly, and run by OpenMP or by one thread: nothing of the driver is in it. */
+ * it, on the arrays of the step itself, which it leaves as they are. It is cut up evenly, and run by
+ * OpenMP or by one thread: nothing of the driver is in it. */
 #include "kernels.h"
 #include "team.h"
 
 typedef struct {
     const fo_limit_tensor *tensors;
     int64_t n_tensors;
+    uint32_t taken;
     fo_move *move;
 } traffic;
 
@@ -20,13 +22,13 @@ static void move_words(void *context, int64_t begin, int64_t end)
         const int64_t from = begin > first ? begin - first : 0;
         const int64_t to = end - first < tensor->words ? end - first : tensor->words;
         if (from < to)
-            t->move(from, to, tensor->updated, tensor->n_updated, tensor->read);
+            t->move(from, to, tensor->updated, tensor->n_updated, tensor->read, t->taken);
     }
 }
 
-void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, int threads)
+void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken, int threads)
 {
-    traffic t = {tensors, n_tensors, fo_active_table()->move};
+    traffic t = {tensors, n_tensors, taken, fo_active_table()->move};
     int64_t words = 0;
     for (int64_t i = 0; i < n_tensors; i++)
         words += tensors[i].words;

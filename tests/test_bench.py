@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt import _core
 from fastopt.__main__ import main
 from fastopt.bench import check, measure, peers, run
 from fastopt.bench.peers import base
+from fastopt.bench.peers import fastopt as fastopt_peer
 from fastopt.bench.peers import numpy as numpy_peer
 from fastopt.bench.workloads import DTYPES, RULES, WORKLOADS
 
@@ -150,10 +152,10 @@ def test_each_round_gives_everyone_a_turn_and_begins_with_another():
 
 def test_fewer_contenders_at_a_time_where_memory_is_short(monkeypatch):
     names = ["numpy", "numpy", "numpy"]
-    monkeypatch.setattr(run, "_room", lambda case: 3)
+    monkeypatch.setattr(run, "_room", lambda case: 2)
     result = run.time_case(case(), names, [1], 0.0)
     assert [row.name for row in result.rows] == ["fastopt", "limit", *names]
-    monkeypatch.setattr(run, "_room", lambda case: 2)
+    monkeypatch.setattr(run, "_room", lambda case: 1)
     with pytest.raises(MemoryError, match="1e3 in float32 needs more memory"):
         run.time_case(case(), names, [1], 0.0)
 
@@ -167,6 +169,30 @@ def test_the_limit_is_the_fastest_loop_with_up_to_as_many_threads():
         assert row.to_limit == pytest.approx(row.us / fastest)
         assert row.to_fastopt == pytest.approx(row.us / result.rows[0].us)
         assert row.GB_per_s == pytest.approx(28_000 / row.us / 1e3)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_limit_moves_the_bytes_of_a_step_and_leaves_the_arrays_as_they_are(monkeypatch, rule):
+    rule, workload, moved = RULES[rule], WORKLOADS["mlp"], []
+
+    class Limit(_core.Limit):
+        def __init__(self, updated, read, threads):
+            moved.extend([array] * 2 for arrays in updated for array in arrays)
+            moved.append(read)
+
+    monkeypatch.setattr(_core, "Limit", Limit)
+    params, grads = workload.arrays("float32")
+    peer = fastopt_peer.Peer(rule, params, grads, 1)
+    run.checked_steps(peer)
+    arrays = [*params, *peer._grads, *(a for state in peer._opt.state for a in state.values())]
+    before = [array.copy() for array in arrays]
+    limit = peer.limit(1)
+    assert sum(a.nbytes for row in moved for a in row) == rule.bytes_moved(
+        workload.elements, "float32"
+    )
+    limit.run()
+    for array, was in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, was)
 
 
 def test_contenders_that_cannot_take_part_are_named_with_why(monkeypatch):

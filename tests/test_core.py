@@ -163,7 +163,7 @@ def test_a_gradient_is_checked_again_when_only_its_type_changes():
 
 @pytest.mark.parametrize("isa", _core.isa()["supported"])
 def test_the_limit_touches_all_that_a_step_touches(isa):
-    """Each array takes the next one's words, and the last takes up the gradient's."""
+    """Whatever is updated takes up what bits it is told to of what is read: by itself, none."""
     active = _core.isa()["active"]
     rng = np.random.default_rng(0)
     try:
@@ -173,17 +173,18 @@ def test_the_limit_touches_all_that_a_step_touches(isa):
             updated = [[rng.standard_normal(n) for _ in range(count)] for n in sizes]
             read = [rng.standard_normal(n) for n in sizes]
             words = [[a.view(np.uint32) for a in arrays] for arrays in updated]
-            moved = [
-                [*(a.copy() for a in arrays[1:]), arrays[0] ^ last.view(np.uint32)]
-                for arrays, last in zip(words, read, strict=True)
-            ]
             before = [g.copy() for g in read]
-            _core.Limit(updated, read, 3 if count % 2 else 1).run()
-            for arrays, expected in zip(words, moved, strict=True):
-                for a, b in zip(arrays, expected, strict=True):
-                    np.testing.assert_array_equal(a, b)
-            for g, b in zip(read, before, strict=True):
-                np.testing.assert_array_equal(g, b)
+            for taken, args in ((0, ()), (0xFFFFFFFF, (0xFFFFFFFF,)), (0x80F0000E, (0x80F0000E,))):
+                moved = [
+                    [a ^ (g.view(np.uint32) & np.uint32(taken)) for a in arrays]
+                    for arrays, g in zip(words, read, strict=True)
+                ]
+                _core.Limit(updated, read, 3 if count % 2 else 1, *args).run()
+                for arrays, expected in zip(words, moved, strict=True):
+                    for a, b in zip(arrays, expected, strict=True):
+                        np.testing.assert_array_equal(a, b)
+                for g, b in zip(read, before, strict=True):
+                    np.testing.assert_array_equal(g, b)
     finally:
         _core.select_isa(active)
 

@@ -200,7 +200,7 @@ def heats(case: Case, taking_part: Sequence[Entry]) -> Iterator[Heat]:
     """
     always = [entry for entry in taking_part if entry.name in ALWAYS]
     others = [entry for entry in taking_part if entry not in always]
-    room = _room(case) - 2  # fastopt and the limit loops, which share their arrays
+    room = _room(case) - 1  # fastopt, whose arrays the limit loops share
     if room < min(1, len(others)):
         raise MemoryError(f"{case.workload.name} in {case.dtype} needs more memory than there is")
     for first in range(0, max(1, len(others)), max(1, room)):
@@ -214,12 +214,10 @@ def heats(case: Case, taking_part: Sequence[Entry]) -> Iterator[Heat]:
 
 def _heat(case: Case, taking_part: Sequence[Entry]) -> Heat:
     params, grads = case.workload.arrays(case.dtype)
-    limit_arrays = _limit_arrays(case, params, grads)
     wanted: dict[str, list[Array]] = {}
     subjects: dict[Entry, Any] = {}
     for entry in taking_part:
         if entry.name == LIMIT:
-            subjects[entry] = LimitLoop(*limit_arrays, entry.threads)
             continue
         contender = peers.find(entry.name)
         assert not isinstance(contender, str)
@@ -238,19 +236,21 @@ def _heat(case: Case, taking_part: Sequence[Entry]) -> Heat:
             tolerance = tolerance._replace(travel=tolerance.travel + contender.norm_error)
         check.agree(who, subject.result(), wanted[semantics], params, tolerance)
         subjects[entry] = subject
+    step = subjects[Entry("fastopt", case.threads)]
+    for entry in taking_part:
+        if entry.name == LIMIT:
+            subjects[entry] = LimitLoop(step.limit(entry.threads))
     return Heat(case, Race(subjects), list(taking_part))
 
 
 class LimitLoop:
     """Moves the bytes of a step and computes nothing."""
 
-    def __init__(
-        self, updated: Sequence[Sequence[Array]], read: Sequence[Array], threads: int
-    ) -> None:
-        self.step = _core.Limit(updated, read, threads).run
+    def __init__(self, limit: _core.Limit) -> None:
+        self.step = limit.run
 
     def begin(self) -> None:
-        """Do nothing: its arrays hold garbage."""
+        """Do nothing: the arrays are and stay as the step left them."""
 
 
 def time_case(case: Case, names: Sequence[str], threads: Sequence[int], seconds: float) -> Result:
@@ -282,18 +282,6 @@ def checked_steps(subject: Contender) -> None:
     for _ in range(check.STEPS):
         subject.begin()
         subject.step()
-
-
-def _limit_arrays(
-    case: Case, params: Sequence[Array], grads: Sequence[Array]
-) -> tuple[list[list[Array]], list[Array]]:
-    """Return arrays of a step's sizes: for each tensor those that are updated, and those read."""
-    updated = [[np.ones_like(p) for _ in (p, *case.rule.slots)] for p in params]
-    if case.rule.clip_norm is None:
-        return updated, list(grads)
-    for arrays, grad in zip(updated, grads, strict=True):
-        arrays.append(np.ones_like(grad))  # it is zeroed
-    return updated, [np.ones_like(grad) for grad in grads]
 
 
 def _ladder(threads: int) -> list[int]:

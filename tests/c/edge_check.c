@@ -166,8 +166,9 @@ static void names(void)
 
 static void limit(void)
 {
+    static const uint32_t taken[] = {0, UINT32_MAX, 0x80F0000E};
     for (int n = 1; n <= 1 + FO_MAX_SLOTS; n++)
-        for (int threads = 1; threads <= 3; threads += 2) {
+        for (int k = 0; k < 6; k++) {
             uint32_t updated[2][1 + FO_MAX_SLOTS][99], read[2][99];
             fo_limit_tensor tensors[3] = {{.n_updated = n, .words = 99},
                                           {.n_updated = n, .words = 0},
@@ -182,12 +183,13 @@ static void limit(void)
                 for (int j = 0; j < n; j++)
                     tensors[2 * t].updated[j] = updated[t][j];
             }
-            fo_limit_run(tensors, 3, threads);
+            fo_limit_run(tensors, 3, taken[k / 2], k % 2 ? 3 : 1);
             for (int t = 0; t < 2; t++)
-                for (uint32_t i = 0; i < (t ? 50 : 99); i++)
+                for (uint32_t i = 0; i < 99; i++)
                     for (int j = 0; j < n; j++)
-                        EXPECT(updated[t][j][i] ==
-                               (j == n - 1 ? i ^ (1000 + i) : i + (uint32_t)j + 1));
+                        EXPECT(
+                            updated[t][j][i] ==
+                            ((i + (uint32_t)j) ^ (t && i >= 50 ? 0 : (1000 + i) & taken[k / 2])));
         }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastopt import _core
 from fastopt.bench.peers.base import Contender, Tolerance
 from fastopt.bench.workloads import Array, Rule
 
@@ -22,7 +23,7 @@ class Peer(Contender):
         threads: int,
         semantics: str = "torch",
     ) -> None:
-        self._params, self._grads = list(params), list(grads)
+        self._params, self._grads, self._slots = list(params), list(grads), rule.slots
         self._fresh: Sequence[Array] = ()  # what the tail's zeroed gradients are filled from
         if rule.clip_norm is not None:
             self._fresh, self._grads = grads, [grad.copy() for grad in grads]
@@ -42,6 +43,22 @@ class Peer(Contender):
             self._opt.step(self._grads, zero_grad=True)
         else:
             self._opt.step(self._grads)
+
+    def limit(self, threads: int) -> _core.Limit:
+        """Return the loop that moves the bytes of a step, over the arrays of the step itself.
+
+        It leaves them as they are. The tail, which reads a gradient, and later reads it once more
+        and overwrites it, moves as many bytes as if it read one gradient and updated another.
+        """
+        updated = [
+            [param, *(state[slot] for slot in self._slots)]
+            for param, state in zip(self._params, self._opt.state, strict=True)
+        ]
+        if not self._fresh:
+            return _core.Limit(updated, self._grads, threads)
+        for arrays, grad in zip(updated, self._grads, strict=True):
+            arrays.append(grad)
+        return _core.Limit(updated, self._fresh, threads)
 
     def result(self) -> list[Array]:
         """Return the parameters as they are now."""
