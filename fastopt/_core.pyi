@@ -24,7 +24,11 @@ def lends_memory(given: Any) -> bool: ...
 def from_dlpack(given: Any) -> NDArray[Any]: ...
 def array_over(given: Any, name: str, *, keep: bool = False) -> Any: ...
 def check_parameter(array: Any, name: str) -> None: ...
-def unchanged(groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]) -> bool: ...
+def unchanged(groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None) -> bool: ...
+
+class Lock:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 class Rule:
     name: str
@@ -49,6 +53,7 @@ class Plan:
     owners: tuple[int, ...]
     num_threads: int
     pool: int
+    replaced: bool
     completed_steps: int
     accumulated_steps: int
     def __init__(
@@ -92,7 +97,13 @@ class Plan:
         summed: Sequence[bool] | None = None,
     ) -> None: ...
     def step_unchanged(
-        self, groups: Any, seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]], grads: Any
+        self,
+        lock: Lock,
+        groups: Any,
+        seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None,
+        grads: Any,
+        loss_scale: Any,
+        zero_grad: Any,
     ) -> StepResult | None: ...
     def step(
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool

@@ -9,9 +9,21 @@ cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_New
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PY_LOCK_ACQUIRED,
+    PyLockStatus,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 from libc.stdlib cimport qsort
@@ -46,6 +58,9 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "Python.h":
     PyObject *list_item "PyList_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
     PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock, long long microseconds, int interruptible
+    ) nogil
 
 
 # The C interface, for fo_import() in fastopt.h.
@@ -130,6 +145,53 @@ TORN = (
     "of one step and half of the next. Put the parameters back, then call load_state_dict() or "
     "reset(), or make a new optimizer"
 )
+
+
+# ---- locks ---------------------------------------------------------------------------------------
+
+
+cdef class Lock:
+    """What ``threading.RLock`` is to a ``with`` statement; and to a step a fifth of its price."""
+
+    cdef PyThread_type_lock lock
+    cdef long owner      # the thread that holds it, or 0
+    cdef Py_ssize_t depth
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef int take(self) except -1:
+        """Wait for the lock; a signal's handler may raise meanwhile."""
+        cdef long me = PyThread_get_thread_ident()
+        cdef bint taken
+        if self.owner != me:
+            taken = PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
+            while not taken:
+                with nogil:
+                    taken = PyThread_acquire_lock_timed(self.lock, -1, True) == PY_LOCK_ACQUIRED
+                if not taken:
+                    PyErr_CheckSignals()
+            self.owner = me
+        self.depth += 1
+        return 0
+
+    cdef void give(self) noexcept:
+        self.depth -= 1
+        if self.depth == 0:
+            self.owner = 0
+            PyThread_release_lock(self.lock)
+
+    def __enter__(self):
+        self.take()
+
+    def __exit__(self, *error):
+        self.give()
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -444,7 +506,7 @@ cpdef bint unchanged(groups, list seen):
     """Tell whether the keys and values of these dicts are still the objects that were seen."""
     cdef Py_ssize_t i
     cdef bint same
-    if type(groups) is not list or len(groups) != len(seen):
+    if seen is None or type(groups) is not list or len(groups) != len(seen):
         return False
     for i, group in enumerate(groups):
         if type(group) is not dict:
@@ -616,6 +678,7 @@ cdef class Plan:
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
+    cdef public bint replaced        # its owner has another plan now
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
 
@@ -1132,11 +1195,22 @@ cdef class Plan:
         finally:
             self.writing = 0
 
-    def step_unchanged(self, groups, list seen, grads):
-        """Step if the groups are as seen and the gradients a list, else return None."""
-        if type(grads) is not list or not unchanged(groups, seen):
+    def step_unchanged(self, Lock lock not None, groups, list seen, grads, loss_scale, zero_grad):
+        """Step if the groups are as seen and the arguments as usual, else return None.
+
+        Holds the lock meanwhile.
+        """
+        if type(grads) is not list or type(loss_scale) is not float or <double>loss_scale != 1.0:
             return None
-        return self.step(grads, 1.0, False)
+        if zero_grad is not False and zero_grad is not True:
+            return None
+        lock.take()
+        try:
+            if self.replaced or not unchanged(groups, seen):
+                return None
+            return self.step(grads, 1.0, zero_grad is True)
+        finally:
+            lock.give()
 
     cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeAlias
 
 import numpy as np
 
@@ -42,6 +41,10 @@ _NONFINITE = ("propagate", "skip", "raise")
 _CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
 
 
+# The keys and values of each group; None: no groups are as these.
+_Seen: TypeAlias = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
+
+
 class Counts(NamedTuple):
     """How far an optimizer is."""
 
@@ -63,9 +66,9 @@ class Optimizer:
     }
 
     param_groups: list[dict[str, Any]]
-    _seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
+    _seen: _Seen
     _called: list[int]
-    _settled: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
+    _settled: _Seen
     _plan: _core.Plan
 
     def __init__(
@@ -114,7 +117,7 @@ class Optimizer:
         self._left_out: list[bool] = []
         self._ema: list[Array] | None = None if self._ema_decay is None else []
         self._sums: list[Array] | None = None if self._accumulate == 1 else []
-        self._lock = threading.RLock()
+        self._lock = _core.Lock()
         self._calling = False
         self._extend(as_groups(params), Counts())
         _live.add(self)
@@ -231,8 +234,8 @@ class Optimizer:
         }
         counts = counts._replace(summed=counts.summed + (False,) * len(params))
         changed["_plan"] = self._make_plan(changed, counts)
-        changed |= _as_seen(changed["param_groups"])
-        self.__dict__.update(changed)
+        changed |= _as_seen(changed["param_groups"], is_named)
+        self._commit(changed)
 
     def _counts(self) -> Counts:
         plan = self._plan
@@ -343,7 +346,7 @@ class Optimizer:
                 raise ValueError(
                     f"param_groups[{number}]: its parameters were replaced; use add_param_group"
                 )
-        seen = _as_seen(groups)  # before a callable runs that may change them again
+        seen = _as_seen(groups, self._named)  # before a callable runs that may change them again
         if not call:
             groups = [
                 {**group, "lr": 0.0} if callable(group.get("lr")) else group for group in groups
@@ -398,6 +401,12 @@ class Optimizer:
         changed: dict[str, Any] = {"_state": state, "_rows": rows}
         changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self._counts())
         changed["_plan"].take_over_tear(self._plan)
+        self._commit(changed)
+
+    def _commit(self, changed: dict[str, Any]) -> None:
+        """Set attributes, a new plan among them."""
+        if "_plan" in self.__dict__:
+            self._plan.replaced = True  # for a step that has it already, and waits for the lock
         self.__dict__.update(changed)
 
     # ---- the step -------------------------------------------------------------------------------
@@ -451,12 +460,12 @@ class Optimizer:
         >>> w
         array([ 0.5,  0. , -1. ])
         """
+        result = self._plan.step_unchanged(
+            self._lock, self.param_groups, self._settled, grads, loss_scale, zero_grad
+        )
+        if result is not None:
+            return result
         with self._lock:
-            usual = zero_grad is False and type(loss_scale) is float and loss_scale == 1.0
-            if usual and not self._named:
-                result = self._plan.step_unchanged(self.param_groups, self._settled, grads)
-                if result is not None:
-                    return result
             self._check_not_called("step()")
             self._check_whole("step()")
             if not _core.unchanged(self.param_groups, self._seen):
@@ -734,7 +743,7 @@ class Optimizer:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         counts = kept.pop("counts")
         self.__dict__.update(kept)
-        self._lock = threading.RLock()
+        self._lock = _core.Lock()
         self._calling = False
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
@@ -743,7 +752,7 @@ class Optimizer:
             for group in self.param_groups
         ]
         self._plan = self._make_plan(self.__dict__, counts)
-        self.__dict__.update(_as_seen(self.param_groups))
+        self.__dict__.update(_as_seen(self.param_groups, self._named))
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -754,14 +763,15 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _as_seen(groups: list[dict[str, Any]]) -> dict[str, Any]:
+def _as_seen(groups: list[dict[str, Any]], named: bool) -> dict[str, Any]:
     """Return what tells at the next step whether the groups have to be checked again."""
     called = [number for number, group in enumerate(groups) if callable(group.get("lr"))]
-    seen = [(tuple(group), tuple(group.values())) for group in groups]
+    seen: _Seen = [(tuple(group), tuple(group.values())) for group in groups]
     if any(isinstance(value, list) for group in groups for value in group.values()):
-        seen = []  # a list may change in place: no groups are as these
-    # `_called`: groups whose learning rate is to be called. Without any, `_settled` is `_seen`.
-    return {"_seen": seen, "_called": called, "_settled": [] if called else seen}
+        seen = None  # a list may change in place
+    # `_called`: groups whose learning rate is to be called. `_settled`: what the groups are if a
+    # step needs nothing but a list of gradients.
+    return {"_seen": seen, "_called": called, "_settled": None if called or named else seen}
 
 
 # ---- after a fork, no thread is left that could release a lock, or finish a call -----------------
@@ -771,7 +781,7 @@ _live: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 def _forget_threads() -> None:
     for optimizer in _live:
-        optimizer._lock = threading.RLock()
+        optimizer._lock = _core.Lock()
         optimizer._calling = False
 
 

@@ -366,6 +366,14 @@ def _append(run, k):
     run.opt.param_groups.pop()
 
 
+@kind("group: none", ValueError, "param_groups was replaced, or its length changed", [0])
+def _replace(run, k):
+    before = run.opt.param_groups
+    run.opt.param_groups = []
+    yield
+    run.opt.param_groups = before
+
+
 # ---- arguments of the step -----------------------------------------------------------------------
 
 

@@ -387,6 +387,18 @@ def fail_late():
 # ---- learning rates that meddle ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{"lr": lambda steps: 0.5}, {"betas": [0.5, 0.75]}])
+def test_groups_that_are_looked_at_in_each_step_cannot_be_replaced_by_none(options):
+    w = np.ones(3)
+    opt = fastopt.Adam([w], **options)
+    opt.step([np.ones(3)])
+    before = w.copy()
+    opt.param_groups = []
+    with pytest.raises(ValueError, match=r"^param_groups was replaced"):
+        opt.step([np.ones(3)])
+    np.testing.assert_array_equal(w, before)
+
+
 @pytest.mark.parametrize(
     ("what", "meddle"),
     [

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -115,6 +116,26 @@ def test_loading_and_resetting_are_done_or_not_when_interrupted():
             (2, [2, 2], 1.5, (1, [True, True])),
             (0, [0, 0], 0.0, (0, [False, False])),
         ]
+
+
+def test_a_step_that_waits_for_another_thread_can_be_interrupted():
+    opt, held, over = SGD([np.zeros(3)], lr=1.0), threading.Event(), threading.Event()
+
+    def hold():
+        with opt._lock:
+            held.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    for _ in range(3):
+        interrupt(lambda: opt.step([np.ones(3)]), after=0.02)
+        assert opt.completed_steps == 0
+    over.set()
+    thread.join()
+    opt.step([np.ones(3)])
+    assert opt.completed_steps == 1
 
 
 def test_interrupts_of_another_process_reach_the_program_and_tear_nothing():

@@ -136,6 +136,37 @@ def test_threads_that_step_their_own_optimizers_do_not_meet():
         assert contents(apart[i]) == contents(advance(serial[i], [grads[i]], steps))
 
 
+@pytest.mark.parametrize("replace", ["another group", "more state"])
+def test_a_step_that_waited_while_the_optimizer_changed_takes_it_as_it_is(replace):
+    w, grad = np.zeros(3), np.ones(3)
+    opt, raised = SGD([w], lr=1.0), []
+
+    def step():
+        try:
+            opt.step([grad])
+        except ValueError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=step, daemon=True)
+    with opt._lock:
+        thread.start()
+        time.sleep(0.05)  # let it come to the lock
+        if replace == "another group":
+            opt.add_param_group({"params": [np.zeros(2)]})
+        else:
+            opt.param_groups[0]["momentum"] = 0.5
+            opt.step([grad])
+            assert opt.state[0]["momentum_buffer"].tolist() == [1.0] * 3
+        assert thread.is_alive()
+    thread.join(20)
+    if replace == "another group":
+        assert raised == ["expected 2 gradients, one for each parameter; got 1"]
+        assert opt.completed_steps == w.any() == 0
+    else:
+        assert (raised, opt.completed_steps, w.tolist()) == ([], 2, [-2.5] * 3)
+        assert opt.state[0]["momentum_buffer"].tolist() == [1.5] * 3
+
+
 def test_threads_that_do_everything_at_once_lose_nothing():
     """Stepping, changing rates, looking, copying: each sees whole steps, and none is lost."""
     ran = 0
@@ -450,8 +481,7 @@ for size in (100, 1 << 21):
 del grads
 while opt.completed_steps < 3:
     time.sleep(0.001)
-while opt._lock.acquire(blocking=False):  # it is between two steps
-    opt._lock.release()
+while not opt._plan.busy:  # it is between two steps
     time.sleep(0)
 print("end")
 """
