@@ -53,7 +53,7 @@ class Plan:
     owners: tuple[int, ...]
     num_threads: int
     pool: int
-    replaced: bool
+    settled: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
     completed_steps: int
     accumulated_steps: int
     def __init__(
@@ -96,11 +96,13 @@ class Plan:
         accumulated_steps: int = 0,
         summed: Sequence[bool] | None = None,
     ) -> None: ...
-    def step_unchanged(
+    def settle(
+        self, groups: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None, direct: bool = ...
+    ) -> None: ...
+    def step_settled(
         self,
         lock: Lock,
         groups: Any,
-        seen: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None,
         grads: Any,
         loss_scale: Any,
         zero_grad: Any,

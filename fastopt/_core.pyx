@@ -503,7 +503,10 @@ cdef bint has_items(dict group, tuple seen):
 
 
 cpdef bint unchanged(groups, list seen):
-    """Tell whether the keys and values of these dicts are still the objects that were seen."""
+    """Tell whether the keys and values of these dicts are still the objects that were seen.
+
+    If nothing was seen (None), they are not.
+    """
     cdef Py_ssize_t i
     cdef bint same
     if seen is None or type(groups) is not list or len(groups) != len(seen):
@@ -655,7 +658,8 @@ cdef class Plan:
 
     Notes
     -----
-    A plan is not locked: its owner sees to it that one thread at a time steps it.
+    A plan is not locked: its owner sees to it that one thread at a time uses it (and hands its lock
+    to ``step_settled``).
     """
 
     cdef fo_plan *plan
@@ -678,7 +682,8 @@ cdef class Plan:
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
-    cdef public bint replaced        # its owner has another plan now
+    cdef readonly list settled       # what `settle` was told; None: since then all may be different
+    cdef bint direct
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
 
@@ -1063,13 +1068,14 @@ cdef class Plan:
         self._read_owned()
 
     def set_hypers(self, int32_t group, row):
-        """Set a group's hyperparameters, in the order of ``rule.hypers``."""
+        """Set a group's hyperparameters, as ``rule.hypers`` has them; nothing is settled then."""
         cdef double values[FO_MAX_HYPERS]
         cdef fo_tensor *tensor
         cdef Py_ssize_t i
         cdef int j
         if not 0 <= group < self.n_groups:
             raise ValueError(f"there is no group {group}")
+        self.settled = None
         self.rule.read_row(row, values)
         for j in range(len(self.rule.slots)):
             if fo_rule_uses_slot(self.rule.rule, values, j):
@@ -1080,6 +1086,19 @@ cdef class Plan:
                             f"state of {self.names[i]}: {self.rule.slots[j]} is missing"
                         )
         memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
+
+    def settle(self, list groups, bint direct=False):
+        """Note that the hyperparameters are those of its owner's groups.
+
+        Parameters
+        ----------
+        groups : list of tuple or None
+            The keys and values of each group, as for `unchanged`; None: they are not.
+        direct : bool
+            Whether that and a list of gradients is all that a step needs.
+        """
+        self.direct = direct
+        self.settled = groups
 
     @property
     def torn(self):
@@ -1195,18 +1214,20 @@ cdef class Plan:
         finally:
             self.writing = 0
 
-    def step_unchanged(self, Lock lock not None, groups, list seen, grads, loss_scale, zero_grad):
-        """Step if the groups are as seen and the arguments as usual, else return None.
+    def step_settled(self, Lock lock not None, groups, grads, loss_scale, zero_grad):
+        """Step if the groups are as they were settled and the arguments as usual, else return None.
 
         Holds the lock meanwhile.
         """
+        if not self.direct:
+            return None
         if type(grads) is not list or type(loss_scale) is not float or <double>loss_scale != 1.0:
             return None
         if zero_grad is not False and zero_grad is not True:
             return None
         lock.take()
         try:
-            if self.replaced or not unchanged(groups, seen):
+            if not unchanged(groups, self.settled):  # looked up only now that it cannot change
                 return None
             return self.step(grads, 1.0, zero_grad is True)
         finally:

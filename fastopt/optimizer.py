@@ -11,7 +11,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -41,10 +41,6 @@ _NONFINITE = ("propagate", "skip", "raise")
 _CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
 
 
-# The keys and values of each group; None: no groups are as these.
-_Seen: TypeAlias = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
-
-
 class Counts(NamedTuple):
     """How far an optimizer is."""
 
@@ -66,9 +62,7 @@ class Optimizer:
     }
 
     param_groups: list[dict[str, Any]]
-    _seen: _Seen
-    _called: list[int]
-    _settled: _Seen
+    _called: list[int]  # groups whose learning rate is to be called
     _plan: _core.Plan
 
     def __init__(
@@ -233,8 +227,9 @@ class Optimizer:
             "param_groups": self.param_groups + new_groups,
         }
         counts = counts._replace(summed=counts.summed + (False,) * len(params))
-        changed["_plan"] = self._make_plan(changed, counts)
-        changed |= _as_seen(changed["param_groups"], is_named)
+        plan = changed["_plan"] = self._make_plan(changed, counts)
+        seen, changed["_called"] = _as_seen(changed["param_groups"])
+        plan.settle(seen, not changed["_called"] and not is_named)
         self._commit(changed)
 
     def _counts(self) -> Counts:
@@ -346,7 +341,7 @@ class Optimizer:
                 raise ValueError(
                     f"param_groups[{number}]: its parameters were replaced; use add_param_group"
                 )
-        seen = _as_seen(groups, self._named)  # before a callable runs that may change them again
+        seen, called = _as_seen(groups)  # before a callable runs that may change them again
         if not call:
             groups = [
                 {**group, "lr": 0.0} if callable(group.get("lr")) else group for group in groups
@@ -357,7 +352,8 @@ class Optimizer:
         ]
         used = [self._rule.used_slots(row) for row in rows]
         self._apply(rows, [used[number] for number in self._group_of])
-        self.__dict__.update(seen)
+        self._called = called
+        self._plan.settle(seen, not called and not self._named)
 
     def _check_not_called(self, what: str) -> None:
         """Raise where what a step calls would change its optimizer."""
@@ -373,7 +369,7 @@ class Optimizer:
 
     def _call_learning_rates(self) -> None:
         """Evaluate the learning rates that are callables; nothing else has changed."""
-        place, rows = self._rule.hypers.index("lr"), list(self._rows)
+        place, rows, seen = self._rule.hypers.index("lr"), list(self._rows), self._plan.settled
         for number in self._called:
             lr, where = self.param_groups[number]["lr"], f"param_groups[{number}]: "
             rows[number] = rows[number].copy()
@@ -381,6 +377,7 @@ class Optimizer:
         for number in self._called:
             self._set_row(number, rows[number])
         self._rows = rows
+        self._plan.settle(seen)
 
     def _apply(self, rows: list[list[float]], slots: Sequence[Iterable[str]]) -> None:
         """Set the groups' hyperparameters, and make what is lacking of the parameters' slots.
@@ -406,7 +403,7 @@ class Optimizer:
     def _commit(self, changed: dict[str, Any]) -> None:
         """Set attributes, a new plan among them."""
         if "_plan" in self.__dict__:
-            self._plan.replaced = True  # for a step that has it already, and waits for the lock
+            self._plan.settle(None)  # for a step that has it already, and waits for the lock
         self.__dict__.update(changed)
 
     # ---- the step -------------------------------------------------------------------------------
@@ -460,15 +457,15 @@ class Optimizer:
         >>> w
         array([ 0.5,  0. , -1. ])
         """
-        result = self._plan.step_unchanged(
-            self._lock, self.param_groups, self._settled, grads, loss_scale, zero_grad
+        result = self._plan.step_settled(
+            self._lock, self.param_groups, grads, loss_scale, zero_grad
         )
         if result is not None:
             return result
         with self._lock:
             self._check_not_called("step()")
             self._check_whole("step()")
-            if not _core.unchanged(self.param_groups, self._seen):
+            if not _core.unchanged(self.param_groups, self._plan.settled):
                 self._refresh()
             elif self._called:
                 self._call_learning_rates()
@@ -731,9 +728,7 @@ class Optimizer:
                 "_calling",
                 "_rows",
                 "_group_params",
-                "_seen",
                 "_called",
-                "_settled",
             }
             kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
@@ -752,7 +747,8 @@ class Optimizer:
             for group in self.param_groups
         ]
         self._plan = self._make_plan(self.__dict__, counts)
-        self.__dict__.update(_as_seen(self.param_groups, self._named))
+        seen, self._called = _as_seen(self.param_groups)
+        self._plan.settle(seen, not self._called and not self._named)
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -763,15 +759,14 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _as_seen(groups: list[dict[str, Any]], named: bool) -> dict[str, Any]:
-    """Return what tells at the next step whether the groups have to be checked again."""
+def _as_seen(
+    groups: list[dict[str, Any]],
+) -> tuple[list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None, list[int]]:
+    """Return what tells whether groups have changed, and in which the learning rate is called."""
     called = [number for number, group in enumerate(groups) if callable(group.get("lr"))]
-    seen: _Seen = [(tuple(group), tuple(group.values())) for group in groups]
     if any(isinstance(value, list) for group in groups for value in group.values()):
-        seen = None  # a list may change in place
-    # `_called`: groups whose learning rate is to be called. `_settled`: what the groups are if a
-    # step needs nothing but a list of gradients.
-    return {"_seen": seen, "_called": called, "_settled": None if called or named else seen}
+        return None, called  # a list may change in place
+    return [(tuple(group), tuple(group.values())) for group in groups], called
 
 
 # ---- after a fork, no thread is left that could release a lock, or finish a call -----------------

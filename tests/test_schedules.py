@@ -139,6 +139,20 @@ def test_a_schedule_sets_an_optimizers_rate_also_after_a_pickle(name):
         assert w[0] == total
 
 
+def test_a_rate_is_called_without_checking_everything_else_again(monkeypatch):
+    w = np.zeros(3)
+    opt = fastopt.SGD([w], lr=lambda steps: 0.5 * steps, momentum=0.0)
+    opt.step([np.ones(3)])
+
+    def refresh(**options):
+        raise AssertionError("nothing has changed")
+
+    monkeypatch.setattr(opt, "_refresh", refresh)
+    for _ in range(3):
+        opt.step([np.ones(3)])
+    assert w.tolist() == [-0.5 * (0 + 1 + 2 + 3)] * 3
+
+
 @pytest.mark.parametrize("name", schedules.__all__)
 def test_a_step_is_any_integer_from_0_on(name):
     schedule = DEFINITIONS[name][0]

@@ -103,6 +103,30 @@ def test_named_parameters_load_by_name_in_any_order():
         )
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_hyperparameters_of_a_load_that_failed_late_are_not_used(monkeypatch, first):
+    """It fails when what the core calculates with is written, and the groups are put back."""
+    w, calls = np.zeros(3), 0
+    opt = SGD([w], lr=1.0)
+    saved = SGD([w.copy()], lr=0.25).state_dict()
+    opt.step([np.zeros(3)])
+
+    def apply(rows, slots, apply=opt._apply):
+        nonlocal calls
+        calls += 1
+        apply(rows, slots)
+        if calls == first:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opt, "_apply", apply)
+        with pytest.raises(KeyboardInterrupt):
+            opt.load_state_dict(saved)
+    assert (calls, opt.param_groups[0]["lr"]) == (first, 1.0)
+    opt.step([np.ones(3)])
+    assert w.tolist() == [-1.0] * 3
+
+
 def test_a_learning_rate_that_is_called_is_not_saved():
     opt = SGD([{"params": np.ones(1), "lr": lambda t: 1.0}, {"params": np.ones(2), "lr": 0.5}])
     saved = opt.state_dict()
