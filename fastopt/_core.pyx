@@ -970,14 +970,16 @@ cdef class Plan:
         """Check gradient i, and tell the C plan where it is and how it is laid out."""
         cdef fo_tensor *tensor = &self.tensors[i]
         cdef Layout *layout = &self.layouts[i]
+        cdef Extent before = self.grad_extents[i]
         cdef cnp.ndarray grad
         cdef char *low
         cdef char *high
         cdef bint alike
         item = grads[i]
+        # Until all is checked: what the C plan is told from here on is not what it was told then.
+        self.grad_extents[i].low = self.grad_extents[i].high = NULL
         if item is None:
             tensor.grad = NULL
-            self.grad_extents[i].low = self.grad_extents[i].high = NULL
             return 0
         grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
@@ -997,19 +999,14 @@ cdef class Plan:
             )
         if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
             refuse_to_zero(grad, alike, f"gradient of {self.names[i]}")
-        if (
-            low != self.grad_extents[i].low
-            or high != self.grad_extents[i].high
-            or not (alike and self.grad_extents[i].index)
-        ):
-            self.grad_extents[i].low = self.grad_extents[i].high = NULL
+        if low != before.low or high != before.high or not (alike and before.index):
             self.grads_known_apart = False
             self._check_apart(i, grad, low, high, alike, zero_grad)
-            self.grad_extents[i].low = low
-            self.grad_extents[i].high = high
-            self.grad_extents[i].index = alike
         elif zero_grad and low == layout.data and layout.nbytes > 0:
             self._check_apart(i, grad, low, high, alike, zero_grad)
+        self.grad_extents[i].low = low
+        self.grad_extents[i].high = high
+        self.grad_extents[i].index = alike
         return 0
 
     cdef int _check_apart(

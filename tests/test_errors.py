@@ -79,6 +79,21 @@ def test_a_gradient_that_was_good_before_is_checked_again(spoil, error, message)
     assert differences(everything(opt, grads), before) == []
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_gradient_that_was_refused_is_not_used_by_the_next_step(order, first):
+    params, grads = [np.zeros((4, 6)) for _ in range(2)], [np.ones((4, 6)) for _ in range(2)]
+    opt = fastopt.SGD(params, lr=1.0)
+    opt.step(grads)
+    refused = [np.full((4, 6), 7.0, order=order) for _ in range(2)]
+    refused[first].flags.writeable = False
+    with pytest.raises(ValueError, match=f"^gradient of parameter {first}: read-only"):
+        opt.step(refused, zero_grad=True)
+    opt.step(grads)
+    for param in params:
+        np.testing.assert_array_equal(param, np.full((4, 6), -2.0))
+
+
 def test_a_gradient_that_was_allowed_before_is_refused_once_it_is_to_be_zeroed():
     params = [np.ones(5), np.ones(5)]
     shared = np.ones(5)

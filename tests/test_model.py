@@ -108,18 +108,18 @@ def test_subclasses_and_memory_maps_are_updated_as_they_are(tmp_path):
 
 
 def test_a_parameter_that_has_moved_is_followed():
-    w = np.ones(4)
-    opt = SGD([w], lr=1)
-    opt.step([np.ones(4)])
-    places = {w.ctypes.data}
+    params = [np.ones(4), np.ones(4)]
+    opt = SGD(params, lr=1)
+    opt.step([np.ones(4)] * 2)
+    places = [{w.ctypes.data} for w in params]
     for _ in range(4):
-        other = np.ones(100)  # where it might have grown to
-        w.resize(1 << 20, refcheck=False)
-        w.resize(4, refcheck=False)
-        places.add(w.ctypes.data)
-        opt.step([other[:4]])
-    assert len(places) > 1
-    assert w.tolist() == [-4] * 4
+        for size in (1 << 20, 4):  # at most one of them can grow where it is
+            for w, seen in zip(params, places, strict=True):
+                w.resize(size, refcheck=False)
+                seen.add(w.ctypes.data)
+        opt.step([np.ones(4)] * 2)
+    assert max(len(seen) for seen in places) > 1
+    assert [w.tolist() for w in params] == [[-4] * 4] * 2
 
 
 # ---- groups --------------------------------------------------------------------------------------
