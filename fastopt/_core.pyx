@@ -151,7 +151,7 @@ TORN = (
 
 
 cdef class Lock:
-    """What ``threading.RLock`` is to a ``with`` statement; and to a step a fifth of its price."""
+    """What ``threading.RLock`` is to a ``with`` statement; and to a step a third of its price."""
 
     cdef PyThread_type_lock lock
     cdef long owner      # the thread that holds it, or 0
