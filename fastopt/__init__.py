@@ -20,6 +20,7 @@ except ImportError as error:
 from fastopt import functional, reference, schedules
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._version import __version__
+from fastopt._warnings import FallbackWarning
 from fastopt.adagrad import Adagrad
 from fastopt.adam import Adam, AdamW
 from fastopt.flat import flatten, unflatten
@@ -32,6 +33,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "FallbackWarning",
     "RMSprop",
     "__version__",
     "build_info",
