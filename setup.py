@@ -102,7 +102,10 @@ def extension(name, sources, **options):
         name,
         sources,
         include_dirs=[*INCLUDE, numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
+        ],
         extra_compile_args=[*COMPILE],
         **options,
     )

@@ -101,6 +101,12 @@ cdef extern from "fastopt.h" nogil:
         fo_status (*step)(fo_optimizer *opt, fo_result *result) noexcept nogil
         fo_status (*set_num_threads)(int32_t n) noexcept nogil
         int32_t (*get_num_threads)() noexcept nogil
+        fo_status (*set_begun)(
+            fo_optimizer *opt, int64_t i, const char *name, int32_t begun
+        ) noexcept nogil
+        fo_status (*get_begun)(
+            const fo_optimizer *opt, int64_t i, const char *name, int32_t *begun
+        ) noexcept nogil
 
     const fo_api *fo_get_api()
 

@@ -7,12 +7,17 @@ algorithms: what a rule's hyperparameters and slots mean is the rule's business.
 
 cimport cython
 cimport numpy as cnp
-from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.buffer cimport (
+    PyBUF_FULL_RO,
+    PyBuffer_Release,
+    PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.pycapsule cimport PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_IsValid, PyCapsule_New
 from cpython.pythread cimport (
     NOWAIT_LOCK,
     PY_LOCK_ACQUIRED,
@@ -40,6 +45,7 @@ cnp.import_array()
 
 
 cdef extern from "numpy/arrayobject.h":
+    bint PyArray_Check(PyObject *item) nogil
     bint PyArray_CheckExact(object array)
     int PyArray_CopyInto(cnp.ndarray to, cnp.ndarray values) except -1
 
@@ -49,6 +55,15 @@ cdef extern from "numpy/arrayobject.h":
     bint is_array "PyArray_CheckExact"(PyObject *item) nogil
     int ndim_of "PyArray_NDIM"(Borrowed *array) nogil
     int flags_of "PyArray_FLAGS"(Borrowed *array) nogil
+    PyObject *base_of "PyArray_BASE"(Borrowed *array) nogil
+
+    ctypedef struct PyArrayObject_fields:
+        char *data
+        cnp.npy_intp *dimensions
+        cnp.npy_intp *strides
+        PyObject *base
+        int flags
+        PyObject *mem_handler
     char *data_of "PyArray_BYTES"(Borrowed *array) nogil
     void *descr_of "PyArray_DESCR"(Borrowed *array) nogil
     cnp.npy_intp *shape_of "PyArray_DIMS"(Borrowed *array) nogil
@@ -205,12 +220,16 @@ cdef tuple strings(const char *const *names):
 
 
 cdef class Rule:
-    """Names of a rule's hyperparameters and slots, as the C core lists them."""
+    """Names of a rule's hyperparameters and slots, as the C core lists them.
+
+    `begins` are the slots of which a rule has to know whether a step has written them yet.
+    """
 
     cdef const fo_rule *rule
     cdef readonly str name
     cdef readonly tuple hypers
     cdef readonly tuple slots
+    cdef readonly tuple begins
 
     def __cinit__(self, str name not None):
         self.rule = fo_find_rule(name.encode())
@@ -219,6 +238,9 @@ cdef class Rule:
         self.name = name
         self.hypers = strings(self.rule.hyper_names)
         self.slots = strings(self.rule.slot_names)
+        self.begins = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_begins(self.rule, j)]
+        )
 
     def used_slots(self, row):
         """Names of the slots that a step with these hyperparameters touches."""
@@ -435,16 +457,16 @@ def lends_memory(given):
 def array_over(given, str name, *, bint keep=False):
     """Return an ndarray over the memory that an object lends; the object itself, if it lends none.
 
-    An ndarray or NumPy scalar is returned as it is. With `keep`, the array stays valid for as long
-    as it lives, whatever becomes of the object. Raises TypeError for memory of which there can be
-    no ndarray here, or only a copy.
+    An ndarray or NumPy scalar is returned as it is. With `keep`, a tensor of PyTorch will refuse to
+    resize its memory; it may still move it, as others may. Raises TypeError for memory of which
+    there can be no ndarray here, or only a copy.
     """
     if isinstance(given, (np.ndarray, np.generic)):
         return given
     kind = type(given)
     try:
         if keep and hasattr(kind, "detach") and hasattr(kind, "numpy"):
-            return given.detach().numpy()  # its memory can then no longer be resized
+            return given.detach().numpy()
         if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
             from fastopt import _tensors  # which may need Python's lock; arrays do without
 
@@ -466,6 +488,136 @@ def from_dlpack(given):
         return np.from_dlpack(given, copy=False)
     except TypeError:  # it does not know the question, so it does not copy; NumPy only reads then
         return np.from_dlpack(given)
+
+
+# An array may lie in memory that something else has lent it, and that may have moved meanwhile.
+
+cdef inline PyObject *lender_of(Borrowed *array) noexcept nogil:
+    """Return what an array has its memory from, if that is not NumPy; else NULL."""
+    cdef PyObject *base = base_of(array)
+    while base != NULL and PyArray_Check(base):
+        base = base_of(<Borrowed *>base)
+    return base
+
+
+cdef int refuse_moved(cnp.ndarray array, str name) except -1:
+    """Raise if what lent an array its memory no longer has it there."""
+    cdef PyObject *base = lender_of(<Borrowed *><PyObject *>array)
+    cdef char *low
+    cdef char *high
+    cdef size_t first = 0, last = 0
+    if base == NULL or cnp.PyArray_SIZE(array) == 0:
+        return 0
+    owner = <object>base
+    kind = type(owner)
+    try:
+        while isinstance(owner, memoryview):
+            owner = owner.obj
+        if isinstance(owner, cnp.ndarray):
+            return refuse_moved(owner, name)
+        if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
+            from fastopt import _tensors
+
+            first, last = _tensors.extent(kind, owner)
+        elif PyObject_CheckBuffer(owner):
+            find_buffer(owner, &first, &last)
+        else:
+            return 0  # it has no way to tell
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the memory that a {kind.__name__} lent this array is gone: {error}"
+        ) from error
+    bounds(array, &low, &high)
+    if <size_t>low < first or <size_t>high > last:
+        raise ValueError(
+            f"{name}: the memory that a {kind.__name__} lent this array has moved, or was freed; "
+            f"give the {kind.__name__} itself, or a new array over it"
+        )
+    return 0
+
+
+def check_lent(cnp.ndarray array not None, str name):
+    """Raise if what lent an array its memory no longer has it there."""
+    refuse_moved(array, name)
+
+
+cdef int find_buffer(owner, size_t *first, size_t *last) except -1:
+    """Find the addresses between which an object's buffer is now."""
+    cdef Py_buffer view
+    cdef int axis
+    cdef Py_ssize_t reach
+    PyObject_GetBuffer(owner, &view, PyBUF_FULL_RO)
+    first[0] = <size_t>view.buf
+    last[0] = first[0] + view.len
+    if view.strides != NULL and view.len > 0:
+        last[0] = first[0] + view.itemsize
+        for axis in range(view.ndim):
+            reach = (view.shape[axis] - 1) * view.strides[axis]
+            if reach < 0:
+                first[0] += reach
+            else:
+                last[0] += reach
+    PyBuffer_Release(&view)
+    return 0
+
+
+def refuse_unwatched(array, str name):
+    """Raise for an array of ``np.from_dlpack``: nothing tells where its memory is now."""
+    cdef PyObject *base
+    if not isinstance(array, cnp.ndarray):
+        return
+    base = lender_of(<Borrowed *><PyObject *>array)
+    if base != NULL and (
+        PyCapsule_IsValid(<object>base, "numpy_dltensor")
+        or PyCapsule_IsValid(<object>base, "numpy_dltensor_versioned")
+    ):
+        raise TypeError(
+            f"{name}: an array of np.from_dlpack() cannot tell when its memory moves; give what it "
+            "was made from (a tensor, say) itself, or a copy"
+        )
+
+
+def is_over_tensor(array):
+    """Tell whether an array's memory is that of a tensor, as from ``tensor.numpy()``."""
+    cdef PyObject *base = lender_of(<Borrowed *><PyObject *>array)
+    return base != NULL and hasattr(type(<object>base), "__dlpack__")
+
+
+class MovedError(RuntimeError):
+    """A parameter's memory is no longer where the plan was told; nothing was changed."""
+
+
+def version_counter(list lenders):
+    """Return what tells PyTorch, once they are written, that backward must not use these tensors.
+
+    Or None if there is nothing to tell: none of them is a tensor of PyTorch.
+    """
+    tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
+    if tensor_type is None:
+        return None
+    tensors = [x for x in lenders if isinstance(x, tensor_type) and not x.is_inference()]
+    increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
+    if not tensors or increment is None:
+        return None
+    return lambda: increment(tensors)
+
+
+def exchange_memory(cnp.ndarray one not None, cnp.ndarray other not None):
+    """Let two arrays of the same dtype and shape have each other's memory.
+
+    Views of either are left behind: they keep alive the object, and not the memory that they see.
+    """
+    cdef PyArrayObject_fields *a = <PyArrayObject_fields *><PyObject *>one
+    cdef PyArrayObject_fields *b = <PyArrayObject_fields *><PyObject *>other
+    cdef PyArrayObject_fields kept = a[0]
+    if cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not same_shape(one, other):
+        raise ValueError("the arrays differ in dtype or shape")
+    a.data, b.data = b.data, kept.data
+    a.dimensions, b.dimensions = b.dimensions, kept.dimensions
+    a.strides, b.strides = b.strides, kept.strides
+    a.base, b.base = b.base, kept.base
+    a.flags, b.flags = b.flags, kept.flags
+    a.mem_handler, b.mem_handler = b.mem_handler, kept.mem_handler
 
 
 cdef void put(cnp.ndarray array, cnp.ndarray value) noexcept:
@@ -655,6 +807,12 @@ cdef class Plan:
         Every so many steps update the parameters, with the mean gradient.
     accumulated_steps, summed : int and sequence of bool, optional
         How many micro-batches have been summed, and which sums hold anything.
+    fresh : sequence of tuple of str, optional
+        For each parameter the slots, of ``rule.begins``, that no step has written yet.
+    lent : Lenders, optional
+        What looks after parameters whose memory something else lends: ``of`` has the lenders by the
+        parameters' numbers, ``in_place()`` tells whether all of it is where it was, and
+        ``replaced`` has the numbers of those whose place in a module another has taken.
 
     Notes
     -----
@@ -670,6 +828,8 @@ cdef class Plan:
     cdef readonly tuple names
     cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
+    cdef object lent                 # None, or looks after parameters whose memory is lent
+    cdef list watched                # which other owned arrays lie in memory that is lent; or None
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef void *counter_descr         # NumPy's one for their type
     cdef Layout *layouts             # of the owned arrays
@@ -692,7 +852,8 @@ cdef class Plan:
         list steps not None, list groups not None, list rows not None, list names not None,
         *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
-        list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None,
+        list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
+        lent=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -710,6 +871,7 @@ cdef class Plan:
         self.args.nonfinite = <fo_nonfinite>nonfinite
         self.args.ema_decay = ema_decay
         self.args.accumulate = accumulate
+        self.lent = lent
         for name, given in (
             ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
             ("sums", sums),
@@ -775,10 +937,15 @@ cdef class Plan:
             self._remember(k, array)
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
+        self.watched = [
+            k for k in range(self.n_owned)
+            if lender_of(self.layouts[k].array) != NULL
+            and (lent is None or k >= self.n or k not in lent.of)
+        ] or None
         self._read_owned()
         for k in range(self.n_groups):
             self.set_hypers(k, rows[k])
-        self._set_summed(accumulated_steps, self._as_flags(summed))
+        self._set_kept(accumulated_steps, self._as_flags(summed), self._as_fresh(fresh))
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -866,6 +1033,9 @@ cdef class Plan:
                 or not 0 <= self.tensors[k].step[0] < INT64_MAX
             ):
                 self._read_counter(k)
+        if self.watched is not None:
+            for k in self.watched:
+                refuse_moved(self.owned[k], self._label(k))
         if not self.extents_sorted:
             self._sort_extents()
         return 0
@@ -956,6 +1126,7 @@ cdef class Plan:
         cdef Borrowed *grad = <Borrowed *>item
         return (
             is_array(item)
+            and lender_of(grad) == NULL
             and descr_of(grad) == layout.descr
             and data_of(grad) == extent.low
             and extent.index
@@ -984,6 +1155,8 @@ cdef class Plan:
         grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, f"gradient of {self.names[i]}")
+        if lender_of(<Borrowed *><PyObject *>grad) != NULL:
+            refuse_moved(grad, f"gradient of {self.names[i]}")
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
         alike = laid_out_as(layout, <Borrowed *><PyObject *>grad)
@@ -1062,7 +1235,13 @@ cdef class Plan:
 
     def check(self):
         """Raise if a step would find a parameter, slot, average or counter that it cannot use."""
+        self._read_lent()
         self._read_owned()
+
+    cdef int _read_lent(self) except -1:
+        if self.lent is not None and not self.lent.in_place():
+            raise MovedError("the memory of a parameter moves while it is looked at")
+        return 0
 
     def set_hypers(self, int32_t group, row):
         """Set a group's hyperparameters, as ``rule.hypers`` has them; nothing is settled then."""
@@ -1127,7 +1306,7 @@ cdef class Plan:
 
     def restore(
         self, list to, list values, int64_t completed_steps, list done,
-        int64_t accumulated_steps=0, summed=None,
+        int64_t accumulated_steps=0, summed=None, fresh=None,
     ):
         """Copy arrays and set the counts of steps: all of it, or nothing and raise.
 
@@ -1143,11 +1322,12 @@ cdef class Plan:
             The number of completed steps.
         done : list of bool
             Its first entry becomes True: a signal may raise right after this method returns.
-        accumulated_steps, summed : int and sequence of bool, optional
+        accumulated_steps, summed, fresh : optional
             As for the constructor.
         """
         cdef Py_ssize_t k, n = len(to)
         cdef list ready = list(values), flags = self._as_flags(summed)
+        cdef list sets = self._as_fresh(fresh)
         for k in range(n):
             value, array = values[k], to[k]
             if value.dtype != array.dtype or value.shape not in ((), array.shape):
@@ -1159,7 +1339,7 @@ cdef class Plan:
         for k in range(n):  # from here on nothing can fail
             put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
         self.completed_steps = completed_steps
-        self._set_summed(accumulated_steps, flags)
+        self._set_kept(accumulated_steps, flags, sets)
         done[0] = True
         self.writing = 0
 
@@ -1174,11 +1354,33 @@ cdef class Plan:
             raise ValueError(f"summed: expected {self.n}, one for each parameter")
         return flags
 
-    cdef void _set_summed(self, int64_t accumulated_steps, list flags) noexcept:
+    cdef list _as_fresh(self, fresh):
+        """Return sets of slots as the C core has them; None: no slot is fresh."""
+        cdef list sets = [0] * self.n
+        if fresh is not None:
+            sets = [
+                sum([FO_SLOT(self.rule.slots.index(name)) for name in names]) for names in fresh
+            ]
+        if len(sets) != self.n:
+            raise ValueError(f"fresh: expected {self.n}, one for each parameter")
+        return sets
+
+    cdef void _set_kept(self, int64_t accumulated_steps, list flags, list sets) noexcept:
         cdef Py_ssize_t i
         self.accumulated_steps = accumulated_steps
         for i in range(self.n):
             self.tensors[i].has_sum = flags[i] is True
+            self.tensors[i].fresh = sets[i]
+
+    def fresh(self):
+        """Return for each parameter the slots that no step has written yet, though it has begun."""
+        cdef Py_ssize_t i
+        return [
+            tuple([
+                name for j, name in enumerate(self.rule.slots) if self.tensors[i].fresh & FO_SLOT(j)
+            ])
+            for i in range(self.n)
+        ]
 
     def summed(self):
         """Return for each parameter whether its sum holds the gradient of a micro-batch."""
@@ -1235,6 +1437,7 @@ cdef class Plan:
         cdef fo_step_args args = self.args
         cdef fo_step_result *out = &result.result
         cdef Py_ssize_t i
+        cdef list zeroed = None  # gradients that are no arrays
         if len(bound) != self.n:
             raise ValueError(
                 f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
@@ -1246,6 +1449,18 @@ cdef class Plan:
             if item is not None and not isinstance(item, cnp.ndarray):
                 name = f"gradient of {self.names[i]}"
                 bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
+                if zero_grad:
+                    zeroed = zeroed or []
+                    zeroed.append(item)
+        self._read_lent()
+        if self.lent is not None:
+            for k, where in self.lent.replaced.items():
+                if bound[k] is not None:
+                    raise ValueError(
+                        f"{self.names[k]}: {where} is another tensor by now, which this optimizer "
+                        "does not have (as after load_state_dict(assign=True)); make an optimizer "
+                        "over the new one, or give None for the gradient of the old"
+                    )
         self._read_owned()
         for i in range(self.n):
             if not self._bound_before(i, list_item(<PyObject *>bound, i), zero_grad):
@@ -1263,18 +1478,30 @@ cdef class Plan:
             if threads_exact > 0:
                 args.max_threads = threads_exact
         args.pool = <const fo_pool *>self.pool
+        after_update = after_zeroing = None
+        if self.lent is not None and not args.add:
+            after_update = version_counter([
+                lender for i, lender in self.lent.of.items()
+                if self.tensors[i].grad != NULL or self.tensors[i].has_sum
+            ])
+        if zeroed is not None:
+            after_zeroing = version_counter(zeroed)
         if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
             fo_plan_step(self.plan, &args, out)
         else:
             _held = tuple(bound)  # twice: NumPy's resize() lets an array have one other owner
             with nogil:
                 fo_plan_step(self.plan, &args, out)
+        if after_zeroing is not None and not (out.skipped and args.nonfinite == FO_RAISE):
+            after_zeroing()
         if not out.skipped:
             if args.add:
                 self.accumulated_steps += 1
             else:
                 self.accumulated_steps = 0
                 self.completed_steps += 1
+            if after_update is not None:
+                after_update()
         elif args.nonfinite == FO_RAISE:
             raise FloatingPointError(
                 f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"
@@ -1296,7 +1523,7 @@ cdef class Scratch:
 
     cdef fo_plan *plan
     cdef Py_ssize_t n
-    cdef int64_t count
+    cdef int64_t *counts      # of steps
     cdef Py_ssize_t **grad_layout
     cdef Extent *extents      # of each parameter and its slots in turn, then of the gradients
     cdef Extent *known_apart  # the same, of the last call
@@ -1310,13 +1537,14 @@ cdef class Scratch:
         cdef Py_ssize_t room = (FO_MAX_SLOTS + 2) * n + 1
         self.n = n
         self.plan = fo_plan_create(rule.rule, 1, n)
+        self.counts = <int64_t *>PyMem_Calloc(n + 1, sizeof(int64_t))
         self.grad_layout = <Py_ssize_t **>PyMem_Calloc(n + 1, sizeof(Py_ssize_t *))
         self.extents = <Extent *>PyMem_Calloc(room, sizeof(Extent))
         self.known_apart = <Extent *>PyMem_Calloc(room, sizeof(Extent))
         self.sorted = <Extent *>PyMem_Calloc(room, sizeof(Extent))
         if (
-            self.plan == NULL or self.grad_layout == NULL or self.extents == NULL
-            or self.known_apart == NULL or self.sorted == NULL
+            self.plan == NULL or self.counts == NULL or self.grad_layout == NULL
+            or self.extents == NULL or self.known_apart == NULL or self.sorted == NULL
         ):
             raise MemoryError
 
@@ -1326,6 +1554,7 @@ cdef class Scratch:
         if self.grad_layout != NULL:
             for i in range(self.n):
                 PyMem_Free(self.grad_layout[i])
+        PyMem_Free(self.counts)
         PyMem_Free(self.grad_layout)
         PyMem_Free(self.extents)
         PyMem_Free(self.known_apart)
@@ -1384,7 +1613,7 @@ cdef class Update:
             self.lows[j], self.belows[j] = checks[rule.hypers[j]][1:]
 
     def __call__(
-        self, tuple row not None, int semantics, int64_t step, params, grads, tuple slots not None,
+        self, tuple row not None, int semantics, step, params, grads, tuple slots not None,
         bint zero_grad, int num_threads, out,
     ):
         """Check everything, then update everything.
@@ -1395,8 +1624,8 @@ cdef class Update:
             Hyperparameters, in the order of ``rule.hypers``.
         semantics : int
             As the C core numbers them.
-        step : int
-            The number of this step; the first is 1.
+        step : int or list of int
+            The number of this step, or of each parameter's; the first is 1.
         params, grads : numpy.ndarray or list
             Arrays, or lists of as many.
         slots : tuple
@@ -1418,16 +1647,26 @@ cdef class Update:
         cdef Py_ssize_t n, k
         cdef int j, place
         cdef bint many = type(params) is list or type(params) is tuple
+        cdef bint lent = False  # some memory by what is no array
         memset(hypers, 0, sizeof(hypers))
         self.read(row, hypers)
         n = len(params) if many else 1
-        bound = self.listed(grads, self.arguments[1], n, many)
-        given = [self.listed(params, self.arguments[0], n, many)]
+        if type(step) is list:
+            if not many:
+                raise ValueError(
+                    f"step: one number for each of {self.arguments[0]}, which is no list; give one"
+                )
+            if len(step) != n:
+                raise ValueError(
+                    f"step: expected {n}, one for each of {self.arguments[0]}; got {len(step)}"
+                )
+        bound = self.listed(grads, self.arguments[1], n, many, &lent)
+        given = [self.listed(params, self.arguments[0], n, many, &lent)]
         for j in range(len(slots)):
             if fo_rule_uses_slot(self.rule.rule, hypers, j):
                 used.append(j)
                 names.append(self.arguments[2 + j])
-                given.append(self.listed(slots[j], self.arguments[2 + j], n, many))
+                given.append(self.listed(slots[j], self.arguments[2 + j], n, many, &lent))
         written = given
         if out is not None:
             if type(out) is not tuple and type(out) is not list or len(out) != len(given):
@@ -1437,7 +1676,7 @@ cdef class Update:
             sources, names, written = names, [], []
             for k in range(len(given)):
                 names.append(f"out[{k}]")
-                written.append(self.listed(out[k], f"out[{k}]", n, many))
+                written.append(self.listed(out[k], f"out[{k}]", n, many, &lent))
         place = n % SPARES
         with cython.critical_section(self):
             scratch, self.spare[place] = self.spare[place], None
@@ -1453,7 +1692,14 @@ cdef class Update:
         if out is not None:
             self.copy(scratch, given, written, names, sources, many)
         memcpy(fo_plan_hypers(scratch.plan, 0), hypers, sizeof(hypers))
-        scratch.count = step - 1
+        for k in range(n):
+            scratch.counts[k] = (step[k] if type(step) is list else step) - 1
+        after = None
+        if lent:
+            lenders = without_arrays(grads, many) if zero_grad else []
+            for arrays in (params, *[slots[j] for j in used]) if out is None else out:
+                lenders += without_arrays(arrays, many, bound if out is None else None)
+            after = version_counter(lenders)
         memset(&args, 0, sizeof(args))
         args.semantics = <fo_semantics>semantics
         args.loss_scale = 1
@@ -1469,6 +1715,8 @@ cdef class Update:
         else:
             with nogil:
                 fo_plan_step(scratch.plan, &args, &result)
+        if after is not None:
+            after()
         with cython.critical_section(self):
             self.spare[place] = scratch
 
@@ -1487,10 +1735,10 @@ cdef class Update:
             values[j] = self.checks[j](self.rule.hypers[j], value)
         return 0
 
-    cdef list listed(self, given, str name, Py_ssize_t n, bint many):
+    cdef list listed(self, given, str name, Py_ssize_t n, bint many, bint *lent):
         """Return an argument as a list of its own, of arrays over what lends its memory.
 
-        Called before anything is read: it may run code of others.
+        Notes in `lent` if anything does. Called before anything is read: it may run code of others.
         """
         cdef list items
         cdef Py_ssize_t i
@@ -1509,6 +1757,7 @@ cdef class Update:
             item = items[i]
             if item is not None and not isinstance(item, cnp.ndarray):
                 items[i] = array_over(item, label(name, i, many))
+                lent[0] = True
         return items
 
     cdef int bind(
@@ -1527,7 +1776,8 @@ cdef class Update:
             slot_of[k] = used[k - 1]
         for i in range(scratch.n):
             tensor = fo_plan_tensor(scratch.plan, i)
-            tensor.step = &scratch.count
+            tensor.step = &scratch.counts[i]
+            tensor.fresh = 0
             for k in range(FO_MAX_SLOTS):
                 tensor.slot[k] = NULL
             for k in range(n_lists):
@@ -1594,6 +1844,8 @@ cdef class Update:
         grad = <cnp.ndarray>item
         if not PyArray_CheckExact(item):
             refuse_masked(grad, label(self.arguments[1], i, many))
+        if lender_of(<Borrowed *><PyObject *>grad) != NULL:
+            refuse_moved(grad, label(self.arguments[1], i, many))
         alike = laid_out_alike(grad, param)
         if alike:
             tensor.grad = extent.low = cnp.PyArray_BYTES(grad)
@@ -1725,7 +1977,17 @@ cdef class Update:
                 )
             refuse_masked(item, label(name, i, many))
             arrays[i] = item
+        if lender_of(<Borrowed *><PyObject *>item) != NULL:
+            refuse_moved(<cnp.ndarray>item, label(name, i, many))
         return <cnp.ndarray>item
+
+
+cdef list without_arrays(given, bint many, list grads=None):
+    """Return what of an argument is no array; with `grads`, only where there is a gradient."""
+    return [
+        x for i, x in enumerate(given if many else [given])
+        if not isinstance(x, cnp.ndarray) and (grads is None or grads[i] is not None)
+    ]
 
 
 cdef str label(str name, Py_ssize_t i, bint many):
@@ -1794,6 +2056,8 @@ cdef inline cnp.ndarray updatable(item, str name, Py_ssize_t i, bint many):
         and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>item)
     ):
         check_parameter(item, label(name, i, many))
+    if lender_of(<Borrowed *><PyObject *>item) != NULL:
+        refuse_moved(<cnp.ndarray>item, label(name, i, many))
     return <cnp.ndarray>item
 
 

@@ -10,6 +10,7 @@ cdef extern from "core.h" nogil:
         FO_BLOCK
         FO_MAX_SLOTS
         FO_MAX_HYPERS
+    unsigned FO_SLOT(int j)
     ctypedef enum fo_engine:
         FO_EXACT_TEAM
         FO_OPENMP_TEAM
@@ -23,6 +24,7 @@ cdef extern from "core.h" nogil:
     const int fo_rule_count
     const fo_rule *fo_find_rule(const char *name)
     bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
+    bint fo_rule_slot_begins(const fo_rule *rule, int slot)
 
     ctypedef struct fo_tensor:
         void *param
@@ -30,6 +32,7 @@ cdef extern from "core.h" nogil:
         void *ema
         void *sum
         bint has_sum
+        unsigned fresh
         int64_t *step
         int64_t size
         fo_dtype dtype

@@ -129,9 +129,14 @@ def label(key: Any) -> str:
     return f"parameter {key!r}"
 
 
-def aligned_zeros(size: int, dtype: Any, like: int = 0) -> Array:
+def begun(slot: str) -> str:
+    """Return what tells, in saved state, that a slot was switched on and has not begun yet."""
+    return f"{slot}_begun"
+
+
+def aligned_zeros(size: int, dtype: Any, like: int = 0, kind: type[Array] = np.ndarray) -> Array:
     """Return a new vector that begins with a cache line, or where an address is in one."""
-    memory = np.zeros(size + CACHE_LINE // np.dtype(dtype).itemsize, dtype)
+    memory = np.zeros(size + CACHE_LINE // np.dtype(dtype).itemsize, dtype).view(kind)
     start = (like - address(memory)) % CACHE_LINE // memory.itemsize
     return memory[start : start + size]
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastopt._params import begun
+
 if TYPE_CHECKING:
     from fastopt._params import Array
     from fastopt.optimizer import Optimizer
@@ -33,6 +35,7 @@ class Verified(NamedTuple):
     completed_steps: int
     accumulated_steps: int
     sums: dict[int, Array]  # by the parameters' numbers
+    fresh: list[tuple[str, ...]]  # each parameter's slots that no step has written yet
 
 
 def verified(
@@ -76,13 +79,14 @@ def verified(
         for number, (own, loaded) in enumerate(zip(optimizer.param_groups, groups, strict=True))
     ]
     _same_keys(f"{source}['state']", keys, saved["state"])
-    state = []
+    state, fresh = [], []
     for key, param, number in zip(keys, optimizer._params, optimizer._group_of, strict=True):
         where = f"{source}['state'][{key!r}]"
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
         slots = dict(slots)
+        fresh.append(_fresh(slots, optimizer._rule.begins, where))
         missing = {"step", *used[number]} - slots.keys()
         unexpected = slots.keys() - {"step", *optimizer._rule.slots}
         if missing or unexpected:
@@ -114,7 +118,19 @@ def verified(
             i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, optimizer._params[i])
             for i, array in sums.items()
         },
+        fresh,
     )
+
+
+def _fresh(slots: dict[str, Any], begins: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Take the marks of what has begun out of a parameter's state; return which slots have not."""
+    marks = {
+        name: slots.pop(begun(name)) for name in begins if name in slots and begun(name) in slots
+    }
+    for name, mark in marks.items():
+        if _count(f"{where}[{begun(name)!r}]", mark) > 1:
+            raise ValueError(f"{where}[{begun(name)!r}] must be 0 or 1, got {mark!r}")
+    return tuple(name for name, mark in marks.items() if mark == 0)
 
 
 def _accumulated(optimizer: Optimizer, saved: Any, source: str) -> tuple[int, dict[int, Any]]:

@@ -135,6 +135,28 @@ def as_array(kind, tensor):
     return view(&read)
 
 
+def extent(kind, tensor):
+    """Return the addresses between which a tensor's memory is now."""
+    cdef DLTensor read
+    cdef int axis
+    cdef int64_t item, reach, size = 1
+    cdef size_t low, high
+    reader(kind)(<PyObject *>tensor, &read)
+    if read.device_type != DL_CPU:
+        raise TypeError("not in the CPU's memory")
+    item = (read.bits * read.lanes + 7) // 8
+    low = high = <size_t>address(&read)
+    for axis in range(read.ndim - 1, -1, -1):
+        reach = (read.shape[axis] - 1) * item
+        reach *= read.strides[axis] if read.strides != NULL else size
+        size *= read.shape[axis]
+        if reach < 0:
+            low += reach
+        else:
+            high += reach
+    return low, high + (item if size > 0 else 0)
+
+
 # ---- tensors that lend their memory --------------------------------------------------------------
 
 cdef class Loan:

@@ -87,8 +87,7 @@ def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
 
     Nothing is copied that lies in C order.
     """
-    optimizer._check_whole("save()")
-    optimizer._refresh(call=False)  # what is saved can be loaded
+    optimizer._bring_up_to_date("save()")
     optimizer._plan.check()
     saved = optimizer._as_dict(lambda array: np.asarray(array, order="C"))
     texts = _texts(saved["state"])

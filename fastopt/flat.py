@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fastopt._core import exchange_memory
 from fastopt._params import Array, aligned_zeros
 from fastopt._trees import is_container, like, taken_apart
 
 __all__ = ["flatten", "unflatten"]
+
+
+class FlatVector(np.ndarray[Any, np.dtype[Any]]):
+    """A vector of :func:`flatten`: its copies are bound to the copies of its views.
+
+    NumPy copies and pickles a view as an array with memory of its own. When the vector is copied,
+    too, the copies of its views exchange that memory for their places in the new vector.
+    """
+
+    _views: Sequence[tuple[int, weakref.ref[Array]]] = ()  # and where they start
+    _left: Sequence[Array] = ()  # what has the memory that views had: others may be views of that
+
+    def __array_wrap__(
+        self, array: Array, context: Any = None, return_scalar: bool = False
+    ) -> Any:  # what is computed from a vector is an ordinary array
+        return array[()] if return_scalar else array
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> Any:
+        if not self._views:  # a part, or a copy
+            return np.array(self, order="K", subok=False)
+        views = [(start, copy.deepcopy(view, memo)) for start, view in self._living_views()]
+        return _bound(np.asarray(self), views)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not self._views:
+            return np.asarray(self).__reduce_ex__(protocol)
+        return _bound, (np.asarray(self), self._living_views())
+
+    def _living_views(self) -> list[tuple[int, Array]]:
+        views = ((start, view()) for start, view in self._views)
+        return [(start, view) for start, view in views if view is not None]
+
+
+def _bound(values: Array, views: list[tuple[int, Array]]) -> FlatVector:
+    """Return a new vector with these values, of which these arrays become views."""
+    flat = _new_vector(values.size, values.dtype)
+    flat[...] = values
+    parts = [
+        np.asarray(flat)[start : start + view.size].reshape(view.shape) for start, view in views
+    ]
+    for (_, view), part in zip(views, parts, strict=True):
+        exchange_memory(view, part)
+    flat._left = parts
+    flat._views = [(start, weakref.ref(view)) for start, view in views]
+    return flat
+
+
+def _new_vector(size: int, dtype: Any) -> FlatVector:
+    flat = aligned_zeros(size, dtype, kind=FlatVector)
+    assert isinstance(flat, FlatVector)
+    return flat
 
 
 def flatten(arrays: Any) -> tuple[Array, Any]:
@@ -26,7 +81,9 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     Returns
     -------
     flat : numpy.ndarray
-        One-dimensional, contiguous and new, of the arrays' dtype.
+        One-dimensional, contiguous and new, of the arrays' dtype. Deep copies and pickles keep the
+        bond: where the vector and its views are copied together, in whatever objects they are, the
+        copied views are views of the copied vector.
     views : list, tuple or dict
         Structured like `arrays`, with views into `flat` of the same shapes, in C order.
 
@@ -76,7 +133,7 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
                 f"array {name}: dtype {leaf.dtype} is not that of array {names[0]}, "
                 f"{leaves[0].dtype}; a flat vector has one dtype"
             )
-    flat = aligned_zeros(sum(leaf.size for leaf in leaves), leaves[0].dtype)
+    flat = _new_vector(sum(leaf.size for leaf in leaves), leaves[0].dtype)
     views = unflatten(flat, arrays)
     into: list[Any] = []
     taken_apart(views, [], into)
@@ -126,8 +183,12 @@ def unflatten(flat: Array, like_these: Any) -> Any:
     size = sum(np.size(leaf) for leaf in leaves)
     if flat.shape != (size,):
         raise ValueError(f"flat must be of shape {(size,)}, got {flat.shape}")
-    views, start = [], 0
+    plain = np.asarray(flat) if isinstance(flat, FlatVector) else flat
+    views, starts, start = [], [], 0
     for leaf in leaves:
-        views.append(flat[start : start + np.size(leaf)].reshape(np.shape(leaf)))
+        views.append(plain[start : start + np.size(leaf)].reshape(np.shape(leaf)))
+        starts.append(start)
         start += np.size(leaf)
+    if isinstance(flat, FlatVector):
+        flat._views = [*flat._views, *zip(starts, map(weakref.ref, views), strict=True)]
     return like(like_these, iter(views))

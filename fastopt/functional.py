@@ -28,7 +28,7 @@ array([ 2.9, -2.1])
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any
@@ -96,7 +96,7 @@ def sgd(
     dampening: float = 0.0,
     nesterov: bool = False,
     velocity: bool = False,
-    step: int | None = None,
+    step: int | Sequence[int] | None = None,
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -125,9 +125,10 @@ def sgd(
         The buffer holds the learning rate and points where the step goes:
         :math:`v = \mu v - \gamma (1 - d) g`, :math:`\theta = \theta + v`, with Nesterov
         :math:`\theta = \theta + \mu v - \gamma g`.
-    step : int, optional
-        1 at the first step makes the buffer a copy of the gradient, undamped, as PyTorch does;
-        otherwise what is in the buffer counts. With `velocity` it always does.
+    step : int or list of int, optional
+        1, where a buffer is first used, makes it a copy of the gradient, undamped, as PyTorch does;
+        otherwise what is in the buffer counts. With `velocity` it always does. A list has a number
+        for each parameter.
     weight_decay : float, optional
         Added to the gradient, times the parameter; or, if decoupled, the parameter is first
         multiplied by ``1 - lr*weight_decay``.
@@ -187,7 +188,7 @@ def adagrad(
     sums: Any,
     *,
     lr: float,
-    step: int = 1,
+    step: int | Sequence[int] = 1,
     lr_decay: float = 0.0,
     eps: float = 1e-10,
     eps_inside: bool = False,
@@ -208,8 +209,8 @@ def adagrad(
         Sums of squares of the gradients so far, or whatever else to start from; updated in place.
     lr : float
         Learning rate.
-    step : int, optional
-        The number of this step, from 1; it counts with `lr_decay` alone.
+    step : int or list of int, optional
+        The number of this step, or of each parameter's, from 1; it counts with `lr_decay` alone.
     lr_decay : float, optional
         The rate is ``lr / (1 + (step - 1)*lr_decay)``.
     eps : float, optional
@@ -334,7 +335,7 @@ def adam(
     exp_avg_sqs: Any,
     max_exp_avg_sqs: Any = None,
     *,
-    step: int = 1,
+    step: int | Sequence[int] = 1,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -357,9 +358,10 @@ def adam(
         Averages of the gradients and of their squares; updated in place.
     max_exp_avg_sqs : numpy.ndarray, or list or tuple of them, optional
         The largest of `exp_avg_sqs` so far, updated in place and used in their place.
-    step : int, optional
-        The number :math:`t` of this step, from 1, which the bias correction needs. Another count
-        than one's own is an offset: ``step=t + 1`` begins with the correction of the second step.
+    step : int or list of int, optional
+        The number :math:`t` of this step, or of each parameter's, from 1, which the bias correction
+        needs. Another count than one's own is an offset: ``step=t + 1`` begins with the correction
+        of the second step.
     lr : float
         Learning rate. A negative one ascends, and the state is that of the gradients as they are;
         weight decay then makes the weights grow.
@@ -430,10 +432,16 @@ def adam(
     )
 
 
-def _number(step: Any) -> int:
-    """Check the number of a step."""
+def _number(step: Any) -> int | list[int]:
+    """Check the number of a step, or that of each parameter."""
     if type(step) is int and 0 < step < 2**62:
         return step
+    if isinstance(step, (list, tuple)):
+        return [_whole(number) for number in step]
+    return _whole(step)
+
+
+def _whole(step: Any) -> int:
     try:
         if isinstance(step, (bool, np.bool_)):
             raise TypeError

@@ -16,12 +16,14 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 import numpy as np
 
 from fastopt import _core
+from fastopt._lenders import Lenders
 from fastopt._options import choice, count, flag, real
 from fastopt._params import (
     Array,
     ParameterState,
     as_groups,
     as_params,
+    begun,
     check_matched,
     copy_like,
     label,
@@ -47,6 +49,7 @@ class Counts(NamedTuple):
     completed_steps: int = 0
     accumulated_steps: int = 0
     summed: tuple[bool, ...] = ()  # which parameters' sums hold the gradient of a micro-batch
+    fresh: tuple[tuple[str, ...], ...] = ()  # each parameter's slots that no step has written yet
 
 
 class Optimizer:
@@ -63,6 +66,7 @@ class Optimizer:
 
     param_groups: list[dict[str, Any]]
     _called: list[int]  # groups whose learning rate is to be called
+    _lent: Lenders | None
     _plan: _core.Plan
 
     def __init__(
@@ -97,11 +101,11 @@ class Optimizer:
             None if num_threads is None else checked_threads(num_threads, "num_threads")
         )
         self._defaults = defaults
-        by_itself = {**defaults, "lr": 0.0} if callable(defaults["lr"]) else defaults
-        self._checked(by_itself, "", 0)
+        self._checked(_without_call(defaults), "", 0)
         self.param_groups = []
         self._rows: list[list[float]] = []
-        self._group_params: list[tuple[Array, ...]] = []
+        self._group_params: list[tuple[Any, ...]] = []
+        self._lent = None
         self._params: list[Array] = []
         self._keys: list[Any] = []
         self._named = False
@@ -120,7 +124,13 @@ class Optimizer:
 
     @property
     def params(self) -> list[Array]:
-        """The parameters of all groups, in order."""
+        """The parameters of all groups, in order, as arrays.
+
+        An array over memory that something else lends is made anew when that memory moves.
+        """
+        if self._lent is not None:
+            with self._lock:  # no step meanwhile
+                self._follow()
         return list(self._params)
 
     @property
@@ -158,12 +168,14 @@ class Optimizer:
             if not isinstance(group, dict):
                 raise TypeError(f"a parameter group must be a dict, got {type(group).__name__}")
             self._refresh()
+            self._follow()
             self._extend([group], self._counts())
 
     def _extend(self, groups: list[dict[str, Any]], counts: Counts) -> None:
         """Check and add groups; nothing has changed if this raises."""
         n_before = len(self.param_groups)
         new_groups: list[dict[str, Any]] = []
+        lenders: list[Any] = []
         params: list[Array] = []
         keys: list[Any] = []
         group_of: list[int] = []
@@ -180,19 +192,16 @@ class Optimizer:
             values = self._checked(options, f"param_groups[{number}]: ", counts.completed_steps)
             rows.append(self._row(values))
             first = len(self._params) + len(params)
-            names, given_arrays, own = as_params(given["params"], first)
-            own_keys = names if names is not None else range(first, first + len(given_arrays))
-            arrays = [
-                _core.array_over(x, label(key), keep=True)
-                for key, x in zip(own_keys, given_arrays, strict=True)
-            ]
+            names, own_params, own = as_params(given["params"], first)
+            own_keys = names if names is not None else range(first, first + len(own_params))
             named.add(names is not None)
             if own is not None:
                 structure = own if structure is None else merged(structure, own)
             keys += own_keys
-            params += arrays
-            group_of += [number] * len(arrays)
-            new_groups.append({"params": tuple(arrays), **options})
+            lenders += own_params
+            params += _arrays_over(own_params, own_keys)
+            group_of += [number] * len(own_params)
+            new_groups.append({"params": tuple(own_params), **options})
         if len(named | ({self._named} if self._params else set())) > 1:
             raise ValueError("either all parameter groups name their parameters (a dict) or none")
         if not self._params and not params:
@@ -204,6 +213,8 @@ class Optimizer:
         all_params, all_keys = self._params + params, self._keys + keys
         for key, param in zip(all_keys, all_params, strict=True):
             _core.check_parameter(param, label(key))
+        for key, lender in zip(keys, lenders, strict=True):
+            _core.refuse_unwatched(lender, label(key))
         for param, number in zip(params, group_of, strict=True):
             used = self._rule.used_slots(rows[number - n_before])
             states.append(new_state(param, used, self._initial(new_groups[number - n_before])))
@@ -214,6 +225,7 @@ class Optimizer:
             check_matched(self._no_decay, keys)
         changed: dict[str, Any] = {
             "_params": all_params,
+            "_lent": self._lenders(self.param_groups + new_groups, all_params),
             "_keys": all_keys,
             "_named": is_named,
             "_structure": structure,
@@ -226,15 +238,22 @@ class Optimizer:
             "_sums": None if self._sums is None else self._sums + [zeros_like(p) for p in params],
             "param_groups": self.param_groups + new_groups,
         }
-        counts = counts._replace(summed=counts.summed + (False,) * len(params))
+        counts = counts._replace(
+            summed=counts.summed + (False,) * len(params), fresh=counts.fresh + ((),) * len(params)
+        )
         plan = changed["_plan"] = self._make_plan(changed, counts)
         seen, changed["_called"] = _as_seen(changed["param_groups"])
-        plan.settle(seen, not changed["_called"] and not is_named)
+        plan.settle(seen, _is_direct(changed))
         self._commit(changed)
 
     def _counts(self) -> Counts:
         plan = self._plan
-        return Counts(plan.completed_steps, plan.accumulated_steps, tuple(plan.summed()))
+        return Counts(
+            plan.completed_steps,
+            plan.accumulated_steps,
+            tuple(plan.summed()),
+            tuple(plan.fresh()),
+        )
 
     def _make_plan(self, of: Mapping[str, Any], counts: Counts) -> _core.Plan:
         """Make a plan over the arrays of an optimizer with these attributes.
@@ -264,6 +283,8 @@ class Optimizer:
             accumulate=self._accumulate,
             accumulated_steps=counts.accumulated_steps,
             summed=counts.summed,
+            fresh=counts.fresh,
+            lent=of["_lent"],
         )
 
     def _without_decay(self, row: list[float]) -> list[float]:
@@ -343,9 +364,7 @@ class Optimizer:
                 )
         seen, called = _as_seen(groups)  # before a callable runs that may change them again
         if not call:
-            groups = [
-                {**group, "lr": 0.0} if callable(group.get("lr")) else group for group in groups
-            ]
+            groups = [_without_call(group) for group in groups]
         rows = [
             self._row(self._checked(group, f"param_groups[{number}]: ", self.completed_steps))
             for number, group in enumerate(groups)
@@ -353,7 +372,40 @@ class Optimizer:
         used = [self._rule.used_slots(row) for row in rows]
         self._apply(rows, [used[number] for number in self._group_of])
         self._called = called
-        self._plan.settle(seen, not called and not self._named)
+        self._plan.settle(seen, _is_direct(self.__dict__))
+
+    def _follow(self) -> None:
+        """Make the arrays and the plan anew where memory that something lends has moved."""
+        busy = self._calling or self._plan.busy  # a step is about to look itself
+        if self._lent is None or busy or self._lent.in_place():
+            return
+        params = _arrays_over(_given(self.param_groups), self._keys)
+        for key, param, before in zip(self._keys, params, self._params, strict=True):
+            if param is before:
+                continue
+            _core.check_parameter(param, label(key))
+            _core.check_lent(param, label(key))
+            what = ("dtype", "shape") if param.size == 0 else ("dtype", "shape", "strides")
+            for name in what:
+                then, now = getattr(before, name), getattr(param, name)
+                if then != now:
+                    raise ValueError(
+                        f"{label(key)}: its {name} has become {now}; the optimizer was made for "
+                        f"{then}: make one anew"
+                    )
+        changed: dict[str, Any] = {
+            "_params": params,
+            "_lent": self._lenders(self.param_groups, params),
+        }
+        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self._counts())
+        changed["_plan"].take_over_tear(self._plan)
+        seen = self._plan.settled
+        self._commit(changed)
+        self._plan.settle(seen, _is_direct(self.__dict__))
+
+    def _lenders(self, groups: list[dict[str, Any]], params: list[Array]) -> Lenders | None:
+        lenders = Lenders(_given(groups), params, self._lent)
+        return lenders if lenders.of else None
 
     def _check_not_called(self, what: str) -> None:
         """Raise where what a step calls would change its optimizer."""
@@ -384,19 +436,23 @@ class Optimizer:
 
         Momentum, centered or amsgrad may have been switched on.
         """
-        state = list(self._state)
+        state, counts = list(self._state), self._counts()
+        fresh = list(counts.fresh)
         for i, names in enumerate(slots):
-            if not state[i].keys() >= set(names):
+            lacking = [name for name in names if name not in state[i]]
+            if lacking:
                 fill = self._initial(self.param_groups[self._group_of[i]])
-                new = new_state(self._params[i], names, fill)
+                new = new_state(self._params[i], lacking, fill)
                 state[i] = ParameterState(dict(new) | dict(state[i]))
+                fresh[i] += tuple(set(lacking) & set(self._rule.begins) - set(fresh[i]))
         if all(new is old for new, old in zip(state, self._state, strict=True)):
             for number, row in enumerate(rows):
                 self._set_row(number, row)
             self._rows = rows
             return
         changed: dict[str, Any] = {"_state": state, "_rows": rows}
-        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, self._counts())
+        counts = counts._replace(fresh=tuple(fresh))
+        changed["_plan"] = self._make_plan({**self.__dict__, **changed}, counts)
         changed["_plan"].take_over_tear(self._plan)
         self._commit(changed)
 
@@ -475,7 +531,11 @@ class Optimizer:
                 loss_scale = self._checked_scale(loss_scale)
             if zero_grad is not False:
                 zero_grad = bool(flag("zero_grad", zero_grad))
-            return self._plan.step(grads, loss_scale, zero_grad)
+            try:
+                return self._plan.step(grads, loss_scale, zero_grad)
+            except _core.MovedError:
+                self._follow()
+                return self._plan.step(grads, loss_scale, zero_grad)
 
     def _checked_scale(self, loss_scale: Any) -> float:
         """Return the scale if dividing by it means something in every parameter's type."""
@@ -504,6 +564,7 @@ class Optimizer:
         with self._lock:
             self._check_not_called("reset()")
             self._refresh()
+            self._follow()
             self._plan.check()
             to, values = [], []
             for i, state in enumerate(self._state):
@@ -531,8 +592,15 @@ class Optimizer:
             and ``semantics``. A learning rate that is a callable is left out.
         """
         with self._lock:
-            self._check_whole("state_dict()")
+            self._bring_up_to_date("state_dict()")
             return self._as_dict(lambda array: array.copy(order="K"))
+
+    def _bring_up_to_date(self, what: str) -> None:
+        """Take over what is pending in ``param_groups``, so that a copy can be used as it is."""
+        self._check_whole(what)
+        if not self._calling and not self._plan.busy:  # by which a copy may be asked for, too
+            self._refresh(call=False)
+            self._follow()
 
     def _as_dict(self, given: Callable[[Array], Array]) -> dict[str, Any]:
         """Return a state dict of what is given out for each array."""
@@ -568,7 +636,14 @@ class Optimizer:
             "param_groups": groups,
             "state": {
                 key: {name: given(array) for name, array in param_state.items()}
-                for key, param_state in zip(self._keys, self._state, strict=True)
+                | {
+                    begun(name): np.array(0)
+                    for name in fresh
+                    if name in param_state and param_state["step"] > 0
+                }
+                for key, param_state, fresh in zip(
+                    self._keys, self._state, counts.fresh, strict=True
+                )
             },
             "ema": None
             if self._ema is None
@@ -597,6 +672,7 @@ class Optimizer:
 
         with self._lock:
             self._check_not_called("load()" if checkpoint else "load_state_dict()")
+            self._follow()
             new = verified(self, saved, source, checkpoint=checkpoint)
             before = [dict(group) for group in self.param_groups]
             for group, options in zip(self.param_groups, new.groups, strict=True):
@@ -621,9 +697,23 @@ class Optimizer:
                     to += self._params
                     values += new.params
                 summed = [i in new.sums for i in range(len(self._params))]
+                fresh = [
+                    tuple(
+                        slot
+                        for slot in self._rule.begins
+                        if slot in loaded_fresh or (slot in own and slot not in loaded)
+                    )
+                    for own, loaded, loaded_fresh in zip(
+                        self._state, new.state, new.fresh, strict=True
+                    )
+                ]
+                lenders = self._lent.of.values() if checkpoint and self._lent else ()
+                written = _core.version_counter(list(lenders))
                 self._plan.restore(
-                    to, values, new.completed_steps, done, new.accumulated_steps, summed
+                    to, values, new.completed_steps, done, new.accumulated_steps, summed, fresh
                 )
+                if written is not None:
+                    written()
             except BaseException:
                 if done[0]:  # and a signal raised only then
                     raise
@@ -721,12 +811,15 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            self._check_whole("a copy")
+            self._bring_up_to_date("a copy")
+            self._check_bonds()
             made_anew = {
                 "_plan",
                 "_lock",
                 "_calling",
                 "_rows",
+                "_params",
+                "_lent",
                 "_group_params",
                 "_called",
             }
@@ -735,20 +828,38 @@ class Optimizer:
             kept["counts"] = self._counts()
             return kept
 
+    def _check_bonds(self) -> None:
+        """Raise where a copy of a parameter would not be a copy of what the model has."""
+        for key, given in zip(self._keys, _given(self.param_groups), strict=True):
+            kind = type(given).__name__
+            if isinstance(given, memoryview):
+                way_out = "make the optimizer over what it is a view of"
+            elif isinstance(given, np.ndarray) and _core.is_over_tensor(given):
+                kind, way_out = "array over a tensor", "make the optimizer over the tensor itself"
+            else:
+                continue
+            raise TypeError(
+                f"{label(key)}: a copy of this {kind} would have memory of its own, which is not "
+                f"that of the copied model; {way_out}, or copy state_dict()"
+            )
+
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        counts = kept.pop("counts")
+        counts = Counts(*kept.pop("counts"))
         self.__dict__.update(kept)
         self._lock = _core.Lock()
         self._calling = False
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
-        self._rows = [
-            self._row(self._checked(group, "", counts.completed_steps))
+        self._params = _arrays_over(_given(self.param_groups), self._keys)
+        self._lent = None
+        self._lent = self._lenders(self.param_groups, self._params)
+        self._rows = [  # a learning rate may belong to what is only half copied: the step calls it
+            self._row(self._checked(_without_call(group), "", counts.completed_steps))
             for group in self.param_groups
         ]
         self._plan = self._make_plan(self.__dict__, counts)
         seen, self._called = _as_seen(self.param_groups)
-        self._plan.settle(seen, not self._called and not self._named)
+        self._plan.settle(seen, _is_direct(self.__dict__))
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -757,6 +868,25 @@ class Optimizer:
             options = ", ".join(f"{k}={v!r}" for k, v in group.items() if k != "params")
             lines.append(f"  group {number}: {len(group['params'])} parameters, {options}")
         return "\n".join([*lines, ")"])
+
+
+def _given(groups: list[dict[str, Any]]) -> list[Any]:
+    """Return the parameters of groups as they were given."""
+    return [param for group in groups for param in group["params"]]
+
+
+def _arrays_over(given: Iterable[Any], keys: Iterable[Any]) -> list[Array]:
+    return [_core.array_over(x, label(key), keep=True) for x, key in zip(given, keys, strict=True)]
+
+
+def _without_call(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group whose learning rate need not be called where no step follows."""
+    return {**group, "lr": 0.0} if callable(group.get("lr")) else group
+
+
+def _is_direct(of: Mapping[str, Any]) -> bool:
+    """Tell of an optimizer with these attributes whether a step needs nothing but gradients."""
+    return not of["_called"] and not of["_named"] and of["_lent"] is None
 
 
 def _as_seen(

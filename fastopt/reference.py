@@ -57,6 +57,7 @@ def sgd(
     momentum: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
+    fresh: bool = False,
     semantics: str = "torch",
     **common: Any,
 ) -> None:
@@ -72,6 +73,8 @@ def sgd(
         The number of this step; the first is 1.
     lr, momentum, dampening, nesterov, semantics
         As for :class:`fastopt.SGD`.
+    fresh : bool
+        Whether no step has used the buffer yet, although it is not the first.
     **common
         ``weight_decay``, ``decoupled_weight_decay``, ``maximize``; ``grad_scale``, which
         multiplies the gradient, and ``grad_limit``, to which its elements are clipped.
@@ -83,7 +86,7 @@ def sgd(
             return
         if semantics == "keras":  # the buffer is the velocity
             mu, into, out = momentum, -(lr * (1 - dampening)), -momentum if nesterov else -1.0
-        elif step == 1:  # the buffer starts as a copy of the gradient
+        elif step == 1 or fresh:  # the buffer starts as a copy of the gradient
             mu, into, out = 0.0, 1.0, lr * momentum if nesterov else lr
         else:
             mu, into, out = momentum, 1 - dampening, lr * momentum if nesterov else lr

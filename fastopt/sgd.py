@@ -70,7 +70,9 @@ class SGD(Optimizer):
         \theta_t = \theta_{t-1} - \gamma b_t
 
     and with Nesterov :math:`\theta_t = \theta_{t-1} - \gamma (g_t + \mu b_t)`. Without momentum
-    :math:`\theta_t = \theta_{t-1} - \gamma g_t`, and no state but ``step``.
+    :math:`\theta_t = \theta_{t-1} - \gamma g_t`, and no state but ``step``. Where momentum is
+    switched on later, in ``param_groups``, each buffer starts as :math:`b_1` with its parameter's
+    next gradient.
 
     Under Keras semantics the buffer is Keras's velocity, which holds the learning rate, so a change
     of the rate acts on new gradients only:

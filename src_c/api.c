@@ -358,6 +358,47 @@ static fo_status set_grad(fo_optimizer *opt, int64_t i, void *grad)
     return status;
 }
 
+/* Finds a parameter, and which of its state arrays has a beginning that a step has to know of. */
+static fo_status find_beginning(const fo_optimizer *opt, int64_t i, const char *name,
+                                fo_tensor **tensor, unsigned *slot)
+{
+    int place = 0;
+    fo_status status = find_param(opt, i, tensor);
+    if (!status)
+        status = find(opt, "state", opt->rule->slot_names, name, &place);
+    if (status)
+        return status;
+    if (!fo_rule_slot_begins(opt->rule, place))
+        return fail(FO_BAD_NAME, "%s does not ask whether %s has begun", opt->rule->name, name);
+    *slot = FO_SLOT(place);
+    return FO_OK;
+}
+
+static fo_status set_begun(fo_optimizer *opt, int64_t i, const char *name, int32_t begun)
+{
+    fo_tensor *tensor = NULL;
+    unsigned slot = 0;
+    fo_status status = find_beginning(opt, i, name, &tensor, &slot);
+    if (!status)
+        status = check_between("begun", begun, 0, 1);
+    if (!status)
+        tensor->fresh = begun ? tensor->fresh & ~slot : tensor->fresh | slot;
+    return status;
+}
+
+static fo_status get_begun(const fo_optimizer *opt, int64_t i, const char *name, int32_t *begun)
+{
+    fo_tensor *tensor = NULL;
+    unsigned slot = 0;
+    const fo_status status = find_beginning(opt, i, name, &tensor, &slot);
+    if (status)
+        return status;
+    if (!begun)
+        return null_pointer("begun");
+    *begun = *tensor->step > 0 && !(tensor->fresh & slot);
+    return FO_OK;
+}
+
 /* ---- the step -------------------------------------------------------------------------------- */
 
 static atomic_int num_threads = 1;
@@ -455,6 +496,8 @@ const fo_api *fo_get_api(void)
         .step = step,
         .set_num_threads = set_num_threads,
         .get_num_threads = get_num_threads,
+        .set_begun = set_begun,
+        .get_begun = get_begun,
     };
     static bool begun;
     if (!begun)

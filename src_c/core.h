@@ -28,6 +28,7 @@
 #define FO_MAX_HYPERS 12 /* hyperparameters of a rule */
 #define FO_MAX_CONSTS 12 /* constants of one step of a rule */
 #define FO_MOST_THREADS 1024
+#define FO_SLOT(j) (1u << (j)) /* in a set of slots */
 
 /* Who runs a step: at most max_threads, as many as recent steps have shown to pay; or, for tests,
  * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
@@ -50,7 +51,8 @@ typedef struct {
     int slot_needs[FO_MAX_SLOTS];   /* for fo_rule_uses_slot */
     const double *defaults;         /* of the hyperparameters */
     int (*variant)(const double *hypers);
-    void (*consts)(const double *hypers, fo_semantics semantics, int64_t t, double *consts);
+    void (*consts)(const double *hypers, fo_semantics semantics, int64_t t, unsigned fresh,
+                   double *consts);
 } fo_rule;
 
 extern const fo_rule fo_rules[];
@@ -58,12 +60,16 @@ extern const int fo_rule_count;
 
 const fo_rule *fo_find_rule(const char *name); /* NULL: no such rule */
 
-/* The constants of step number t (the first is 1): weight decay's and the rule's. */
+/* The constants of step number t (the first is 1), weight decay's and the rule's, for a parameter
+ * with these fresh slots (see fo_tensor). */
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
-                    double *consts);
+                    unsigned fresh, double *consts);
 
 /* Whether a step with these hyperparameters touches the slot. */
 bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot);
+
+/* Whether the rule has to know of a slot if a step has written it yet. */
+bool fo_rule_slot_begins(const fo_rule *rule, int slot);
 
 /* ---- plans ---------------------------------------------------------------------------------- */
 
@@ -82,7 +88,9 @@ typedef struct {
     /* 0: grad is laid out as the parameter. Otherwise its shape and its strides in bytes, both in
      * the parameter's memory order, outermost axis first. */
     int32_t grad_ndim;
-    bool has_sum; /* not bound, but kept by steps: whether `sum` holds any gradient yet */
+    /* not bound, but kept by steps: */
+    bool has_sum;   /* whether `sum` holds any gradient yet */
+    unsigned fresh; /* past the first step: the slots that begin, and have not begun yet */
     const ptrdiff_t *grad_shape, *grad_strides;
 } fo_tensor;
 

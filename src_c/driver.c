@@ -33,12 +33,15 @@ typedef struct {
 typedef struct {
     fo_update *update[2]; /* by dtype */
     bool maximize;
-    const double *consts; /* computed last, and for which count of steps; NULL: not yet */
+    unsigned skipped;     /* slots that begin, but not with this step */
+    const double *consts; /* computed last, and for what; NULL: not yet */
     int64_t step;
+    unsigned fresh;
 } common;
 
 struct fo_plan {
     const fo_rule *rule;
+    bool begins; /* whether the rule has a slot that does */
     int32_t n_groups;
     int64_t n_tensors, n_blocks, size;
     fo_tensor *tensors;
@@ -70,6 +73,8 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
         return NULL;
     const size_t n = (size_t)n_tensors, groups = (size_t)n_groups;
     plan->rule = rule;
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        plan->begins |= fo_rule_slot_begins(rule, j);
     plan->n_groups = n_groups;
     plan->n_tensors = n_tensors;
     plan->tensors = calloc(n + 1, sizeof *plan->tensors);
@@ -348,11 +353,13 @@ static double clip_factor(const fo_step_args *args, double norm)
 }
 
 /* Chooses each tensor's loop and computes its constants. Within a group, tensors that follow one
- * another with the same step count share them. Returns how many elements the step will touch. */
+ * another with the same step count and fresh slots share them. Returns how many elements the step
+ * will touch. */
 static int64_t assign_work(const step *s)
 {
     fo_plan *plan = s->plan;
     const double *hypers = plan->hypers;
+    const int *needs = plan->rule->slot_needs;
     int64_t touched = 0;
     for (int32_t j = 0; j < plan->n_groups; j++, hypers += FO_MAX_HYPERS) {
         const int variant = plan->rule->variant(hypers);
@@ -360,6 +367,10 @@ static int64_t assign_work(const step *s)
         for (int dtype = 0; dtype < 2; dtype++)
             c->update[dtype] = s->table->update[dtype][plan->rule - fo_rules][variant];
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
+        c->skipped = 0;
+        for (int k = 0; k < FO_MAX_SLOTS; k++)
+            if ((needs[k] & BEGINS) && !fo_slot_used(needs[k], variant))
+                c->skipped |= FO_SLOT(k);
         c->consts = NULL;
     }
     for (int64_t i = 0; i < plan->n_tensors; i++) {
@@ -370,11 +381,12 @@ static int64_t assign_work(const step *s)
         if (!part)
             continue;
         common *c = &plan->commons[t->group];
-        if (!c->consts || c->step != *t->step) {
+        if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
             fo_rule_consts(plan->rule, plan->hypers + (size_t)t->group * FO_MAX_HYPERS,
-                           s->args->semantics, *t->step + 1, consts);
+                           s->args->semantics, *t->step + 1, t->fresh, consts);
             c->step = *t->step;
+            c->fresh = t->fresh;
             c->consts = consts;
         }
         const double scale = unscale(s, t);
@@ -430,14 +442,16 @@ static void run(const step *s, block_pass *pass, int threads)
         s->result->threads = came;
 }
 
-/* After a step: counts it, and notes which sums hold something. */
+/* After a step: counts it, and notes which slots and sums hold something. */
 static void count(const step *s)
 {
     fo_tensor *t = s->plan->tensors;
-    const bool add = s->args->add;
+    const bool add = s->args->add, begins = s->plan->begins;
     for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++) {
         if (!takes_part(s, t))
             continue;
+        if (!add && begins)
+            t->fresh = (*t->step == 0 ? ~0u : t->fresh) & s->plan->commons[t->group].skipped;
         if (!add)
             ++*t->step;
         if (t->sum)

@@ -29,8 +29,9 @@ typedef struct {
 enum { L2, KEEP, FO_COMMON_CONSTS };
 
 /* A rule lists its slots as X(name, needs): the variant bit that makes its loop touch the slot, or
- * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. */
-enum { ALWAYS = 1 << 30 };
+ * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. BEGINS besides: the rule
+ * has to know whether a step has written the slot yet. */
+enum { ALWAYS = 1 << 30, BEGINS = 1 << 29 };
 #define FO_NEEDS(name, needs) needs,
 
 FO_INLINE bool fo_slot_used(int needs, int variant) { return (needs & (variant | ALWAYS)) != 0; }

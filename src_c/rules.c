@@ -44,12 +44,17 @@ bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
     return fo_slot_used(rule->slot_needs[slot], rule->variant(hypers));
 }
 
+bool fo_rule_slot_begins(const fo_rule *rule, int slot)
+{
+    return (rule->slot_needs[slot] & BEGINS) != 0;
+}
+
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
-                    double *consts)
+                    unsigned fresh, double *consts)
 {
     const fo_common_hypers *h = (const fo_common_hypers *)hypers;
     const bool decoupled = h->decoupled_weight_decay != 0;
     consts[L2] = decoupled ? 0 : h->weight_decay;
     consts[KEEP] = decoupled && h->weight_decay != 0 ? 1 - h->lr * h->weight_decay : 1;
-    rule->consts(hypers, semantics, t, consts);
+    rule->consts(hypers, semantics, t, fresh, consts);
 }

@@ -332,6 +332,14 @@ REFUSED = [
     ("step", BAD_POINTER, "opt", lambda h: (None, result())),
     ("step", BAD_VALUE, "sizeof.fo_result., 32 in this fastopt, got 0", lambda h: (h, Result())),
     ("step", BAD_VALUE, "sizeof.fo_result.", lambda h: (h, Result(size=41))),
+    ("set_begun", BAD_POINTER, "opt", lambda h: (None, 0, b"exp_avg", 0)),
+    ("set_begun", BAD_POINTER, "name", lambda h: (h, 0, None, 0)),
+    ("set_begun", BAD_INDEX, "no parameter 2", lambda h: (h, 2, b"exp_avg", 0)),
+    ("set_begun", BAD_NAME, "no state named 'm'", lambda h: (h, 0, b"m", 0)),
+    ("set_begun", BAD_NAME, "adam .* whether exp_avg has", lambda h: (h, 0, b"exp_avg", 0)),
+    ("get_begun", BAD_POINTER, "opt", lambda h: (None, 0, b"exp_avg", ctypes.c_int32())),
+    ("get_begun", BAD_INDEX, "no parameter -1", lambda h: (h, -1, b"exp_avg", ctypes.c_int32())),
+    ("get_begun", BAD_NAME, "whether exp_avg has", lambda h: (h, 0, b"exp_avg", ctypes.c_int32())),
     ("set_num_threads", BAD_VALUE, "n must be between 1 and 1024, got 0", lambda h: (0,)),
     ("set_num_threads", BAD_VALUE, "got 1025", lambda h: (1025,)),
 ]
@@ -352,6 +360,53 @@ def test_a_call_that_is_refused_says_why_and_changes_nothing(name, status, messa
     assert fo.step(clean.handle, None) == fo.step(spoilt.handle, None) == OK
     assert spoilt.bytes() == clean.bytes() != before
     assert not HERE.any()
+
+
+def test_a_momentum_buffer_begins_with_its_first_use_and_says_so():
+    w, buffer, counter = np.zeros(3), np.zeros(3), np.zeros(1, np.int64)
+    begun, name = ctypes.c_int32(), b"momentum_buffer"
+
+    def has_begun(handle):
+        assert fo.get_begun(handle, 0, name, begun) == OK
+        return begun.value
+
+    def bind(handle):
+        arguments = F64, 3, w.ctypes.data, counter.ctypes.data
+        assert fo.set_param(handle, 0, 0, *arguments) == OK
+        assert fo.set_state(handle, 0, name, buffer.ctypes.data) == OK
+
+    def step(handle, value):
+        grad = np.full(3, value)
+        assert fo.set_grad(handle, 0, grad.ctypes.data) == fo.step(handle, None) == OK
+        return buffer[0]
+
+    first = create("sgd", 1, 1)
+    assert fo.set_hyper(first, 0, b"dampening", 0.5) == OK
+    assert fo.set_begun(first, 0, name, 0) == INCOMPLETE
+    bind(first)
+    assert has_begun(first) == 0
+    step(first, 1.0)
+    assert has_begun(first) == 0  # momentum has not been used yet
+    assert fo.set_hyper(first, 0, b"momentum", 0.5) == OK
+    resumed = create("sgd", 1, 1)
+    for hyper in (b"dampening", b"momentum"):
+        assert fo.set_hyper(resumed, 0, hyper, 0.5) == OK
+    bind(resumed)
+    assert has_begun(resumed) == 1  # as far as it knows
+    assert fo.set_begun(resumed, 0, name, has_begun(first)) == OK
+    assert has_begun(resumed) == 0
+    assert step(first, 8.0) == 8
+    assert (has_begun(first), has_begun(resumed)) == (1, 0)
+    counter[0] = 1
+    assert step(resumed, 8.0) == 8
+    assert step(resumed, 2.0) == 8 * 0.5 + 2 * 0.5
+    assert fo.set_begun(resumed, 0, name, 2) == BAD_VALUE
+    assert fo.last_error() == b"begun must be between 0 and 1, got 2"
+    assert fo.get_begun(resumed, 0, name, None) == BAD_POINTER
+    assert fo.set_begun(resumed, 0, name, 0) == fo.set_begun(resumed, 0, name, 1) == OK
+    assert step(resumed, 2.0) == 5 * 0.5 + 1
+    for handle in (first, resumed):
+        fo.destroy(handle)
 
 
 def test_every_function_that_can_refuse_is_seen_to():

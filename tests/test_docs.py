@@ -57,7 +57,8 @@ def test_readme_example():
 def test_every_way_to_fail_has_a_row_and_every_test_named_there_exists():
     text = (ROOT / "docs/reliability.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|$", text, re.MULTILINE)
-    assert rows == [str(number) for number in range(1, 35)]
+    assert len(rows) >= 36
+    assert rows == [str(number) for number in range(1, len(rows) + 1)]
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
     assert len({*named}) > 40
     for file, test in named:

@@ -501,6 +501,36 @@ def test_sources_of_any_layout_are_copied():
     assert (memory == np.arange(20.0)).all()
 
 
+def test_each_parameter_may_have_a_step_of_its_own():
+    opt = fastopt.Adam([np.zeros(3), np.zeros(2)], lr=0.1)
+    params, ms, vs = ([np.zeros(3), np.zeros(2)] for _ in range(3))
+    for number, second in enumerate([None, np.ones(2), np.full(2, 3.0)]):
+        grads = [np.full(3, number + 1.0), second]
+        opt.step(grads)
+        functional.adam(params, grads, ms, vs, step=(number + 1, max(number, 1)), lr=0.1)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(params, opt.params, strict=True))
+    w, b = np.zeros(1), [np.ones(1), np.ones(1)]
+    functional.sgd([w, w.copy()], [np.ones(1)] * 2, b, lr=1, momentum=0.5, step=[1, np.int64(2)])
+    assert b == [1, 1.5]
+    assert w == -1
+
+
+@pytest.mark.parametrize(
+    ("params", "step", "error", "message"),
+    [
+        ([np.zeros(1)], [1, 2], ValueError, "step: expected 1, one for each of params; got 2"),
+        (np.zeros(1), [1], ValueError, "step: one number for each of params, which is no list"),
+        ([np.zeros(1)], [0], ValueError, "step must be >= 1"),
+        ([np.zeros(1)], [1.0], TypeError, "step must be an integer, got 1.0"),
+        ([np.zeros(1)], [[1]], TypeError, r"step must be an integer, got \[1\]"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(params, step, error, message):
+    state = [np.zeros(1)] if isinstance(params, list) else np.zeros(1)
+    with pytest.raises(error, match=f"^{message}"):
+        functional.adagrad(params, state, state, lr=1.0, step=step)
+
+
 def test_the_number_of_the_step_may_be_an_optimizers_counter():
     w = np.zeros(1)
     opt = fastopt.Adam([w])

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -274,6 +275,125 @@ def test_torchs_first_use_of_the_momentum_buffer_goes_by_the_step_counter():
     opt.state[0]["step"][...] = 0
     opt.step([np.full(1, 8.0), None])
     assert opt.state[0]["momentum_buffer"] == 8
+
+
+def switched_on():
+    """Momentum came two steps late; of three parameters, the last has had no gradient since."""
+    opt = SGD({name: np.zeros(1) for name in "abc"}, lr=1, dampening=0.5)
+    for _ in range(2):
+        opt.step({name: np.ones(1) for name in "abc"})
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step({"a": np.full(1, 8.0), "b": np.full(1, 16.0), "c": None})
+    return opt
+
+
+def ways_to_go_on(opt, tmp_path):
+    """The optimizer itself, and all that it can become."""
+    opt.save(tmp_path / "file")
+    yield "deepcopy", copy.deepcopy(opt)
+    yield "pickle", pickle.loads(pickle.dumps(opt))
+    for how, load in (
+        ("state dict", lambda new: new.load_state_dict(opt.state_dict())),
+        ("file", lambda new: new.load(tmp_path / "file")),
+    ):
+        for momentum in (0.0, 0.9):
+            new = SGD({name: np.zeros(1) for name in "abc"}, lr=9, momentum=momentum)
+            if momentum:
+                new.step({name: np.full(1, 99.0) for name in "abc"})
+            load(new)
+            yield f"{how} {momentum}", new
+    yield "itself", opt
+
+
+def test_momentum_that_is_switched_on_later_starts_as_a_copy_of_the_gradient():
+    opt = switched_on()
+    assert [s["momentum_buffer"].item() for s in opt.state] == [8, 16, 0]
+    assert [int(s["step"]) for s in opt.state] == [3, 3, 2]
+
+
+def test_a_buffer_that_has_not_begun_stays_so_in_every_copy(tmp_path):
+    ways = 0
+    for how, opt in ways_to_go_on(switched_on(), tmp_path):
+        opt.add_param_group({**opt.param_groups[0], "params": {"d": np.zeros(1)}})
+        opt.step({"a": np.full(1, 2.0), "b": None, "c": np.full(1, 4.0), "d": np.full(1, 6.0)})
+        buffers = [s["momentum_buffer"].item() for s in opt.state]
+        assert buffers == [8 * 0.5 + 2 * 0.5, 16, 4, 6], how
+        for group in opt.param_groups:  # the buffers wait
+            group["momentum"] = 0.0
+        opt.step({name: np.ones(1) for name in "abcd"})
+        for group in opt.param_groups:
+            group["momentum"] = 0.5
+        opt.step({name: np.full(1, 2.0) for name in "abcd"})
+        buffers = [s["momentum_buffer"].item() for s in opt.state]
+        assert buffers == [5 * 0.5 + 1, 16 * 0.5 + 1, 4 * 0.5 + 1, 6 * 0.5 + 1], how
+        opt.reset()
+        opt.step({name: np.full(1, 2.0) for name in "abcd"})
+        assert [s["momentum_buffer"].item() for s in opt.state] == [2] * 4, how
+        ways += 1
+    assert ways == 7
+
+
+def test_a_buffer_that_waits_from_the_start_has_not_begun():
+    opt = SGD([np.zeros(1)], lr=1, momentum=0.5, dampening=0.5)
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step([np.ones(1)])
+    twin = SGD([np.zeros(1)], lr=1)
+    twin.load_state_dict(opt.state_dict())
+    opt.param_groups[0]["momentum"] = twin.param_groups[0]["momentum"] = 0.5
+    for each in (opt, twin):
+        each.step([np.full(1, 8.0)])
+        assert each.state[0]["momentum_buffer"] == 8
+
+
+def test_state_without_a_buffer_that_comes_to_an_optimizer_with_one_begins_it_anew():
+    plain = SGD([np.zeros(1)], lr=1)
+    plain.step([np.ones(1)])
+    opt = SGD([np.zeros(1)], lr=1, momentum=0.5, dampening=0.5)
+    opt.step([np.ones(1)])
+    opt.load_state_dict(plain.state_dict())
+    opt.param_groups[0].update(momentum=0.5, dampening=0.5)
+    opt.step([np.full(1, 8.0)])
+    assert opt.state[0]["momentum_buffer"] == 8
+
+
+def test_under_keras_semantics_late_momentum_starts_from_zero():
+    opt = SGD([np.zeros(1)], lr=1, semantics="keras")
+    opt.step([np.ones(1)])
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step([np.full(1, 8.0)])
+    assert opt.state[0]["momentum_buffer"] == -8
+    opt.param_groups[0]["dampening"] = 0.5
+    opt.step([np.full(1, 8.0)])
+    assert opt.state[0]["momentum_buffer"] == -8
+
+
+@pytest.mark.parametrize(
+    ("mark", "error", "message"),
+    [
+        (2, ValueError, r"\['momentum_buffer_begun'\] must be 0 or 1, got 2"),
+        (0.0, TypeError, r"\['momentum_buffer_begun'\] must be an integer"),
+        (-1, ValueError, r"\['momentum_buffer_begun'\] must be >= 0"),
+    ],
+)
+def test_a_bad_mark_of_a_buffer_is_refused(mark, error, message):
+    opt = switched_on()
+    saved = opt.state_dict()
+    assert saved["state"]["c"]["momentum_buffer_begun"] == 0
+    assert "momentum_buffer_begun" not in saved["state"]["a"]
+    saved["state"]["c"]["momentum_buffer_begun"] = mark
+    before = everything(opt)
+    with pytest.raises(error, match=message):
+        opt.load_state_dict(saved)
+    assert differences(everything(opt), before) == []
+    saved["state"]["c"]["momentum_buffer_begun"] = 1
+    opt.load_state_dict(saved)
+    opt.step({"a": None, "b": None, "c": np.full(1, 4.0)})
+    assert opt.state[2]["momentum_buffer"] == 2
+    adam = Adam([np.zeros(1)])
+    saved = adam.state_dict()
+    saved["state"][0]["exp_avg_begun"] = 0
+    with pytest.raises(ValueError, match=r"unexpected \['exp_avg_begun'\]"):
+        adam.load_state_dict(saved)
 
 
 def test_state_written_from_outside_takes_effect():

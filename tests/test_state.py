@@ -23,7 +23,7 @@ from support import (
     make_grads,
 )
 
-from fastopt import SGD, Adagrad, Adam
+from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop
 
 
 def slots(opt):
@@ -455,6 +455,77 @@ def test_a_deep_copy_is_not_torn_by_a_step_in_another_thread():
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("cls", "switch"),
+    [
+        (SGD, {"momentum": 0.9, "dampening": 0.5}),
+        (RMSprop, {"momentum": 0.9}),
+        (RMSprop, {"centered": True}),
+        (Adam, {"amsgrad": True}),
+        (AdamW, {"amsgrad": True, "lr": 0.5}),
+    ],
+)
+def test_a_copy_takes_over_what_was_changed_since_the_last_step(cls, switch, tmp_path):
+    opt = cls([np.ones(3), np.ones(2)], lr=0.1)
+    opt.step([np.ones(3), None])
+    opt.param_groups[0].update(switch)
+    twins = [copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    loaded = cls([p.copy() for p in opt.params])
+    loaded.load_state_dict(opt.state_dict())
+    opt.save(tmp_path / "file")
+    read = cls([p.copy() for p in opt.params])
+    read.load(tmp_path / "file")
+    for grads in ([np.full(3, 2.0), np.full(2, 3.0)], [np.full(3, 0.5), np.full(2, 5.0)]):
+        for each in (opt, *twins, loaded, read):
+            each.step(grads)
+            assert contents(each) == contents(opt)
+
+
+def test_a_copy_with_a_bad_value_pending_is_refused_by_name_and_nothing_changes(tmp_path):
+    opt = Adam([np.ones(3)])
+    opt.step([np.ones(3)])
+    opt.param_groups[0]["lr"] = -1.0
+    before = everything(opt)
+    for act in (
+        opt.state_dict,
+        lambda: copy.deepcopy(opt),
+        lambda: pickle.dumps(opt),
+        lambda: opt.save(tmp_path / "file"),
+    ):
+        with pytest.raises(ValueError, match=r"^param_groups\[0\]: lr must be >= 0"):
+            act()
+    assert differences(everything(opt), before) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+class Trainer:
+    """Owns an optimizer, whose learning rate is a method of its own."""
+
+    def __init__(self):
+        self.w = np.ones(3)
+        self.opt = Adam([self.w], lr=self.rate)
+        self.rate_now, self.calls = 0.5, 0
+
+    def rate(self, step):
+        self.__dict__["calls"] = self.__dict__.get("calls", -1) + 1
+        return self.__dict__.get("rate_now", 9.0) / (1 + step)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_what_owns_an_optimizer_and_is_its_rate_goes_on_alike(copied):
+    trainer = Trainer()
+    trainer.opt.step([np.ones(3)])
+    calls = trainer.calls
+    twin = copied(trainer)
+    trainer.opt.state_dict()
+    assert trainer.calls == twin.calls == calls
+    for each in (trainer, twin):
+        each.opt.step([np.full(3, 2.0)])
+        assert each.calls == calls + 1
+    assert contents(twin.opt)[2] == contents(trainer.opt)[2]
+    assert np.array_equal(twin.w, trainer.w)
 
 
 def test_a_shallow_copy_is_refused():

@@ -132,6 +132,13 @@ typedef struct {
      * in Python, fastopt.set_num_threads() and this are the same. */
     fo_status (*set_num_threads)(int32_t n);
     int32_t (*get_num_threads)(void);
+
+    /* Whether a state array of parameter i holds anything yet. sgd's "momentum_buffer" does so from
+     * its first use on, where FO_TORCH starts it as a copy of the gradient. Steps keep track of it
+     * from the first one on. A run that is resumed, with a counter above 0 in set_param, takes the
+     * array for one that has begun, unless it is told otherwise: save this beside the counter. */
+    fo_status (*set_begun)(fo_optimizer *opt, int64_t i, const char *name, int32_t begun);
+    fo_status (*get_begun)(const fo_optimizer *opt, int64_t i, const char *name, int32_t *begun);
 } fo_api;
 
 /* For a program that contains the library. Its first call comes before the program has threads. */

@@ -24,9 +24,10 @@ static inline int adagrad_variant(const double *hypers)
 }
 
 static inline void adagrad_consts(const double *hypers, fo_semantics semantics, int64_t t,
-                                  double *k)
+                                  unsigned fresh, double *k)
 {
     const adagrad_hypers *h = (const adagrad_hypers *)hypers;
+    (void)fresh;
     k[ADAGRAD_STEP] = h->lr / (1 + (double)(t - 1) * h->lr_decay);
     k[ADAGRAD_EPS_IN] = semantics == FO_KERAS ? h->eps : 0;
     k[ADAGRAD_EPS_OUT] = semantics == FO_KERAS ? 0 : h->eps;

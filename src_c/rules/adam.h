@@ -37,9 +37,11 @@ static inline int adam_variant(const double *hypers)
     return h->amsgrad != 0 ? ADAM_AMSGRAD : 0;
 }
 
-static inline void adam_consts(const double *hypers, fo_semantics semantics, int64_t t, double *k)
+static inline void adam_consts(const double *hypers, fo_semantics semantics, int64_t t,
+                               unsigned fresh, double *k)
 {
     const adam_hypers *h = (const adam_hypers *)hypers;
+    (void)fresh;
     const double c1 = h->bias_correction != 0 ? fo_one_minus_power(h->beta1, t) : 1;
     const double c2 = h->bias_correction != 0 ? fo_one_minus_power(h->beta2, t) : 1;
     k[ADAM_BETA1] = h->beta1;

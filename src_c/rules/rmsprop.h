@@ -40,11 +40,11 @@ static inline int rmsprop_variant(const double *hypers)
 }
 
 static inline void rmsprop_consts(const double *hypers, fo_semantics semantics, int64_t t,
-                                  double *k)
+                                  unsigned fresh, double *k)
 {
     const rmsprop_hypers *h = (const rmsprop_hypers *)hypers;
     const bool keras = semantics == FO_KERAS, lr_goes_in = keras || h->momentum == 0;
-    (void)t;
+    (void)t, (void)fresh;
     k[RMSPROP_ALPHA] = h->alpha;
     k[RMSPROP_ONE_MINUS_ALPHA] = 1 - h->alpha;
     k[RMSPROP_FLOOR] = keras ? -INFINITY : 0;

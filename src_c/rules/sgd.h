@@ -6,13 +6,13 @@
  *              |  mu        in            out              look
  *     torch    |  momentum  1 - damp      lr               0
  *       Nesterov                          lr*momentum      lr
- *       first  |  0         1             (the buffer starts as a copy of the gradient)
+ *       first  |  0         1             (a fresh buffer becomes a copy of the gradient)
  *     keras    |  momentum  -lr(1-damp)   -1               0          (b is the velocity)
  *       Nesterov                          -momentum        lr */
 #ifndef T
 
 #define sgd_hyper_list(X) X(momentum) X(dampening) X(nesterov)
-#define sgd_slot_list(X) X(momentum_buffer, SGD_MOMENTUM)
+#define sgd_slot_list(X) X(momentum_buffer, SGD_MOMENTUM | BEGINS)
 enum { SGD_MOMENTUM = 1 };
 enum { SGD_MU = FO_COMMON_CONSTS, SGD_IN, SGD_OUT, SGD_LOOK, sgd_const_count };
 
@@ -29,10 +29,11 @@ static inline int sgd_variant(const double *hypers)
     return h->momentum != 0 ? SGD_MOMENTUM : 0;
 }
 
-static inline void sgd_consts(const double *hypers, fo_semantics semantics, int64_t t, double *k)
+static inline void sgd_consts(const double *hypers, fo_semantics semantics, int64_t t,
+                              unsigned fresh, double *k)
 {
     const sgd_hypers *h = (const sgd_hypers *)hypers;
-    const bool first = semantics == FO_TORCH && t == 1;
+    const bool first = semantics == FO_TORCH && (t == 1 || (fresh & FO_SLOT(0)));
     const double damped = 1 - h->dampening;
     k[SGD_MU] = first ? 0 : h->momentum;
     if (semantics == FO_KERAS) {

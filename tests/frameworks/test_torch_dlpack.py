@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
@@ -46,15 +47,6 @@ def test_strided_tensors_and_gradients_are_read_as_they_lie():
     assert torch.equal(p, -g)
 
 
-def test_memory_outlives_the_tensor_that_lent_it():
-    p = torch.zeros(1000)
-    opt = fastopt.SGD([p], lr=1.0)
-    p.set_(torch.empty(0).untyped_storage())
-    del p
-    opt.step([torch.ones(1000)])
-    assert (opt.params[0] == -1).all()
-
-
 def test_the_memory_of_a_parameter_stays_where_it_is():
     p = torch.zeros(1000)
     fastopt.SGD([p], lr=1.0)
@@ -82,11 +74,58 @@ def test_tensors_without_fit_memory_are_refused(tensor, message):
     assert not w.any()
 
 
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_that_is_switched_on_later_is_pytorchs(dampening, nesterov):
+    if nesterov and dampening:
+        dampening = 0.0
+    ours = [torch.zeros(3, dtype=torch.float64) for _ in range(3)]
+    theirs = [torch.nn.Parameter(p.clone()) for p in ours]
+    opt = fastopt.SGD(ours, lr=0.1, weight_decay=0.1)
+    twin = torch.optim.SGD(theirs, lr=0.1, weight_decay=0.1)
+    switch = {"momentum": 0.9, "dampening": dampening, "nesterov": nesterov}
+    torch.manual_seed(0)
+    for step in range(8):
+        grads = [
+            torch.randn(3, dtype=torch.float64) if (step, i) != (3, 2) else None for i in range(3)
+        ]
+        for each in (opt, twin):
+            if step == 3:
+                each.param_groups[0].update(switch)
+            elif step == 5:
+                each.param_groups[0].update(momentum=0.0, nesterov=False)
+            elif step == 6:
+                each.param_groups[0].update(switch)
+        opt.step(grads)
+        for p, grad in zip(theirs, grads, strict=True):
+            p.grad = None if grad is None else grad.clone()
+        twin.step()
+        for own, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(own, other.detach(), rtol=1e-14, atol=1e-15)
+
+
 def test_a_tensor_by_itself_is_no_list_of_its_rows():
     with pytest.raises(TypeError, match="params must be a list"):
         fastopt.SGD(torch.zeros(3, 2))
     with pytest.raises(TypeError, match="grads must be a list"):
         fastopt.SGD([torch.zeros(2)] * 1).step(torch.zeros(1, 2))
+
+
+def test_buffers_of_pyarrow_are_followed_or_refused():
+    w = np.zeros(3)
+    fastopt.SGD([w], lr=1.0).step([pyarrow.array([1.0, 2.0, 3.0])])
+    assert w.tolist() == [-1, -2, -3]
+    buffer = pyarrow.allocate_buffer(8 * 1000, resizable=True)
+    array = np.frombuffer(buffer)
+    array[...] = 0
+    opts = [fastopt.SGD([array], lr=1.0), fastopt.SGD([memoryview(buffer).cast("B").cast("d")])]
+    opts[0].step([np.ones(1000)])
+    buffer.resize(8 * 1_000_000)
+    for opt in opts:
+        with pytest.raises(ValueError, match=r"^parameter 0: the memory that a .* lent this array"):
+            opt.step([np.ones(1000)])
+    with pytest.raises(ValueError, match="read-only"):
+        fastopt.SGD([pyarrow.array([1.0])])
 
 
 def test_jax_arrays_are_gradients():
