@@ -18,14 +18,14 @@ except ImportError as error:
     ) from error
 
 from fastopt import functional, reference, schedules
+from fastopt._adagrad import Adagrad
+from fastopt._adam import Adam, AdamW
 from fastopt._info import apply_environment, build_info, get_include, get_library
+from fastopt._rmsprop import RMSprop
+from fastopt._sgd import SGD
 from fastopt._version import __version__
 from fastopt._warnings import FallbackWarning
-from fastopt.adagrad import Adagrad
-from fastopt.adam import Adam, AdamW
 from fastopt.flat import flatten, unflatten
-from fastopt.rmsprop import RMSprop
-from fastopt.sgd import SGD
 from fastopt.threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -47,6 +47,10 @@ __all__ = [
     "set_num_threads",
     "unflatten",
 ]
+
+for _class in (SGD, Adagrad, Adam, AdamW, FallbackWarning, RMSprop):
+    _class.__module__ = "fastopt"  # where users find them, and so do pickles
+del _class
 
 apply_environment()
 del apply_environment

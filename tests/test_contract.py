@@ -5,6 +5,7 @@ Most expected values here are small numbers that are exact in binary.
 
 import inspect
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from support import (
     make_owned_params,
 )
 
+import fastopt
 from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core
 
 COMMON = {
@@ -239,6 +241,14 @@ def test_the_learning_rate_may_be_any_function_of_completed_steps():
     opt.param_groups[0]["lr"] = lambda steps: 100.0 * steps
     opt.step([np.ones(1), None])
     assert (a[0], b[0]) == (-415, -2)
+
+
+@pytest.mark.parametrize("cls", SIGNATURES)
+def test_a_class_is_known_by_where_users_find_it(cls):
+    assert f"{cls.__module__}.{cls.__qualname__}" == f"fastopt.{cls.__name__}"
+    assert pickle.loads(pickle.dumps(cls)) is cls is getattr(fastopt, cls.__name__)
+    # As a module, it would be "not callable", which does not tell what was meant.
+    assert not hasattr(fastopt, cls.__name__.lower())
 
 
 @pytest.mark.parametrize("semantics", ["torch", "keras"])
