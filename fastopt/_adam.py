@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastopt import _core
-from fastopt._options import flag, real
+from fastopt._options import flag, pair, real
 from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
@@ -151,12 +151,7 @@ class Adam(Optimizer):
         self, group: Mapping[str, Any], where: str, completed_steps: int
     ) -> dict[str, float]:
         values = super()._checked(group, where, completed_steps)
-        betas = group["betas"]
-        if not isinstance(betas, (tuple, list)):
-            raise TypeError(f"{where}betas must be a tuple of two numbers, got {betas!r}")
-        if len(betas) != 2:
-            raise ValueError(f"{where}betas must have two elements, got {betas!r}")
-        for index, beta in enumerate(betas):
+        for index, beta in enumerate(pair(f"{where}betas", group["betas"])):
             name = f"{where}betas[{index}]"
             values[f"beta{index + 1}"] = real(name, beta, below=1.0)
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
@@ -20,12 +21,13 @@ def real(
 ) -> float:
     """Check a real number: ``low <= value`` or ``above < value``; ``value <= high``, ``< below``.
 
-    NaN is always refused.
+    A 0-d array is the number in it. NaN is always refused.
     """
-    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
+    plain = value if type(value) is float else scalar(value)
+    if type(plain) is not float and (not isinstance(plain, Real) or isinstance(plain, bool)):
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
     try:
-        number = float(value)
+        number = float(plain)
     except OverflowError:
         raise ValueError(f"{name} is too large, got {value!r}") from None
     bounds = [f">= {low:g}" if above is None else f"> {above:g}"]
@@ -41,6 +43,43 @@ def real(
     if not inside:
         raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value!r}")
     return number
+
+
+def scalar(value: Any) -> Any:
+    """Return what a 0-d array of any library holds, and anything else as it is.
+
+    Schedules of array libraries return such arrays.
+    """
+    if isinstance(value, (Real, np.bool_)) or getattr(value, "shape", None) != ():
+        return value
+    return value.item() if hasattr(value, "item") else np.asarray(value).item()
+
+
+def pair(name: str, values: Any) -> tuple[Any, Any]:
+    """Return the elements of a tuple, list or vector of two."""
+    if not isinstance(values, (tuple, list)) and not _is_vector(values):
+        raise TypeError(f"{name} must be a tuple of two numbers, got {values!r}")
+    if len(values) != 2:
+        raise ValueError(f"{name} must have two elements, got {values!r}")
+    first, second = values
+    return first, second
+
+
+def _is_vector(values: Any) -> bool:
+    shape = getattr(values, "shape", None)
+    return isinstance(shape, tuple) and len(shape) == 1
+
+
+def frozen(value: Any) -> Any:
+    """Return an option's value, or the same as a tuple or number if it could change in place.
+
+    Lists and arrays can, and so can what is in a tuple.
+    """
+    if isinstance(value, (tuple, list)) or _is_vector(value):
+        items = tuple(map(frozen, value))
+        alike = isinstance(value, tuple) and all(map(operator.is_, items, value))
+        return value if alike else items
+    return scalar(value)
 
 
 def flag(name: str, value: Any) -> float:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _core
-from fastopt._options import flag, real
+from fastopt._options import flag, pair, real
 from fastopt._params import Array
 from fastopt.threads import checked_threads
 
@@ -400,11 +400,7 @@ def adam(
     >>> new[0].round(4)
     array([ 2.9, -2.1])
     """
-    if type(betas) is not tuple and not isinstance(betas, list):
-        raise TypeError(f"betas must be a tuple of two numbers, got {betas!r}")
-    if len(betas) != 2:
-        raise ValueError(f"betas must have two elements, got {betas!r}")
-    beta1, beta2 = betas
+    beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else pair("betas", betas)
     if type(beta1) is not float or type(beta2) is not float:
         beta1, beta2 = real("beta1", beta1), real("beta2", beta2)
     if (beta1 == 1 or beta2 == 1) and flag("bias_correction", bias_correction):

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._lenders import Lenders
-from fastopt._options import choice, count, flag, real
+from fastopt._options import choice, count, flag, frozen, real
 from fastopt._params import (
     Array,
     ParameterState,
@@ -333,8 +333,6 @@ class Optimizer:
             value = lr(completed_steps)
         finally:
             self._calling = False
-        if getattr(value, "shape", None) == () and hasattr(value, "item"):
-            value = value.item()  # schedules of array libraries return 0-d arrays
         return self._checks["lr"](f"{where}lr({completed_steps})", value)
 
     def _check_together(self, values: dict[str, float], where: str) -> None:
@@ -607,11 +605,7 @@ class Optimizer:
         groups, first = [], 0
         counts = self._counts()
         for group in self.param_groups:
-            saved = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in group.items()
-                if name != "params"
-            }
+            saved = {name: frozen(value) for name, value in group.items() if name != "params"}
             if callable(saved["lr"]):
                 del saved["lr"]
             last = first + len(group["params"])
@@ -894,8 +888,9 @@ def _as_seen(
 ) -> tuple[list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None, list[int]]:
     """Return what tells whether groups have changed, and in which the learning rate is called."""
     called = [number for number, group in enumerate(groups) if callable(group.get("lr"))]
-    if any(isinstance(value, list) for group in groups for value in group.values()):
-        return None, called  # a list may change in place
+    options = (value for group in groups for name, value in group.items() if name != "params")
+    if any(frozen(value) is not value for value in options):
+        return None, called  # a list or an array may change in place
     return [(tuple(group), tuple(group.values())) for group in groups], called
 
 

@@ -440,7 +440,9 @@ def linear_warmup(then: float | Schedule, steps: int, start: float = 0.0) -> Sch
 
 
 def _linear_warmup(then: Schedule, peak: float, steps: int, start: float, s: int) -> float:
-    return start + (peak - start) * (s / steps) if s < steps else then(s - steps)
+    if s < steps:
+        return start + (peak - start) * (s / steps)
+    return _rate(f"then({s - steps})", then(s - steps))
 
 
 def one_cycle(
@@ -464,7 +466,9 @@ def one_cycle(
             end + \frac{peak - end}{2} \left(1 + \cos\frac{\pi (s - p)}{e - p}\right) & p < s \le e
         \end{cases}
 
-    and the rate stays at the end after that.
+    and the rate stays at the end after that. A warm-up of less than a step (:math:`p < 0`) is over
+    before the first one, whose rate then is below the peak; of a single step (:math:`p = 0`), the
+    first rate is the peak.
 
     Parameters
     ----------
@@ -519,7 +523,7 @@ def _one_cycle(
     rates: tuple[float, float, float], steps: int, warmup: float, shape: str, s: int
 ) -> float:
     start, peak, end = rates
-    middle, last = max(0.0, warmup * steps - 1), steps - 1
+    middle, last = warmup * steps - 1, steps - 1
     s = min(s, last)
     if s <= middle:
         first, second, x = start, peak, s / middle if middle else 1.0

@@ -286,11 +286,14 @@ NOT_REAL = [
     (False, TypeError, r"{} must be a real number, got False \(bool\)"),
     (None, TypeError, "{} must be a real number, got None"),
     (np.ones(1), TypeError, r"{} must be a real number, got array\(\[1\.\]\)"),
+    (np.array(True), TypeError, "{} must be a real number, got array"),
+    (np.array("1"), TypeError, "{} must be a real number, got array"),
     (1j, TypeError, "{} must be a real number, got 1j"),
 ]
 NOT_AT_LEAST_0 = [
     (-1e-9, ValueError, "{} must be >= 0, got -1e-09"),
     (NAN, ValueError, "{} must be >= 0, got nan"),
+    (np.array(-1.0), ValueError, r"{} must be >= 0, got array\(-1\.\)"),
     (10**400, ValueError, "{} is too large"),
     *NOT_REAL,
 ]
@@ -305,7 +308,10 @@ NOT_BETAS = [
     ([0.9, 0.9, 0.9], ValueError, "{} must have two elements"),
     (0.9, TypeError, "{} must be a tuple of two numbers, got 0.9"),
     ("ab", TypeError, "{} must be a tuple of two numbers, got 'ab'"),
-    (np.array([0.9, 0.9]), TypeError, "{} must be a tuple of two numbers"),
+    (np.ones(3), ValueError, "{} must have two elements"),
+    (np.ones((2, 2)), TypeError, "{} must be a tuple of two numbers"),
+    (np.array(0.9), TypeError, "{} must be a tuple of two numbers"),
+    (np.array([0.9, 1.0]), ValueError, r"{}\[1\] must be >= 0 and < 1, got "),
 ]
 BAD_HYPERS = {"betas": NOT_BETAS}
 BAD_HYPERS["dampening"] = [(NAN, ValueError, "{} must be a number, got nan"), *NOT_REAL]

@@ -21,7 +21,7 @@ from support import (
 )
 
 import fastopt
-from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core
+from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core, functional
 
 COMMON = {
     "semantics": "torch",
@@ -241,6 +241,71 @@ def test_the_learning_rate_may_be_any_function_of_completed_steps():
     opt.param_groups[0]["lr"] = lambda steps: 100.0 * steps
     opt.step([np.ones(1), None])
     assert (a[0], b[0]) == (-415, -2)
+
+
+def trained(opt, steps=3):
+    for k in range(steps):
+        opt.step([np.full(4, k + 0.5)])
+    return opt.params[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "betas", [[0.5, 0.75], np.array([0.5, 0.75]), (np.array(0.5), np.float32(0.75))]
+)
+def test_hyperparameters_may_be_arrays(betas):
+    """An array of no axes is a number, one of two elements a pair."""
+    expected = trained(Adam([np.ones(4)], lr=0.25, betas=(0.5, 0.75), eps=0.125))
+    options = {"lr": np.array(0.25), "betas": betas, "eps": np.array(0.125, np.float32)}
+    assert trained(Adam([np.ones(4)], **options)) == expected
+    assert trained(Adam([{"params": [np.ones(4)], **options}])) == expected
+    opt = Adam([np.ones(4)])
+    opt.param_groups[0].update(options)
+    assert trained(opt) == expected
+    w, m, v = np.ones(4), np.zeros(4), np.zeros(4)
+    for k in range(3):
+        functional.adam(w, np.full(4, k + 0.5), m, v, step=np.array(k + 1), **options)
+    assert w.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: group["lr"].__setitem__((), 1.0),
+        lambda group: group["betas"].__setitem__(0, 0.5),
+        lambda group: group["weight_decay"].__setitem__((), 1.0),
+    ],
+    ids=["lr", "betas", "weight_decay"],
+)
+def test_a_hyperparameter_that_changes_in_place_takes_effect_at_the_next_step(change):
+    opts = [
+        Adam([np.ones(4)], lr=np.array(0.5), betas=betas, weight_decay=np.array(0.0))
+        for betas in (np.array([0.25, 0.75]), [0.25, 0.75], np.array([0.25, 0.75]))
+    ]
+    for opt in opts:
+        trained(opt)
+    for opt in opts[:2]:
+        change(opt.param_groups[0])
+    ours, other, unchanged = map(trained, opts)
+    assert ours == other != unchanged
+
+
+def test_what_is_saved_of_a_hyperparameter_that_is_an_array_is_no_array(tmp_path):
+    options = {"lr": np.array(0.25), "betas": np.array([0.5, 0.75]), "eps": np.array(0.5)}
+    numbers = {"lr": 0.25, "betas": (0.5, 0.75), "eps": 0.5}
+    opt = Adam([np.ones(4)], **options)
+    trained(opt)
+    saved = opt.state_dict()
+    opt.save(tmp_path / "run")
+    for name, array in options.items():
+        assert saved["param_groups"][0][name] == numbers[name]
+        array[...] = 0.125
+    for load in ("state", "file"):
+        other = Adam([np.ones(4)])
+        if load == "state":
+            other.load_state_dict(saved)
+        else:
+            other.load(tmp_path / "run")
+        assert {name: other.param_groups[0][name] for name in numbers} == numbers
 
 
 @pytest.mark.parametrize("cls", SIGNATURES)

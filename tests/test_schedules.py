@@ -196,6 +196,68 @@ def test_a_cycle_rises_to_its_peak_and_falls_to_its_end(steps, warmup, shape):
     assert max(rates) <= 1
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0.0), (2, 0.3), (10, 0.05), (10, 0.0999)])
+def test_a_cycle_whose_warm_up_is_less_than_a_step_begins_below_its_peak(steps, warmup):
+    middle, last = mpmath.mpf(warmup) * steps - 1, steps - 1
+    assert middle < 0
+    for s in range(steps):
+        x = (s - middle) / (last - middle)
+        for shape, gone in (("linear", x), ("cosine", (1 - mpmath.cospi(x)) / 2)):
+            rate = one_cycle(0.5, steps, warmup, 5.0, 4.0, shape)(s)
+            assert rate == pytest.approx(float(0.5 - (0.5 - 0.025) * gone), rel=1e-13)
+            assert rate < 0.5
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_a_cycle_whose_warm_up_is_a_single_step_begins_at_its_peak(shape):
+    assert one_cycle(0.5, 4, 0.25, shape=shape)(0) == 0.5
+
+
+class Zero:
+    """A 0-d array of a library, as its schedules return it."""
+
+    shape = ()
+
+    def __init__(self, value, **methods):
+        self.value = value
+        for name, method in methods.items():
+            setattr(self, name, method)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.value)
+
+
+ZERO_D = {
+    "numpy": np.array,
+    "numpy scalar": np.float32,
+    "with item()": lambda value: Zero(value, item=lambda: value),
+    "without": Zero,
+}
+
+
+@pytest.mark.parametrize("wrap", ZERO_D.values(), ids=ZERO_D)
+def test_a_schedule_and_an_optimizer_take_the_same_callables(wrap):
+    def schedule(s):
+        return wrap(0.5**s)
+
+    w, warm = np.zeros(1), linear_warmup(schedule, 2)
+    for lr, total in ((schedule, 1.75), (warm, 0 + 0.5 + 1), (linear_warmup(warm, 1), 0 + 0 + 0.5)):
+        w[...] = 0
+        opt = fastopt.SGD([w], lr=lr)
+        for _ in range(3):
+            opt.step([np.ones(1)])
+        assert w[0] == -total
+    assert {type(warm(s)) for s in range(5)} == {float}
+
+
+@pytest.mark.parametrize("wrap", ZERO_D.values(), ids=ZERO_D)
+def test_a_callable_after_a_warm_up_is_checked_when_it_is_called(wrap):
+    schedule = linear_warmup(lambda s: wrap(0.5 if s < 3 else -1.0), 2)
+    assert schedule(4) == 0.5
+    with pytest.raises(ValueError, match=r"^then\(3\) must be >= 0"):
+        schedule(5)
+
+
 def test_restarts_of_growing_periods_begin_where_they_should():
     schedule = cosine_restarts(1.0, 3, period_factor=3, lr_factor=0.5)
     begins = [0, 3, 3 + 9, 3 + 9 + 27]
