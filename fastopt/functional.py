@@ -188,7 +188,7 @@ def adagrad(
     sums: Any,
     *,
     lr: float,
-    step: int | Sequence[int] = 1,
+    step: int | Sequence[int] | None = None,
     lr_decay: float = 0.0,
     eps: float = 1e-10,
     eps_inside: bool = False,
@@ -210,7 +210,8 @@ def adagrad(
     lr : float
         Learning rate.
     step : int or list of int, optional
-        The number of this step, or of each parameter's, from 1; it counts with `lr_decay` alone.
+        The number of this step, or of each parameter's, from 1; `lr_decay` needs it, and nothing
+        else.
     lr_decay : float, optional
         The rate is ``lr / (1 + (step - 1)*lr_decay)``.
     eps : float, optional
@@ -234,10 +235,15 @@ def adagrad(
     >>> w.round(6)
     array([ 2., -1.])
     """
+    plain = type(lr_decay) is float and lr_decay == 0
+    if step is None and not plain and real("lr_decay", lr_decay) != 0:
+        raise TypeError(
+            "step is required where lr_decay is not 0: this step's number, from 1 (step=t)"
+        )
     _adagrad(
         (lr, weight_decay, decoupled_weight_decay, maximize, lr_decay, eps),
         _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
-        _number(step),
+        1 if step is None else _number(step),
         params,
         grads,
         (sums,),
@@ -335,7 +341,7 @@ def adam(
     exp_avg_sqs: Any,
     max_exp_avg_sqs: Any = None,
     *,
-    step: int | Sequence[int] = 1,
+    step: int | Sequence[int] | None = None,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -358,10 +364,10 @@ def adam(
         Averages of the gradients and of their squares; updated in place.
     max_exp_avg_sqs : numpy.ndarray, or list or tuple of them, optional
         The largest of `exp_avg_sqs` so far, updated in place and used in their place.
-    step : int or list of int, optional
-        The number :math:`t` of this step, or of each parameter's, from 1, which the bias correction
-        needs. Another count than one's own is an offset: ``step=t + 1`` begins with the correction
-        of the second step.
+    step : int or list of int
+        The number :math:`t` of this step, or of each parameter's, from 1. The bias correction needs
+        it; without, it may be left out. Another count than one's own is an offset: ``step=t + 1``
+        begins with the correction of the second step.
     lr : float
         Learning rate. A negative one ascends, and the state is that of the gradients as they are;
         weight decay then makes the weights grow.
@@ -405,6 +411,11 @@ def adam(
         beta1, beta2 = real("beta1", beta1), real("beta2", beta2)
     if (beta1 == 1 or beta2 == 1) and flag("bias_correction", bias_correction):
         raise ValueError(f"betas must be < 1 where the bias is corrected, got {betas!r}")
+    if step is None and flag("bias_correction", bias_correction):
+        raise TypeError(
+            "step is required where the bias is corrected: this step's number, from 1 (step=t); "
+            "bias_correction=False needs none"
+        )
     _adam(
         (
             lr,
@@ -418,7 +429,7 @@ def adam(
             bias_correction,
         ),
         _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
-        _number(step),
+        1 if step is None else _number(step),
         params,
         grads,
         (exp_avgs, exp_avg_sqs, max_exp_avg_sqs),

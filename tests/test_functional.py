@@ -213,8 +213,8 @@ def test_a_negative_rate_ascends_and_leaves_the_state_its_sign():
     w, m, g = draws(0)
     v = m * m
     up, down = ((w.copy(), s * m, v.copy()) for s in (1, -1))
-    functional.adam(up[0], g, *up[1:], lr=-0.1)
-    functional.adam(down[0], g, *down[1:], lr=0.1, maximize=True)
+    functional.adam(up[0], g, *up[1:], step=1, lr=-0.1)
+    functional.adam(down[0], g, *down[1:], step=1, lr=0.1, maximize=True)
     assert up[0].tobytes() == down[0].tobytes()
     assert (up[1] == -down[1]).all()
     w2 = w.copy()
@@ -313,6 +313,13 @@ BAD = [
     (set_list("m", lambda x: x[0]), TypeError, "exp_avgs must be a list or tuple, as params is"),
     (set_list("m", lambda x: None), TypeError, "exp_avgs must be .* got NoneType"),
     (set_list("p", tuple), None, ""),
+    (
+        set_option(step=None),
+        TypeError,
+        r"step is required where the bias is corrected: .*\(step=t\)",
+    ),
+    (set_option(step=None, bias_correction=False), None, ""),
+    (set_option(step=None, bias_correction=np.False_), None, ""),
     (set_option(step=0), ValueError, "step must be >= 1 and"),
     (set_option(step=1.0), TypeError, "step must be an integer, got 1.0"),
     (set_option(step=True), TypeError, "step must be an integer"),
@@ -487,6 +494,20 @@ def test_numpy_scalars_are_read_where_something_else_is_written():
     assert (new, m) == (1.5, 3.0)
     with pytest.raises(TypeError, match=r"^params: expected a numpy\.ndarray, got float64"):
         functional.sgd(np.float64(3), np.float64(2), lr=0.5)
+
+
+def test_the_number_of_the_step_is_asked_for_where_it_counts():
+    w, g, s = np.ones(2), np.ones(2), np.zeros(2)
+    for decay in (0.5, np.float32(0.5), 1):
+        with pytest.raises(TypeError, match=r"^step is required where lr_decay is not 0: .*step=t"):
+            functional.adagrad(w, g, s, lr=1.0, lr_decay=decay)
+    with pytest.raises(TypeError, match=r"^lr_decay must be a real number"):
+        functional.adagrad(w, g, s, lr=1.0, lr_decay=np.zeros(2))
+    assert not s.any()
+    for decay, lr in ((0.0, 1.0), (0, 1.0), (np.zeros(()), 1.0), (1.0, 2.0)):
+        w[...], s[...] = 1.0, 0.0
+        functional.adagrad(w, g, s, lr=lr, lr_decay=decay, step=2 if decay else None, eps=0.0)
+        assert not w.any()
 
 
 def test_sources_of_any_layout_are_copied():
