@@ -38,6 +38,7 @@ from fastopt._internals cimport *
 
 import os
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -314,8 +315,9 @@ def check_parameter(array, str name):
     """Raise unless the core can update the array in place."""
     cdef int axes[64]
     if not isinstance(array, cnp.ndarray):
-        hint = "; for named parameters give dict(...)" if isinstance(array, tuple) else ""
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}{hint}")
+        hint = hint_for(array)
+        keep = ", and keep that: it is what will be updated" if hint else ""
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}{hint}{keep}")
     refuse_masked(array, name)
     if not is_native_float(array):
         raise TypeError(
@@ -427,7 +429,7 @@ cdef as_gradient(given, cnp.ndarray param, str name, bint zero_grad):
     if not isinstance(array, cnp.ndarray):
         raise TypeError(
             f"{name}: expected a numpy.ndarray of shape {(<object>param).shape} and dtype "
-            f"{param.dtype}, or None; got {type(given).__name__}"
+            f"{param.dtype}, or None; got {type(given).__name__}{hint_for(given)}"
         )
     return array
 
@@ -446,12 +448,58 @@ def address(cnp.ndarray array not None):
 
 
 def lends_memory(given):
-    """Tell whether an object is an array, a tensor, or has a buffer."""
+    """Tell whether an object is an array, a tensor, or has a buffer.
+
+    Or is a table of which NumPy makes an array: then it is no container of arrays either.
+    """
     return (
         isinstance(given, (np.ndarray, np.generic))
         or hasattr(type(given), "__dlpack__")
         or PyObject_CheckBuffer(given)
+        or (hasattr(type(given), "__array__") and not isinstance(given, Mapping))
     )
+
+
+def hint_for(given):
+    """Say, for the end of a message, how an object that is no array becomes one; or nothing."""
+    if hasattr(type(given), "toarray"):  # SciPy's sparse matrices
+        return "; give its .toarray()"
+    try:
+        numbers = np.asarray(given).dtype.kind in "fiu"
+    except Exception:  # of lists of unequal lengths, for one
+        numbers = False
+    return "; give numpy.asarray(...)" if numbers else ""
+
+
+cdef bint is_collection(given):
+    """Tell whether something that is no array may hold several."""
+    if isinstance(given, (list, tuple)):
+        return True
+    return hasattr(type(given), "__iter__") and type(given) is not str and not (
+        lends_memory(given) or hint_for(given)
+    )
+
+
+cdef str why_unusable(given):
+    """Say in one line why the memory of a tensor cannot be used; or nothing."""
+    kind, layout = type(given).__name__, str(getattr(given, "layout", ""))
+    device = getattr(getattr(given, "device", None), "type", "cpu")
+    dtype = str(getattr(given, "dtype", "float32"))
+    if layout.startswith("torch.") and layout != "torch.strided":
+        how = "sparse" if "sparse" in layout else "not dense"
+        return f"the {kind} is {how} ({layout}); give its .to_dense()"
+    if getattr(given, "is_nested", False) is True:
+        return f"the {kind} is nested; give each of its .unbind()"
+    if device == "meta":
+        return (
+            f"the {kind} is on the meta device, which has no memory; give it some first (all of a "
+            "module's get it from .to_empty(device='cpu'))"
+        )
+    if device != "cpu":
+        return f"the {kind} is on the device {given.device}; fastopt needs the CPU's memory"
+    if "float32" not in dtype and "float64" not in dtype:
+        return f"dtype {dtype} is not supported; use float32 or float64"
+    return ""
 
 
 def array_over(given, str name, *, bint keep=False):
@@ -475,9 +523,13 @@ def array_over(given, str name, *, bint keep=False):
             return from_dlpack(given)
         if PyObject_CheckBuffer(given):
             return np.asarray(memoryview(given))
-    except Exception as error:  # the library's own
+    except Exception as error:  # the library's own, which may run to many lines
+        reason = why_unusable(given)
+        if reason:
+            raise TypeError(f"{name}: {reason}") from None
+        reason = str(error).partition("\n")[0]
         raise TypeError(
-            f"{name}: the memory of a {kind.__name__} cannot be used: {error}"
+            f"{name}: the memory of a {kind.__name__} cannot be used: {reason}"
         ) from error
     return given
 
@@ -1646,7 +1698,7 @@ cdef class Update:
         cdef list given, written, bound, sources
         cdef Py_ssize_t n, k
         cdef int j, place
-        cdef bint many = type(params) is list or type(params) is tuple
+        cdef bint many = isinstance(params, (list, tuple))
         cdef bint lent = False  # some memory by what is no array
         memset(hypers, 0, sizeof(hypers))
         self.read(row, hypers)
@@ -1660,10 +1712,12 @@ cdef class Update:
                 raise ValueError(
                     f"step: expected {n}, one for each of {self.arguments[0]}; got {len(step)}"
                 )
-        bound = self.listed(grads, self.arguments[1], n, many, &lent)
         given = [self.listed(params, self.arguments[0], n, many, &lent)]
+        bound = self.listed(grads, self.arguments[1], n, many, &lent)
         for j in range(len(slots)):
             if fo_rule_uses_slot(self.rule.rule, hypers, j):
+                if slots[j] is None:
+                    self.refuse_lack(j, hypers)
                 used.append(j)
                 names.append(self.arguments[2 + j])
                 given.append(self.listed(slots[j], self.arguments[2 + j], n, many, &lent))
@@ -1744,7 +1798,7 @@ cdef class Update:
         cdef Py_ssize_t i
         if not many:
             items = [given]
-        elif type(given) is not list and type(given) is not tuple:
+        elif not isinstance(given, (list, tuple)):
             raise TypeError(
                 f"{name} must be a list or tuple, as {self.arguments[0]} is; got "
                 f"{type(given).__name__}"
@@ -1758,7 +1812,22 @@ cdef class Update:
             if item is not None and not isinstance(item, cnp.ndarray):
                 items[i] = array_over(item, label(name, i, many))
                 lent[0] = True
+                if not many and items[i] is item:
+                    self.refuse_collection(given, name)
         return items
+
+    cdef int refuse_collection(self, given, str name) except -1:
+        """Raise for several arrays where there is to be one, or a list of them."""
+        if not is_collection(given):
+            return 0
+        kind = type(given).__name__
+        if name != self.arguments[0]:
+            raise TypeError(f"{name} must be an array, as {self.arguments[0]} is; got {kind}")
+        values = ".values()" if isinstance(given, Mapping) else ""
+        raise TypeError(
+            f"{name} must be an array, or a list or tuple of arrays, such as list({name}{values}); "
+            f"got {kind}"
+        )
 
     cdef int bind(
         self, Scratch scratch, list written, list names, list used, list grads, bint zero_grad,
@@ -1816,12 +1885,32 @@ cdef class Update:
             scratch.known_zeroed, scratch.known_owning = zero_grad, owns
         return 0
 
+    cdef int refuse_lack(self, int j, double *hypers) except -1:
+        """Raise for a slot that was not given, naming the hyperparameter that uses it."""
+        cdef double value
+        cdef int k
+        because = ""
+        for k in range(len(self.rule.hypers)):
+            value, hypers[k] = hypers[k], 0
+            if not fo_rule_uses_slot(self.rule.rule, hypers, j):
+                because = f", since {self.rule.hypers[k]} is {value:g}"
+            hypers[k] = value
+        raise TypeError(
+            f"{self.arguments[2 + j]} is required{because}; begin with numpy.zeros_like of each "
+            "parameter, and keep them"
+        )
+
     cdef int refuse_slot(self, cnp.ndarray array, cnp.ndarray param, str name, str whose) except -1:
         if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(param):
             raise TypeError(f"{name}: dtype {array.dtype} is not that of {whose}: {param.dtype}")
+        if not same_shape(array, param):
+            raise ValueError(
+                f"{name}: shape {(<object>array).shape} is not that of {whose}: "
+                f"{(<object>param).shape}"
+            )
         raise ValueError(
-            f"{name}: shape {(<object>array).shape} or memory order is not that of {whose}: "
-            f"{(<object>param).shape}"
+            f"{name}: its memory order (strides {(<object>array).strides}) is not that of {whose} "
+            f"(strides {(<object>param).strides}); numpy.zeros_like({whose}) has the same"
         )
 
     cdef bint bind_grad(
@@ -1974,6 +2063,7 @@ cdef class Update:
             if not isinstance(item, cnp.ndarray):
                 raise TypeError(
                     f"{label(name, i, many)}: expected a numpy.ndarray, got {type(item).__name__}"
+                    f"{hint_for(item)}"
                 )
             refuse_masked(item, label(name, i, many))
             arrays[i] = item

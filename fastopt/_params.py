@@ -45,6 +45,7 @@ def as_groups(params: Any) -> list[dict[str, Any]]:
         raise TypeError(
             "params must be a list, tuple or generator of arrays, a dict name -> array, either of "
             f"them nested, or a list of parameter groups; got {type(params).__name__}"
+            f"{'; of a single array, [array]' if lends_memory(params) else ''}"
         )
     items = params if isinstance(params, tuple) else list(params)
     if not any(isinstance(item, dict) and "params" in item for item in items):
@@ -71,7 +72,8 @@ def as_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any], Stru
     structure = taken_apart(tree, names, arrays, first)
     if is_nested(tree) and not isinstance(tree, Mapping):
         for name, x in zip(names, arrays, strict=True):
-            if isinstance(x, np.generic) or not lends_memory(x):  # a name, or a hyperparameter
+            if isinstance(x, np.generic) or not (lends_memory(x) or is_container(x)):
+                # A name, or a hyperparameter.
                 raise TypeError(
                     f"{label(name)}: expected a numpy.ndarray, got {type(x).__name__}; for named "
                     "parameters give dict(...); a parameter group is a dict with 'params'"

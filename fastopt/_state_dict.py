@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastopt._core import hint_for
+from fastopt._options import frozen
 from fastopt._params import begun
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any
         _same_keys(f"{where}['params']", optimizer._keys[first:last], loaded["params"])
         first = last
         options = {
-            name: tuple(value) if isinstance(value, list) else value  # a copy
+            name: frozen(value)  # a copy
             for name, value in loaded.items()
             if name != "params"
         }
@@ -212,7 +214,9 @@ def _count(where: str, value: Any) -> int:
 
 def _check_fits(where: str, array: Any, param: Array) -> None:
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{where} must be a numpy.ndarray, got {type(array).__name__}")
+        raise TypeError(
+            f"{where} must be a numpy.ndarray, got {type(array).__name__}{hint_for(array)}"
+        )
     if array.dtype != param.dtype:
         raise TypeError(f"{where}: dtype {array.dtype} is not the parameter's {param.dtype}")
     if array.shape != param.shape:

@@ -175,7 +175,7 @@ def borrow(kind, given):
     cdef Loan loan = Loan.__new__(Loan)
     cdef cnp.ndarray array
     if getattr(given, "is_neg", None) is not None and given.is_neg():
-        raise TypeError("it holds the negatives of its elements")
+        raise TypeError("it holds the negatives of its elements; give its .resolve_neg()")
     if api.managed_tensor_from_py_object_no_sync == NULL:
         return from_dlpack(given)
     api.managed_tensor_from_py_object_no_sync(<PyObject *>given, &loan.managed)

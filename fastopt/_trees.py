@@ -7,6 +7,7 @@ the fields of a named tuple with such a list, or, in place of an array, its numb
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 # A limit of our own: a container that holds itself has no end, and structures are copied and
@@ -33,9 +34,19 @@ def is_named(given: Any) -> bool:
     return isinstance(given, tuple) and hasattr(given, "_fields")
 
 
+def is_inner(given: Any) -> bool:
+    """Tell whether what a container holds is another one.
+
+    A list of numbers is not: it is the place of an array that it was perhaps meant to be.
+    """
+    if not isinstance(given, (list, tuple)):
+        return isinstance(given, Mapping)
+    return is_named(given) or not given or not all(isinstance(x, Number) for x in given)
+
+
 def is_nested(given: Any) -> bool:
     """Tell whether a container holds another."""
-    return any(is_container(x) for x in (given.values() if isinstance(given, Mapping) else given))
+    return any(is_inner(x) for x in (given.values() if isinstance(given, Mapping) else given))
 
 
 def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) -> Structure:
@@ -51,7 +62,7 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
 def _take(
     node: Any, name: str, depth: int, names: list[str], leaves: list[Any], first: int
 ) -> Structure:
-    if not is_container(node):
+    if not (is_inner(node) if depth else is_container(node)):
         names.append(name)
         leaves.append(node)
         return first + len(leaves) - 1
@@ -171,11 +182,13 @@ def _where(what: str, path: tuple[Any, ...]) -> str:
 
 def like(tree: Any, leaves: Any) -> Any:
     """Return a container like this one, of the same types, with other leaves (an iterator)."""
+
+    def within(x: Any) -> Any:
+        return like(x, leaves) if is_inner(x) else next(leaves)
+
     if isinstance(tree, Mapping):
-        return {key: like(x, leaves) for key, x in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        inner = [like(x, leaves) for x in tree]
-        if is_named(tree):
-            return type(tree)(*inner)
-        return inner if isinstance(tree, list) else tuple(inner)
-    return next(leaves)
+        return {key: within(x) for key, x in tree.items()}
+    inner = list(map(within, tree))
+    if is_named(tree):
+        return type(tree)(*inner)
+    return inner if isinstance(tree, list) else tuple(inner)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._core import exchange_memory
+from fastopt._core import exchange_memory, hint_for
 from fastopt._params import Array, aligned_zeros
 from fastopt._trees import is_container, like, taken_apart
 
@@ -122,7 +122,9 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
         raise ValueError("no arrays: expected at least one")
     for name, leaf in zip(names, leaves, strict=True):
         if not isinstance(leaf, np.ndarray):
-            raise TypeError(f"array {name}: expected a numpy.ndarray, got {type(leaf).__name__}")
+            raise TypeError(
+                f"array {name}: expected a numpy.ndarray, got {type(leaf).__name__}{hint_for(leaf)}"
+            )
         if leaf.dtype not in (np.float32, np.float64) or not leaf.dtype.isnative:
             raise TypeError(
                 f"array {name}: dtype {leaf.dtype} is not supported; use float32 or float64 in "
@@ -179,7 +181,7 @@ def unflatten(flat: Array, like_these: Any) -> Any:
     leaves: list[Any] = []
     taken_apart(like_these, [], leaves)
     if not isinstance(flat, np.ndarray):
-        raise TypeError(f"flat must be a numpy.ndarray, got {type(flat).__name__}")
+        raise TypeError(f"flat must be a numpy.ndarray, got {type(flat).__name__}{hint_for(flat)}")
     size = sum(np.size(leaf) for leaf in leaves)
     if flat.shape != (size,):
         raise ValueError(f"flat must be of shape {(size,)}, got {flat.shape}")

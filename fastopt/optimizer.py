@@ -548,14 +548,19 @@ class Optimizer:
         """Return the gradients in the order of the parameters, having checked the structure."""
         if self._structure is not None:
             return in_order("grads", grads, self._structure, len(self._params))
-        if isinstance(grads, (Mapping, str, set, frozenset)) or _core.lends_memory(grads):
-            raise TypeError(f"grads must be a list or tuple, got {type(grads).__name__}")
+        wrong = (
+            f"grads must be a list or tuple in the parameters' order, got {type(grads).__name__}"
+        )
+        if _core.lends_memory(grads):
+            raise TypeError(f"{wrong}; of a single array, [gradient]")
+        if isinstance(grads, (Mapping, str, set, frozenset)):
+            raise TypeError(wrong)
         try:
             return list(grads)
         except TypeError:
             if hasattr(grads, "__iter__"):
                 raise
-            raise TypeError(f"grads must be a list or tuple, got {type(grads).__name__}") from None
+            raise TypeError(wrong) from None
 
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-from support import CONFIGS, EVERY, MANY_AXES, NOT_EMPTY, WITH_AXES, Run, change_in_place
+from support import (
+    CONFIGS,
+    EVERY,
+    MANY_AXES,
+    NOT_EMPTY,
+    WITH_AXES,
+    Run,
+    SparseMatrix,
+    Table,
+    change_in_place,
+)
 
 from fastopt import _core
 
@@ -72,10 +82,20 @@ def of_gradient(**makers):
 
 
 KIND = "gradient of {label}: expected a numpy.ndarray of shape .*; got "
-gradient_kinds(TypeError, KIND + "float", EVERY, of_gradient(number=lambda g: 0.5))
-gradient_kinds(TypeError, KIND + "str", EVERY, of_gradient(text=lambda g: "g"))
-gradient_kinds(TypeError, KIND + "list", EVERY, of_gradient(nested_list=lambda g: [g.tolist()]))
-gradient_kinds(TypeError, KIND + "ArrayLike", EVERY, of_gradient(array_like=ArrayLike))
+MAKE = r"; give numpy\.asarray\(\.\.\.\)$"
+gradient_kinds(TypeError, KIND + "float" + MAKE, EVERY, of_gradient(number=lambda g: 0.5))
+gradient_kinds(TypeError, KIND + "str$", EVERY, of_gradient(text=lambda g: "g"))
+gradient_kinds(
+    TypeError, KIND + "list" + MAKE, EVERY, of_gradient(nested_list=lambda g: [g.tolist()])
+)
+gradient_kinds(TypeError, KIND + "ArrayLike" + MAKE, EVERY, of_gradient(array_like=ArrayLike))
+gradient_kinds(TypeError, KIND + "Table" + MAKE, EVERY, of_gradient(table=Table))
+gradient_kinds(
+    TypeError,
+    KIND + r"SparseMatrix; give its \.toarray\(\)$",
+    EVERY,
+    of_gradient(sparse_matrix=lambda g: SparseMatrix()),
+)
 gradient_kinds(TypeError, KIND, EVERY[1:], of_gradient(a_scalar=lambda g: g.dtype.type(1)))
 gradient_kinds(
     TypeError,
@@ -392,9 +412,10 @@ NAMED = [name for name in CONFIGS if CONFIGS[name][2] == "dict"]
 UNNAMED = [name for name in CONFIGS if name not in NAMED]
 COUNT, LIST, KEYS = (
     "^expected 6 gradients, one .*; got ",
-    "^grads must be a list.*, got ",
+    "^grads must be a list or tuple in the parameters' order, got ",
     "^grads: ",
 )
+SINGLE = r"; of a single array, \[gradient\]$"
 NOT_POSITIVE = "^loss_scale (must be > 0,|is out of the range of float32:) got "
 for _name, _error, _message, _configs, _options in [
     *(
@@ -419,7 +440,8 @@ for _name, _error, _message, _configs, _options in [
     ("one more", ValueError, COUNT + "7", UNNAMED, {"change": lambda g: [*g, np.ones(3)]}),
     ("none at all", ValueError, COUNT + "0", UNNAMED, {"change": lambda g: ()}),
     ("None", TypeError, LIST + "NoneType", UNNAMED, {"change": lambda g: None}),
-    ("an array", TypeError, LIST + "ndarray", UNNAMED, {"change": lambda g: g[4]}),
+    ("an array", TypeError, LIST + "ndarray" + SINGLE, UNNAMED, {"change": lambda g: g[4]}),
+    ("a table", TypeError, LIST + "Table" + SINGLE, UNNAMED, {"change": lambda g: Table(g[4])}),
     ("a set", TypeError, LIST + "set", UNNAMED, {"change": lambda g: {1, 2}}),
     ("a number", TypeError, LIST + "int", UNNAMED, {"change": lambda g: 3}),
     ("text", TypeError, LIST + "str", UNNAMED, {"change": lambda g: "abcdef"}),

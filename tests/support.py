@@ -181,6 +181,29 @@ def goes_on_like(opt, run):
     return contents(opt) == contents(run.opt)
 
 
+class Table:
+    """A table of a data library: NumPy makes an array of it, and it iterates over its columns."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __iter__(self):
+        return iter("ab")
+
+
+class SparseMatrix:
+    """A matrix as SciPy's: of which NumPy makes no array, and which iterates over its rows."""
+
+    def toarray(self):
+        raise AssertionError("it may be too large")
+
+    def __iter__(self):
+        return iter("ab")
+
+
 def change_in_place(array, **attributes):
     """Set shape or dtype of an array itself, which NumPy is about to forbid."""
     with warnings.catch_warnings():

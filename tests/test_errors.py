@@ -10,6 +10,8 @@ from support import (
     EVERY,
     NOT_EMPTY,
     Run,
+    SparseMatrix,
+    Table,
     change_in_place,
     clean_finish,
     differences,
@@ -222,6 +224,8 @@ def frozen(array):
 SOME = np.ones(3)
 EXPECTED = "params must be a list, tuple or generator of arrays"
 ARRAY = "^parameter 1: expected a numpy.ndarray, got "
+MAKE = r"; give numpy\.asarray\(\.\.\.\), and keep that: it is what will be updated$"
+SINGLE = r"; of a single array, \[array\]$"
 HINT = r"; for named parameters give dict\(\.\.\.\); a parameter group is a dict with 'params'$"
 MODELS = (
     r"; in a list, a dict with 'params' is a parameter group, and a list of models that are such "
@@ -229,13 +233,14 @@ MODELS = (
 )
 DTYPE = "^parameter 1: dtype .* is not supported; use float32 or float64 in native byte order"
 PARAMS = [
-    (np.ones(3), TypeError, EXPECTED + ".* got ndarray"),
+    (np.ones(3), TypeError, EXPECTED + ".* got ndarray" + SINGLE),
+    (Table(np.ones((2, 2))), TypeError, EXPECTED + ".* got Table" + SINGLE),
     (np.float64(1), TypeError, EXPECTED),
     ("abc", TypeError, EXPECTED + ".* got str"),
     ({1.0, 2.0}, TypeError, EXPECTED + ".* got set"),
     (frozenset(), TypeError, EXPECTED + ".* got frozenset"),
     (None, TypeError, EXPECTED + ".* got NoneType"),
-    (3, TypeError, EXPECTED + ".* got int"),
+    (3, TypeError, EXPECTED + ".* got int$"),
     ([], ValueError, "^no parameters"),
     ({}, ValueError, "^no parameters"),
     (iter(()), ValueError, "^no parameters"),
@@ -263,12 +268,24 @@ PARAMS = [
     ([{"parms": [SOME], "lr": 0.1}], TypeError, "^parameter '0.lr': .* got float" + HINT),
     ([{"parms": [SOME], "lr": np.float32(1)}], TypeError, "'0.lr': .* got float32" + HINT),
     ([{"parms": [SOME], "lr": abs}], TypeError, "'0.lr': .* got builtin_function.*" + HINT),
-    ({"a": (SOME, {"b": 1})}, TypeError, "^parameter 'a.1.b': expected .* got int$"),
+    ({"a": (SOME, {"b": 1})}, TypeError, "^parameter 'a.1.b': expected .* got int" + MAKE),
     ([{"params": {"a": SOME}}, {"params": [np.ones(2)]}], ValueError, "all .* groups name their"),
     ([{"params": {"a": SOME}}, {"params": {"a": np.ones(2)}}], ValueError, r"occur twice: \['a'\]"),
-    ([SOME, 1.0], TypeError, ARRAY + "float"),
-    ([SOME, None], TypeError, ARRAY + "NoneType"),
-    ([SOME, [1.0, 2.0]], TypeError, "^parameter '1.0': expected a numpy.ndarray, got float"),
+    ([SOME, 1.0], TypeError, ARRAY + "float" + MAKE),
+    ([SOME, None], TypeError, ARRAY + "NoneType$"),
+    ([SOME, "abc"], TypeError, ARRAY + "str$"),
+    # A list of numbers was meant to be an array: there is no "parameter '1.0'".
+    ([SOME, [1.0, 2.0]], TypeError, ARRAY + "list" + MAKE),
+    ([SOME, (1, np.float32(2))], TypeError, ARRAY + "tuple" + MAKE),
+    ({"w": [1.0, 2.0]}, TypeError, "^parameter 'w': expected a numpy.ndarray, got list" + MAKE),
+    ([[SOME, [1.0, 2.0]]], TypeError, "^parameter '0.1': expected .* got list" + MAKE),
+    ([{"params": [[1.0, 2.0]]}], TypeError, "^parameter 0: expected .* got list" + MAKE),
+    ([1.0, 2.0], TypeError, "^parameter 0: expected a numpy.ndarray, got float" + MAKE),
+    ([SOME, Table(np.ones((2, 2)))], TypeError, ARRAY + "Table" + MAKE),
+    ([SOME, Table(np.array(["x"]))], TypeError, ARRAY + "Table$"),
+    ([{"params": Table(np.ones(2))}], TypeError, "^parameter 0: .* got Table" + MAKE),
+    ([[SOME], Table(np.ones(2))], TypeError, "^parameter '1': .* got Table" + MAKE),
+    ([SOME, SparseMatrix()], TypeError, ARRAY + r"SparseMatrix; give its \.toarray\(\), and keep"),
     ({"a": (SOME, {"b": 1})}, TypeError, r"^parameter 'a\.1\.b': expected .* got int"),
     ({"a": {"b": SOME}, "a.b": np.ones(2)}, ValueError, r"occur twice: \['a\.b'\]"),
     ([{"params": [[SOME]]}, {"params": [[np.ones(2)]]}], ValueError, "are nested need dicts"),

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from oracle import CASE_IDS, CASES, bits, same_bits
+from support import SparseMatrix, Table
 
 import fastopt
 from fastopt import _core, functional, reference
@@ -288,16 +289,45 @@ def frozen(array):
     return array
 
 
+class Several(list):
+    """A list of one's own."""
+
+
+COLLECTION = "params must be an array, or a list or tuple of arrays, such as "
 BAD = [
     (set_item("p", 1, np.ones(5, "i8")), TypeError, r"params\[1\]: dtype int64 .* not supported"),
-    (set_item("p", 1, [1.0]), TypeError, r"params\[1\]: expected a numpy.ndarray, got list"),
+    (set_item("p", 1, [1.0]), TypeError, r"params\[1\]: expected .* got list; give numpy\.asarray"),
+    (
+        set_item("p", 1, Table(np.ones(5))),
+        TypeError,
+        r"params\[1\]: .* got Table; give numpy\.asar",
+    ),
+    (set_item("p", 1, SparseMatrix()), TypeError, r"params\[1\]: .* give its \.toarray\(\)"),
+    (
+        set_item("g", 1, Table(np.ones(5))),
+        TypeError,
+        r"grads\[1\]: .* got Table; give numpy\.asarr",
+    ),
+    (set_item("m", 1, [0.0] * 5), TypeError, r"exp_avgs\[1\]: .* got list; give numpy\.asarray"),
+    # What is wrong with all of them is wrong with the first of them.
+    (
+        lambda given, options: given.update(
+            {k: [a.astype("f2") for a in given[k]] for k in "pgmv"}
+        ),
+        TypeError,
+        r"params\[0\]: dtype float16",
+    ),
     (set_item("p", 1, frozen(np.ones(5))), ValueError, r"params\[1\]: the array is read-only"),
     (set_item("p", 1, np.ones(10)[::2]), ValueError, r"params\[1\]: the array is not dense"),
     (set_item("p", 1, np.ma.ones(5)), TypeError, r"params\[1\]: a masked array"),
     (set_item("p", 2, lambda a: a["p"][0]), ValueError, r"params\[2\] overlaps params\[0\]"),
     (set_item("m", 2, lambda a: a["p"][0]), ValueError, r"exp_avgs\[2\] overlaps params\[0\]"),
     (set_item("m", 2, None), TypeError, r"exp_avgs\[2\]: expected a numpy.ndarray, got NoneType"),
-    (set_item("m", 2, np.ones(4)), ValueError, r"exp_avgs\[2\]: shape \(4,\) .* of params\[2\]"),
+    (
+        set_item("m", 2, np.ones(4)),
+        ValueError,
+        r"exp_avgs\[2\]: shape \(4,\) is not that of params",
+    ),
     (set_item("v", 2, np.ones(5, "f4")), TypeError, r"exp_avg_sqs\[2\]: dtype float32 is not that"),
     (set_item("v", 2, frozen(np.ones(5))), ValueError, r"exp_avg_sqs\[2\]: the array is read-only"),
     (set_item("g", 2, np.ones(4)), ValueError, r"grads\[2\]: shape \(4,\) is not the parameter's"),
@@ -311,8 +341,27 @@ BAD = [
     (set_item("g", 2, lambda a: a["v"][2][::-1]), ValueError, r"grads\[2\] overlaps exp_avg_sqs"),
     (set_list("g", lambda x: x[:2]), ValueError, "grads: expected 3 arrays, got 2"),
     (set_list("m", lambda x: x[0]), TypeError, "exp_avgs must be a list or tuple, as params is"),
-    (set_list("m", lambda x: None), TypeError, "exp_avgs must be .* got NoneType"),
+    (
+        set_list("m", lambda x: None),
+        TypeError,
+        r"exp_avgs is required; begin with numpy\.zeros_lik",
+    ),
+    (set_list("g", iter), TypeError, "grads must be a list or tuple, as params is; got list_iter"),
+    (set_list("p", iter), TypeError, COLLECTION + r"list\(params\); got list_iterator"),
+    (
+        set_list("p", lambda x: {"w": x[0]}),
+        TypeError,
+        COLLECTION + r"list\(params\.values\(\)\); got d",
+    ),
+    (
+        set_list("p", lambda x: {"w": x[0]}.values()),
+        TypeError,
+        COLLECTION + r"list\(params\); got dict_v",
+    ),
+    (set_list("p", lambda x: x[0]), TypeError, "grads must be an array, as params is; got list"),
     (set_list("p", tuple), None, ""),
+    (set_list("p", Several), None, ""),
+    (set_list("g", Several), None, ""),
     (
         set_option(step=None),
         TypeError,
@@ -417,8 +466,15 @@ def test_an_out_that_does_not_fit_is_refused_and_nothing_is_written():
 
 def test_state_that_is_needed_is_asked_for_and_other_state_is_left_alone():
     w, g = np.ones(2), np.ones(2)
-    with pytest.raises(TypeError, match=r"^momentum_buffers: expected a numpy.ndarray, got None"):
-        functional.sgd(w, g, lr=0.1, momentum=0.9)
+    required = "^momentum_buffers is required, since momentum is 0.9; begin with numpy.zeros_like"
+    for call in (
+        lambda: functional.sgd(w, g, lr=0.1, momentum=0.9),
+        lambda: functional.sgd([w], [g], lr=0.1, momentum=0.9),
+        lambda: functional.sgd(w, g, lr=0.1, momentum=0.9, out=(w, np.ones(2))),
+        lambda: functional.rmsprop(w, g, np.ones(2), None, np.ones(2), lr=0.1, momentum=0.9),
+    ):
+        with pytest.raises(TypeError, match=required):
+            call()
     for momentum, dampening in ((0.0, 0.0), (0.9, 0.5)):
         with pytest.raises(ValueError, match=r"^nesterov=True needs momentum"):
             functional.sgd(w, g, g, lr=1.0, momentum=momentum, dampening=dampening, nesterov=True)
@@ -494,6 +550,52 @@ def test_numpy_scalars_are_read_where_something_else_is_written():
     assert (new, m) == (1.5, 3.0)
     with pytest.raises(TypeError, match=r"^params: expected a numpy\.ndarray, got float64"):
         functional.sgd(np.float64(3), np.float64(2), lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (Table(np.ones(2)), "^params: expected a numpy.ndarray, got Table; give numpy.asarray"),
+        (SparseMatrix(), r"^params: expected .* got SparseMatrix; give its \.toarray\(\)"),
+        (1.0, "^params: expected a numpy.ndarray, got float; give numpy.asarray"),
+        ("ab", "^params: expected a numpy.ndarray, got str$"),
+        (None, "^params: expected a numpy.ndarray, got NoneType$"),
+        ({1.0}, r"^params must be an array, or a list .* such as list\(params\); got set$"),
+    ],
+)
+def test_what_is_no_array_is_told_how_it_becomes_one(given, error):
+    with pytest.raises(TypeError, match=error):
+        functional.sgd(given, np.ones(2), lr=1.0)
+    w, name = np.ones(2), type(given).__name__
+    if given is not None:
+        with pytest.raises(TypeError, match=rf"^grads(: expected| must be an array).* got {name}"):
+            functional.sgd(w, given, lr=1.0)
+    assert (w == 1).all()
+
+
+def test_state_in_another_memory_order_is_told_from_state_of_another_shape():
+    w, g, c, f = np.ones((3, 6)), np.ones((3, 6)), np.zeros((3, 6)), np.zeros((3, 6), order="F")
+    order = r"its memory order \(strides \(8, 24\)\) is not that of {0} \(strides \(48, 8\)\); "
+    order += r"numpy\.zeros_like\({0}\) has the same$"
+    for call, message in [
+        (lambda: functional.adagrad(w, g, f, lr=1.0), "^sums: " + order.format("params")),
+        (
+            lambda: functional.adagrad([c, w], [g, g], [w.copy(), f], lr=1.0),
+            r"^sums\[1\]: " + order.format(r"params\[1\]"),
+        ),
+        (
+            lambda: functional.adagrad(w, g, c, lr=1.0, out=(w.copy(), f)),
+            r"^out\[1\]: " + order.format(r"out\[0\]"),
+        ),
+        (
+            lambda: functional.adagrad(w, g, c[:, :5].copy(), lr=1.0),
+            r"^sums: shape \(3, 5\) is not that of params: \(3, 6\)$",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert (w == 1).all()
+    functional.adagrad(w, g, np.zeros_like(w), lr=1.0)
 
 
 def test_the_number_of_the_step_is_asked_for_where_it_counts():

@@ -1,5 +1,7 @@
 """Tensors handed to the class API by DLPack: the memory is the tensor's, and nothing is copied."""
 
+import warnings
+
 import jax
 import numpy as np
 import pyarrow
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import fastopt
+from fastopt import functional
 
 
 def network():
@@ -54,24 +57,60 @@ def test_the_memory_of_a_parameter_stays_where_it_is():
         p.untyped_storage().resize_(0)
 
 
+DTYPE = r"dtype (torch\.)?{} (\(\S+\) )?is not supported; use float32 or float64"
+
+
+def quietly(make, *args):
+    """Make a tensor of a kind that warns of being a prototype."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*args)
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.zeros(2, dtype=torch.bfloat16), "neither float32 nor float64"),
-        (torch.zeros(2, dtype=torch.int64), "neither float32 nor float64"),
-        (torch.zeros(2, device="meta"), "cannot be used"),
-        (torch.zeros(2).to_sparse(), "cannot be used"),
-        (torch.imag(torch.ones(2, dtype=torch.complex64).conj()), "negatives"),
+        (torch.zeros(2, dtype=torch.bfloat16), DTYPE.format("bfloat16")),
+        (torch.zeros(2, dtype=torch.float8_e5m2), DTYPE.format("float8_e5m2")),
+        (torch.zeros(2, dtype=torch.int64), DTYPE.format("int64")),
+        (torch.zeros(2, device="meta"), r"on the meta device, .* no memory; .*\.to_empty\(dev.*$"),
+        (torch.zeros(2).to_sparse(), r"is sparse \(torch\.sparse_coo\); give its \.to_dense\(\)$"),
+        (
+            quietly(torch.zeros(2, 2).to_sparse_csr),
+            r"is sparse \(torch\.sparse_csr\); give its \.to_dense",
+        ),
+        (torch.zeros(2).to_mkldnn(), r"is not dense \(torch\._mkldnn\); give its \.to_dense\(\)$"),
+        (
+            quietly(torch.nested.nested_tensor, [torch.zeros(2)]),
+            r"is nested; give each of its \.unbind\(\)$",
+        ),
+        (torch.imag(torch.ones(2, dtype=torch.complex64).conj()), r"negative.*\.?resolve_neg\(\)"),
     ],
 )
-def test_tensors_without_fit_memory_are_refused(tensor, message):
+def test_tensors_without_fit_memory_are_refused_in_one_line(tensor, message):
     w = np.zeros(2, np.float32)
-    opt = fastopt.SGD([w], lr=1.0)
-    with pytest.raises(TypeError, match=f"gradient of parameter 0: .*{message}"):
-        opt.step([tensor])
-    with pytest.raises(TypeError, match=r"^parameter 0: .*(cannot be used|is not supported)"):
-        fastopt.SGD([tensor])
+    opt, state = fastopt.SGD([w], lr=1.0), np.zeros(2, np.float32)
+    for name, call in {
+        "gradient of parameter 0": lambda: opt.step([tensor]),
+        "parameter 0": lambda: fastopt.SGD([tensor]),
+        "params": lambda: functional.sgd(tensor, tensor, tensor, lr=1.0, momentum=0.5),
+        "grads": lambda: functional.sgd(w, tensor, state, lr=1.0, momentum=0.5),
+        "momentum_buffers": lambda: functional.sgd(w, w, tensor, lr=1.0, momentum=0.5),
+        r"out\[0\]": lambda: functional.sgd(w, state, lr=1.0, out=(tensor,)),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name}: .*{message}") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__ is None or "negative" in message
     assert not w.any()
+
+
+def test_bfloat16_of_jax_is_named_too():
+    given = jax.numpy.ones(2, jax.numpy.bfloat16)
+    with pytest.raises(TypeError, match=f"^parameter 0: {DTYPE.format('bfloat16')}"):
+        fastopt.SGD([given])
+    with pytest.raises(TypeError, match=f"^params: {DTYPE.format('bfloat16')}"):
+        functional.sgd(given, given, lr=1.0)
 
 
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
