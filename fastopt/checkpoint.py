@@ -11,6 +11,7 @@ optimizer is asked in ``_state_dict``, as for any other state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,11 @@ from fastopt._version import __version__
 if TYPE_CHECKING:
     from fastopt._params import Array
     from fastopt.optimizer import Optimizer
+
+try:
+    import fcntl
+except ImportError:  # not here: a folder is then never known to be a dead process's
+    fcntl = None  # type: ignore[assignment]
 
 try:
     import safetensors
@@ -187,11 +193,17 @@ def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array])
     for _, array in ordered:
         checksum.update(_bytes(array))
     metadata["sha256"] = checksum.hexdigest()
-    # A folder, since safetensors has a temporary file of its own, beside what it writes.
-    folder = f"{target}.{secrets.token_hex(4)}.part"
-    written = os.path.join(folder, "checkpoint")
+    folder, lock = "", None
     try:
-        os.mkdir(folder)
+        while lock is None:
+            # A folder, since safetensors has a temporary file of its own, beside what it writes.
+            folder = f"{target}.{secrets.token_hex(4)}.part"
+            os.mkdir(folder)
+            lock = _locked(folder)
+        if lock >= 0:
+            with contextlib.suppress(Exception):  # the save goes on, whatever becomes of this
+                _clear_leftovers(target, folder)
+        written = os.path.join(folder, _CHECKPOINT)
         try:
             save_file(dict(arrays), written, metadata)
         except safetensors.SafetensorError as error:
@@ -208,14 +220,19 @@ def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array])
         os.replace(written, target)
         _sync(os.path.dirname(target))
     finally:
-        _remove(folder)
+        _remove(folder, lock)
 
 
-def _remove(folder: str) -> None:
+def _remove(folder: str, lock: int | None) -> None:
     """Remove a folder of files, if it is there; shutil's way is not safe against interrupts."""
+    try:
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder)):  # the lock is the last
+                os.unlink(os.path.join(folder, name))
+    finally:
+        if lock is not None and lock >= 0:
+            os.close(lock)
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            os.unlink(os.path.join(folder, name))
         os.rmdir(folder)
 
 
@@ -279,3 +296,99 @@ def _read(name: str, *, keep: bool = True) -> tuple[dict[str, str], dict[str, Ar
     if metadata.get("sha256") != checksum.hexdigest():
         raise ValueError(f"{_called(name)}: it is damaged: its checksum is not that of its content")
     return metadata, arrays
+
+
+# ---- what killed processes leave -----------------------------------------------------------------
+
+# While a folder is written, a file in it is locked, which the system unlocks when the process dies.
+# Its name says which boot of which machine that was, since the locks of some file systems (NFS or
+# Lustre with some options, FUSE) do not reach other machines. Only who holds the lock removes the
+# file: who gets the lock, and still finds the file under its name, has the folder for itself.
+
+_CHECKPOINT = "checkpoint"
+_OURS = re.compile(rf"lock-[0-9a-f-]*|{_CHECKPOINT}|\.tmp[0-9A-Za-z]+")  # safetensors' own, too
+_LONG_AGO = 86_400.0  # seconds since something happened in a folder of another machine
+
+
+@functools.cache
+def _lock_name() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"lock-{file.read().strip()}"
+    except OSError:
+        return "lock-"
+
+
+def _locked(folder: str) -> int | None:
+    """Lock a new folder; return the file that is to be closed, or -1 where there are no locks.
+
+    None: somebody has taken the folder for a dead process's, before it was locked.
+    """
+    if fcntl is None:
+        return -1
+    name = os.path.join(folder, _lock_name())
+    try:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileNotFoundError:
+        return None
+    result = None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(name)):
+            result = lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # this file system has no locks: nobody is to ask for this one
+        os.rename(name, os.path.join(folder, "unlocked"))
+        result = -1
+    finally:
+        if result != lock:
+            os.close(lock)
+    return result
+
+
+def _clear_leftovers(target: str, own: str) -> None:
+    """Remove the folders that saves of this file have left whose processes are dead."""
+    now = os.stat(own).st_mtime  # the new folder's, by the clock of the file system
+    parent, name = os.path.split(target)
+    leftover = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.part")
+    for found in os.listdir(parent):
+        if leftover.fullmatch(found) and found != os.path.basename(own):
+            with contextlib.suppress(OSError):
+                _clear(os.path.join(parent, found), now)
+
+
+def _clear(folder: str, now: float) -> None:
+    """Remove a folder if it is a dead process's, and has nothing else in it."""
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        names = os.listdir(inside)
+        locks = [name for name in names if name.startswith("lock-")]
+        if names and (len(locks) != 1 or not _cleared(inside, locks[0], now)):
+            return
+    finally:
+        os.close(inside)
+    os.rmdir(folder)  # fails if it is not empty
+
+
+def _cleared(inside: int, lock_name: str, now: float) -> bool:
+    """Remove the files in a folder, if they are a dead process's; tell whether they were."""
+    lock = os.open(lock_name, os.O_RDWR | os.O_NOFOLLOW, dir_fd=inside)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files = {
+            name: os.stat(name, dir_fd=inside, follow_symlinks=False)
+            for name in sorted(os.listdir(inside))  # the lock is the last
+        }
+        if lock_name not in files or not os.path.samestat(os.fstat(lock), files[lock_name]):
+            return False
+        if not all(_OURS.fullmatch(n) and stat.S_ISREG(f.st_mode) for n, f in files.items()):
+            return False
+        here = lock_name == _lock_name() != "lock-"
+        if not here and now - max(file.st_mtime for file in files.values()) < _LONG_AGO:
+            return False
+        for name in files:
+            os.unlink(name, dir_fd=inside)
+        return True
+    finally:
+        os.close(lock)

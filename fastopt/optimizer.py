@@ -747,8 +747,9 @@ class Optimizer:
         Notes
         -----
         Steps of other threads wait. Code that changes the parameters in other ways must not run
-        meanwhile; if it does, that is found and a RuntimeError raised. What a killed process leaves
-        behind is a folder called as the file and ending in ``.part``, which can be deleted.
+        meanwhile; if it does, that is found and a RuntimeError raised. A killed process may leave a
+        folder called as the file and ending in ``.part``; the next save to the same path removes
+        it, if the file system has locks (``flock``) that tell that the process is dead.
 
         Examples
         --------

@@ -1,6 +1,8 @@
 """How checkpoints come to the disk: a file's name stands for the old content or the new, whole."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -46,6 +48,8 @@ def path(tmp_path):
 
 CALLS = [  # in a save's order: what is called, and which time
     ("os.mkdir", 1),
+    ("os.open", 1),
+    ("os.fstat", 1),
     ("fastopt.checkpoint.save_file", 1),
     ("fastopt.checkpoint._read", 1),
     ("os.chmod", 1),
@@ -77,6 +81,12 @@ def test_a_save_that_fails_anywhere_leaves_the_old_file_or_the_new(
 
     opt = advanced(made(), 2)
     monkeypatch.setattr(module, name, failing)
+    if call == "os.fstat" and isinstance(error, OSError):  # then it goes without a lock
+        opt.save(path)
+        monkeypatch.undo()
+        assert os.listdir(path.parent) == [path.name]
+        assert contents(loaded(path)) == contents(opt)
+        return
     with pytest.raises(error if isinstance(error, type) else OSError):
         opt.save(path)
     monkeypatch.undo()
@@ -310,14 +320,392 @@ def test_permissions_are_those_of_any_new_file_or_of_the_old_one(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_what_a_killed_process_left_behind_harms_nothing(path):
-    for name in ("run.safetensors.0badcafe.part", "run.safetensors.12345678.part"):
-        (path.parent / name).mkdir()
-        (path.parent / name / ".tmpAbCdEf").write_bytes(b"half of it")
+# ---- what killed processes leave -----------------------------------------------------------------
+
+# A child is killed before or after each of these.
+KILLS = """
+import fcntl, os, signal, sys
+import numpy as np, fastopt
+from fastopt import checkpoint
+path = sys.argv[1]
+opt = fastopt.SGD({"w": np.zeros(500)}, lr=1.0)
+opt.save(path)
+opt.step({"w": np.ones(500)})
+CALLS = [(os, "mkdir"), (os, "open"), (fcntl, "flock"), (os, "fstat"), (checkpoint, "save_file"),
+         (checkpoint, "_read"), (os, "chmod"), (os, "fsync"), (os, "replace"), (os, "unlink"),
+         (os, "close"), (os, "rmdir")]
+
+def refuse(*args, **kwargs):
+    raise ValueError
+
+def killed(module, name, after):
+    if name == "unlink":  # while it clears up after a failure
+        checkpoint._read = refuse
+    def call(*args, **kwargs):
+        if after:
+            original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+    original = getattr(module, name)
+    setattr(module, name, call)
+    opt.save(path)
+
+left = []
+for module, name in CALLS:
+    for after in (False, True):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                killed(module, name, after)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, name
+        left.append(len(os.listdir(os.path.dirname(path))) - 1)
+        other = fastopt.SGD({"w": np.ones(500)})
+        other.load(path)
+        assert (other.params[0] == -other.completed_steps).all()
+        opt.save(path)
+        assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)], (name, after)
+print(*left)
+"""
+
+
+def test_what_a_process_left_that_was_killed_anywhere_is_cleared_by_the_next_save(tmp_path):
+    done = python("-c", KILLS, os.path.realpath(tmp_path / "run.safetensors"))
+    assert done.returncode == 0, done.stderr
+    left = done.stdout.split()
+    assert len(left) == 24
+    assert left.count("1") == 22  # but before the folder is made, and after it is removed
+
+
+def leftover(path, *files, name="0badcafe", lock=None):
+    """Make a folder as a killed process leaves it; return it."""
+    folder = path.parent / f"{path.name}.{name}.part"
+    folder.mkdir()
+    for file in [lock or checkpoint._lock_name(), *files]:
+        (folder / file).write_bytes(b"")
+    return folder
+
+
+def listing(folder):
+    return sorted(os.path.relpath(Path(at, name), folder) for at, _, names in os.walk(folder)
+                  for name in [".", *names])  # fmt: skip
+
+
+def test_a_folder_that_may_be_anybody_elses_stays(path):
+    folder = path.parent
+    ours = [
+        leftover(path, "checkpoint", "mine", name="00000001"),
+        leftover(path, "checkpoint", "lock-0", name="00000002"),
+        leftover(path, "checkpoint", name="00000003", lock="not-a-lock"),
+        leftover(path, "checkpoint", name="0000000A"),
+        leftover(path, "checkpoint", name="0000001"),
+        leftover(path, "checkpoint", name="0000000g"),
+        leftover(folder / "other", "checkpoint"),
+        leftover(folder / "run.safetensorsx", "checkpoint"),
+        leftover(folder / "run_safetensors", "checkpoint"),
+    ]
+    (leftover(path, "checkpoint", name="00000004") / "folder").mkdir()
+    (leftover(path, name="00000005") / "checkpoint").symlink_to(path)
+    elsewhere = leftover(folder / "elsewhere", "checkpoint")
+    (folder / "run.safetensors.00000006.part").symlink_to(elsewhere)
+    (folder / "run.safetensors.00000007.part").write_bytes(b"")
+    for file in [file for each in folder.glob("*.part") for file in each.glob("*")]:
+        os.utime(file, (0, 0), follow_symlinks=False)
+    before, saved = listing(folder), path.read_bytes()
+    advanced(made(), 2).save(path)
+    assert listing(folder) == before
+    assert path.read_bytes() != saved
+    for each in ours:
+        assert each.is_dir()
+
+
+def test_the_leftovers_of_another_machine_are_cleared_once_nothing_has_happened_there_for_a_day(
+    path,
+):
+    """The locks of some file systems do not reach other machines."""
+    opt = advanced(made(), 2)
+    folder = leftover(path, "checkpoint", ".tmpAbCdEf", lock="lock-0123-4567")
+    for hours, stays in [((0, 0, 0), True), ((30, 30, 23), True), ((25, 30, 26), False)]:
+        for file, age in zip(sorted(folder.iterdir()), hours, strict=True):
+            then = path.parent.stat().st_mtime - 3600 * age
+            os.utime(file, (then, then))
+        opt.save(path)
+        assert folder.exists() == stays
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_locked_folder_stays_however_old_it_is(path):
+    opt = advanced(made(), 2)
+    for lock in ("lock-0123-4567", checkpoint._lock_name()):
+        folder = leftover(path, "checkpoint", lock=lock)
+        for file in folder.iterdir():
+            os.utime(file, (0, 0))
+        with open(folder / lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            opt.save(path)
+            assert len(listing(folder)) == 3
+        opt.save(path)
+        assert not folder.exists()
+
+
+def test_a_lock_counts_only_while_it_is_the_one_in_the_folder(path, monkeypatch):
+    """Who had it may have removed it meanwhile, and somebody made another."""
+    folder, original, opt = leftover(path, "checkpoint"), fcntl.flock, advanced(made(), 2)
+    lock = folder / checkpoint._lock_name()
+
+    def after_another(file, how):
+        if os.path.samestat(os.fstat(file), lock.stat()):
+            lock.unlink()
+            lock.write_bytes(b"")
+        original(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", after_another)
+        opt.save(path)
+    assert listing(folder) == [".", "checkpoint", lock.name]
+    opt.save(path)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_empty_folder_is_cleared(path):
+    (path.parent / f"{path.name}.0badcafe.part").mkdir()
+    advanced(made(), 2).save(path)
+    assert os.listdir(path.parent) == [path.name]
+
+
+LIVING = """
+import os, signal, sys
+import numpy as np, fastopt
+from fastopt import checkpoint
+path, how = sys.argv[1:]
+
+def made(value):
+    return fastopt.SGD({"w": np.full(500, float(value))})
+
+def paused(original):
+    def call(*args, **kwargs):
+        setattr(checkpoint, how, original)
+        result = original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return result
+    return call
+
+def saved():
+    other = made(0)
+    other.load(path)
+    return other.params[0][0]
+
+def others():
+    return len(os.listdir(os.path.dirname(path))) - 1
+
+made(1).save(path)
+pid = os.fork()
+if pid == 0:
+    try:
+        setattr(checkpoint, how, paused(getattr(checkpoint, how)))
+        made(2).save(path)
+        os._exit(0)
+    finally:
+        os._exit(1)
+assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+assert others() == 1
+made(3).save(path)
+assert others() == 1 and saved() == 3
+os.kill(pid, signal.SIGCONT)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert others() == 0 and saved() == 2
+"""
+
+
+@pytest.mark.parametrize("how", ["_locked", "save_file", "_read", "_sync"])
+def test_what_a_living_process_is_writing_stays(how, tmp_path):
+    done = python("-c", LIVING, os.path.realpath(tmp_path / "run.safetensors"), how)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_another_thread_is_writing_stays(path, monkeypatch):
+    writing, go_on, original = threading.Event(), threading.Event(), checkpoint.save_file
+
+    def slow(*args):
+        original(*args)
+        writing.set()
+        go_on.wait(60)
+
+    opt, other = advanced(made(), 2), advanced(made(), 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", slow)
+        thread = threading.Thread(target=opt.save, args=(path,))
+        thread.start()
+        assert writing.wait(60)
+    try:
+        other.save(path)
+        assert len(os.listdir(path.parent)) == 2
+        assert contents(loaded(path)) == contents(other)
+    finally:
+        go_on.set()
+        thread.join()
+    assert os.listdir(path.parent) == [path.name]
+    assert contents(loaded(path)) == contents(opt)
+
+
+BEGINNING = [("os.mkdir", 1), ("os.open", 1), ("fcntl.flock", 1), ("os.fstat", 1), ("os.stat", 3)]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("call", "which"), BEGINNING)
+def test_a_folder_that_another_clears_before_it_is_locked_is_made_anew(
+    call, which, after, path, monkeypatch
+):
+    name = call.rpartition(".")[2]
+    module = os if call.startswith("os") else fcntl
+    original, left, cleared = getattr(module, name), which, []
+
+    def meanwhile():
+        before = len(os.listdir(path.parent))
+        checkpoint._clear_leftovers(str(path), str(path.parent))
+        cleared.append(before - len(os.listdir(path.parent)))
+
+    def call_and_clear(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == 0 and not after:
+            meanwhile()
+        result = original(*args, **kwargs)
+        if left == 0 and after:
+            left -= 1
+            meanwhile()
+        return result
+
+    opt = advanced(made(), 2)
+    monkeypatch.setattr(module, name, call_and_clear)
+    opt.save(path)
+    monkeypatch.undo()
+    unlocked = [("os.mkdir", True), ("os.open", False), ("os.open", True), ("fcntl.flock", False)]
+    assert cleared == [1 if (call, after) in unlocked else 0]
+    assert os.listdir(path.parent) == [path.name]
+    assert contents(loaded(path)) == contents(opt)
+
+
+def test_a_folder_that_another_looks_at_before_it_is_locked_is_left_to_it(path, monkeypatch):
+    original, held = fcntl.flock, []
+
+    def flock(lock, how):
+        if not held:
+            (name,) = path.parent.glob("*.part/lock-*")
+            held.append(name.open())
+            original(held[0], fcntl.LOCK_EX)
+        original(lock, how)
+
+    opt = advanced(made(), 2)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    opt.save(path)
+    (left,) = path.parent.glob("*.part")
+    assert [file.name for file in left.iterdir()] == [checkpoint._lock_name()]
+    assert contents(loaded(path)) == contents(opt)
+    held[0].close()
+    opt.save(path)
+    assert os.listdir(path.parent) == [path.name]
+
+
+CLEARING = [  # the calls that clear a leftover, after those that begin the save
+    ("os.stat", 4),
+    ("os.listdir", 1),
+    ("os.open", 2),
+    ("os.listdir", 2),
+    ("os.open", 3),
+    ("fcntl.flock", 2),
+    ("os.listdir", 3),
+    ("os.fstat", 2),
+    ("os.unlink", 1),
+    ("os.unlink", 2),
+    ("os.close", 1),
+    ("os.close", 2),
+    ("os.rmdir", 1),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "broken")], ids=str
+)
+@pytest.mark.parametrize(("call", "which"), CLEARING)
+def test_a_save_succeeds_though_clearing_fails_and_the_next_one_clears(
+    call, which, error, after, path, monkeypatch
+):
+    """An interrupt ends the save, before anything is written."""
+    name = call.rpartition(".")[2]
+    module = os if call.startswith("os") else fcntl
+    original, left = getattr(module, name), which
+    leftover(path, "checkpoint")
+
+    def failing(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == 0 and not after:
+            raise error
+        result = original(*args, **kwargs)
+        if left == 0:
+            raise error
+        return result
+
+    opt, old = advanced(made(), 2), contents(loaded(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, failing)
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                opt.save(path)
+        else:
+            opt.save(path)
+    assert left <= 0
+    assert contents(loaded(path)) == (old if error is KeyboardInterrupt else contents(opt))
+    opt.save(path)
+    assert os.listdir(path.parent) == [path.name]
+    assert contents(loaded(path)) == contents(opt)
+
+
+@pytest.mark.parametrize("lacking", ["the module", errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_there_are_no_locks_a_save_succeeds_and_nothing_is_cleared(
+    lacking, path, monkeypatch
+):
+    def flock(lock, how):
+        raise OSError(lacking, os.strerror(lacking))
+
+    def seen_by_others(arrays, name, *args):
+        save_file(arrays, name, *args)
+        monkeypatch.undo()  # another machine may have locks
+        checkpoint._clear_leftovers(str(path), str(path.parent))
+        seen.append(os.listdir(os.path.dirname(name)))
+
+    folder, save_file, seen = leftover(path, "checkpoint"), checkpoint.save_file, []
+    empty = path.parent / f"{path.name}.00000000.part"  # somebody is about to write there
+    empty.mkdir()
+    named = ["checkpoint"] if lacking == "the module" else ["checkpoint", "unlocked"]
+    if lacking == "the module":
+        monkeypatch.setattr(checkpoint, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", flock)
     opt = advanced(made(), 2)
     opt.save(path)
     assert contents(loaded(path)) == contents(opt)
-    assert len(os.listdir(path.parent)) == 3  # somebody's, who may still be at it
+    assert folder.exists()
+    assert empty.exists()
+    monkeypatch.setattr(checkpoint, "save_file", seen_by_others)
+    opt.save(path)
+    assert [sorted(names) for names in seen] == [named]
+    assert contents(loaded(path)) == contents(opt)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_leftover_that_fills_the_disk_is_cleared_before_the_next_file_is_written(little_disk):
+    path, opt = little_disk / "run.safetensors", advanced(made())
+    opt.save(path)
+    folder = leftover(path, "checkpoint")
+    with open(folder / "checkpoint", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)) == 4096:
+            pass
+    advanced(opt).save(path)
+    assert contents(loaded(path)) == contents(opt)
+    assert os.listdir(little_disk) == [path.name]
 
 
 # ---- other threads -------------------------------------------------------------------------------
@@ -373,7 +761,7 @@ def test_optimizers_that_save_to_one_path_at_the_same_time_replace_each_other(tm
 # ---- interrupts and kills ------------------------------------------------------------------------
 
 TRAINING = """
-import glob, os, random, shutil, signal, sys, time
+import glob, os, random, select, signal, sys, time, traceback
 import numpy as np, fastopt
 path, rounds = sys.argv[1], int(sys.argv[2])
 random.seed(0)
@@ -419,17 +807,53 @@ for _ in range(rounds):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     completed = len(os.read(out, 1 << 16))
     os.close(out)
-    left = glob.glob(path + ".*.part")
-    amid += len(left)
-    for folder in left:
-        shutil.rmtree(folder)
-    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+    amid += len(glob.glob(path + ".*.part"))
     before = opt.completed_steps
     opt.load(path)
+    opt.save(path)
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
     # What the child has been told is saved, is.
     assert 0 <= opt.completed_steps - before - completed <= 1, (before, completed, opt)
     assert same(opt, advanced(twin, opt.completed_steps))
 print(rounds, opt.completed_steps, amid)
+"""
+SEVERAL = """
+def saver():
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                advanced(opt).save(path)
+                os.write(into, b".")
+        except BaseException:
+            os.write(into, traceback.format_exc().encode())
+        finally:
+            os._exit(1)
+    os.close(into)
+    return pid, out
+
+savers, left, saved = [saver() for _ in range(3)], set(), 0
+for _ in range(rounds):
+    time.sleep(random.uniform(0, 2 * whole))
+    pid, out = savers.pop(random.randrange(3))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    said = os.read(out, 1 << 16)
+    os.close(out)
+    assert not said.strip(b"."), said.decode()
+    saved += len(said)
+    left |= {*glob.glob(path + ".*.part")}
+    savers.append(saver())
+    made().load(path)
+for pid, out in savers:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    said = os.read(out, 1 << 16) if select.select([out], [], [], 0)[0] else b""
+    assert not said.strip(b"."), said.decode()
+opt.save(path)
+assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+print(rounds, saved, len(left))
 """
 INTERRUPTS = """
 amid = 0
@@ -456,6 +880,8 @@ for _ in range(rounds):
     assert same(other, advanced(twin, other.completed_steps))
     if not saved:
         opt.load(path)
+opt.save(path)
+assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
 print(rounds, opt.completed_steps, amid)
 """
 LOADS = """
@@ -515,6 +941,18 @@ def test_a_process_killed_at_any_moment_leaves_a_file_that_loads(tmp_path):
     assert kills == 500
     assert steps > 50
     assert amid > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_processes_that_save_to_one_path_and_are_killed_clear_nothing_of_the_living(tmp_path):
+    path = os.path.realpath(tmp_path / "run.safetensors")
+    done = python("-c", TRAINING + SEVERAL, path, "300", timeout=300)
+    assert done.returncode == 0, done.stderr
+    kills, saved, left = map(int, done.stdout.split())
+    print(f"{kills} kills, {saved} saves, {left} folders seen")
+    assert saved > 100
+    assert left > 100
 
 
 @pytest.mark.slow
