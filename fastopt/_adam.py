@@ -19,6 +19,7 @@ class Adam(Optimizer):
         The arrays to update in place, float32 or float64, or what lends the memory of one (buffer
         protocol, DLPack); a dict name -> array; either of them with other lists, tuples and dicts
         inside; or parameter groups, dicts with ``"params"`` and hyperparameters of their own.
+        What an index with a list or an array gives, ``P[rows]``, is a copy: P stays as it is.
     lr : float or callable, optional
         Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
     betas : tuple of two floats, optional

@@ -98,6 +98,11 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     --------
     unflatten : Views into a vector that there is already.
 
+    Notes
+    -----
+    The vector begins with a cache line. JAX reads such arrays where they lie, and later: before a
+    step, wait for all that it computes from them (``jax.block_until_ready``).
+
     Examples
     --------
     >>> import numpy as np, fastopt

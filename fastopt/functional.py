@@ -109,7 +109,8 @@ def sgd(
     Parameters
     ----------
     params : numpy.ndarray, or list or tuple of them
-        The parameter, or several; float32 or float64, updated in place.
+        The parameter, or several; float32 or float64, updated in place. What an index with a list
+        or an array gives, ``P[rows]``, is a copy: put it back, ``p = P[rows]``, ``P[rows] = p``.
     grads : numpy.ndarray or None, or list or tuple of them
         A gradient for each, of the same shape and dtype; None leaves its parameter out.
     momentum_buffers : numpy.ndarray, or list or tuple of them, optional

@@ -41,8 +41,9 @@ def test_the_examples_of_embedding_run():
     for code in re.findall(r"```python\n(.*?)```", text.partition("## Dialects")[0], re.DOTALL):
         exec(code, namespace)
         ran += 1
-    assert ran == 2
+    assert ran == 3
     assert (namespace["new"][0] == 1 - 0.1 / (1 + 1e-8)).all()
+    assert namespace["P"].round(6)[:, 0].tolist() == [0.5, 1, 1, 0.5, 1]
 
 
 def test_readme_example():

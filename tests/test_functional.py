@@ -223,6 +223,32 @@ def test_a_negative_rate_ascends_and_leaves_the_state_its_sign():
     assert w2.tobytes() == (w + 0.5 * g).tobytes()
 
 
+def test_ascent_with_decay_turns_the_gradient_before_the_decay_is_added():
+    w, m, g = draws(3)
+    v = m * m
+    turned = -g + 0.1 * w
+    m2, v2 = 0.9 * m + (1 - 0.9) * turned, 0.999 * v + (1 - 0.999) * (turned * turned)
+    expected = w - corrected(0.01, 0.9, 0.999, 7) * m2 / (np.sqrt(v2) + 1e-8)
+    options = {"eps_hat": True, "maximize": True, "weight_decay": 0.1}
+    functional.adam(w, g, m, v, step=7, lr=0.01, **options)
+    np.testing.assert_allclose(w, expected, rtol=1e-13)
+    np.testing.assert_allclose(m, m2, rtol=1e-13)
+
+
+def test_rows_taken_out_and_put_back_are_updated_and_an_index_by_itself_is_a_copy():
+    P, S, g, rows = np.ones((5, 3)), np.zeros((5, 3)), np.full((2, 3), 2.0), [0, 3]
+    functional.adagrad(P[rows], g, S[rows], lr=0.5)
+    fastopt.Adagrad([P[rows]], lr=0.5).step([g])
+    assert (P == 1).all()
+    assert not S.any()
+    p, s = P[rows], S[rows]
+    functional.adagrad(p, g, s, lr=0.5, eps=0.0)
+    P[rows], S[rows] = p, s
+    functional.adagrad(P[1:3], g, S[1:3], lr=0.5, eps=0.0)
+    assert P[:, 0].tolist() == [0.5, 0.5, 0.5, 0.5, 1]
+    assert S[:, 0].tolist() == [4, 4, 4, 4, 0]
+
+
 def test_momentum_in_each_of_its_forms():
     w, b, g = draws(1)
     for kwargs, buffer, move in [

@@ -176,3 +176,35 @@ def test_jax_arrays_are_gradients():
         opt.step([g], zero_grad=True)
     with pytest.raises(ValueError, match="parameter 0: the array is read-only"):
         fastopt.SGD([g])
+
+
+def test_losses_of_jax_are_right_where_the_step_waits_for_them_as_documented():
+    """JAX reads the parameters, which begin with a cache line, where they lie, and later."""
+    x = jax.numpy.asarray(np.random.default_rng(0).standard_normal((1000, 300)), np.float32)
+
+    def f(w):
+        return jax.numpy.square(jax.numpy.tanh(x @ w) @ w.T - x).mean()
+
+    both, grad, loss = jax.jit(jax.value_and_grad(f)), jax.jit(jax.grad(f)), jax.jit(f)
+
+    def at_once(w):
+        return both(w)
+
+    def waited_for(w):
+        g, l = grad(w), loss(w)  # noqa: E741
+        return jax.block_until_ready(l), g
+
+    seen = []
+    for step in (at_once, waited_for):
+        flat, (w,) = fastopt.flatten([np.eye(300, dtype=np.float32)])
+        assert flat.ctypes.data % 64 == 0
+        opt, losses = fastopt.SGD([w], lr=10.0), []
+        for _ in range(20):
+            expected = float(loss(w.copy()))
+            value, g = step(w)
+            opt.step([g])
+            assert float(value) == pytest.approx(expected, rel=1e-5)
+            losses.append(expected)
+        seen.append(losses)
+    assert seen[0][-1] < 0.9 * seen[0][0]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
