@@ -90,11 +90,18 @@ class _Optimizer(keras.optimizers.Optimizer):
     def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
         grads, variables = _unzipped(pairs)
         super()._apply_weight_decay(variables)
-        super()._backend_update_step(grads, variables, learning_rate)
+        if self._has_own_update() or not _backend.by_itself():
+            # Unlike PyTorch's update of all at once, it calls update_step, and assigns values.
+            keras.optimizers.Optimizer._backend_update_step(self, grads, variables, learning_rate)
+        else:
+            super()._backend_update_step(grads, variables, learning_rate)
+
+    def _has_own_update(self) -> bool:
+        return type(self).update_step is not self._parent.update_step
 
     def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
         """Tell whether the kernels can run in this step at all."""
-        if type(self).update_step is not self._parent.update_step:
+        if self._has_own_update():
             return False  # a subclass has an update of its own
         decay = 0 if self.weight_decay is None else self.weight_decay
         if not all(isinstance(value, Real) for value in (*hypers.values(), decay)):
@@ -141,8 +148,20 @@ def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
+def _class_of(cls: Any) -> Any:
+    """Return the class that Keras makes: on PyTorch, one that updates all variables at once."""
+    return type(cls.__new__(cls))
+
+
+_SGD: Any = _class_of(keras.optimizers.SGD)
+_Adagrad: Any = _class_of(keras.optimizers.Adagrad)
+_RMSprop: Any = _class_of(keras.optimizers.RMSprop)
+_Adam: Any = _class_of(keras.optimizers.Adam)
+_AdamW: Any = _class_of(keras.optimizers.AdamW)
+
+
 @keras.saving.register_keras_serializable(package="fastopt")
-class SGD(_Optimizer, keras.optimizers.SGD):
+class SGD(_Optimizer, _SGD):
     r"""Gradient descent, with momentum and Nesterov's look-ahead.
 
     Parameters
@@ -172,7 +191,7 @@ class SGD(_Optimizer, keras.optimizers.SGD):
     """
 
     _rule = _core.Rule("sgd")
-    _parent = keras.optimizers.SGD
+    _parent = _SGD
 
     def _hypers(self) -> dict[str, Any]:
         return {"momentum": _backend.rounded(self.momentum), "nesterov": self.nesterov}
@@ -182,7 +201,7 @@ class SGD(_Optimizer, keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class Adagrad(_Optimizer, keras.optimizers.Adagrad):
+class Adagrad(_Optimizer, _Adagrad):
     r"""Adagrad: the gradient divided by the root of the sum of all its squares.
 
     Parameters
@@ -211,7 +230,7 @@ class Adagrad(_Optimizer, keras.optimizers.Adagrad):
     """
 
     _rule = _core.Rule("adagrad")
-    _parent = keras.optimizers.Adagrad
+    _parent = _Adagrad
 
     def _hypers(self) -> dict[str, Any]:
         return {"eps": self.epsilon}
@@ -221,7 +240,7 @@ class Adagrad(_Optimizer, keras.optimizers.Adagrad):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class RMSprop(_Optimizer, keras.optimizers.RMSprop):
+class RMSprop(_Optimizer, _RMSprop):
     r"""RMSprop: the gradient divided by a moving average of its magnitude.
 
     Parameters
@@ -253,7 +272,7 @@ class RMSprop(_Optimizer, keras.optimizers.RMSprop):
     """
 
     _rule = _core.Rule("rmsprop")
-    _parent = keras.optimizers.RMSprop
+    _parent = _RMSprop
 
     def _hypers(self) -> dict[str, Any]:
         return {
@@ -272,7 +291,7 @@ class RMSprop(_Optimizer, keras.optimizers.RMSprop):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class Adam(_Optimizer, keras.optimizers.Adam):
+class Adam(_Optimizer, _Adam):
     r"""Adam: momentum over a moving average of the gradient's magnitude, both bias-corrected.
 
     Parameters
@@ -307,7 +326,7 @@ class Adam(_Optimizer, keras.optimizers.Adam):
     """
 
     _rule = _core.Rule("adam")
-    _parent: ClassVar[Any] = keras.optimizers.Adam
+    _parent: ClassVar[Any] = _Adam
 
     def _hypers(self) -> dict[str, Any]:
         return {
@@ -327,7 +346,7 @@ class Adam(_Optimizer, keras.optimizers.Adam):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class AdamW(Adam, keras.optimizers.AdamW):
+class AdamW(Adam, _AdamW):
     r"""Adam with a weight decay by default.
 
     Parameters
@@ -353,7 +372,7 @@ class AdamW(Adam, keras.optimizers.AdamW):
     [ 2.494 -2.496]
     """
 
-    _parent = keras.optimizers.AdamW
+    _parent = _AdamW
 
 
 _BY_NAME = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
