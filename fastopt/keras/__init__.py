@@ -13,17 +13,15 @@ them in one step. Clipping, averaging, accumulation and loss scaling are Keras's
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, ClassVar
 
 import keras
 from keras.optimizers import LossScaleOptimizer, Optimizer, schedules, serialize
 
 from fastopt import _core
-from fastopt.keras._step import RefusedError, Settings
+from fastopt.keras._optimizer import KernelOptimizer
+from fastopt.keras._optimizer import backend as _backend
 
 __all__ = [
     "SGD",
@@ -39,114 +37,6 @@ __all__ = [
     "serialize",
 ]
 
-_name = keras.backend.backend()
-if _name not in ("tensorflow", "torch"):
-    raise ImportError(
-        f"fastopt.keras cannot work on Keras's {_name} backend: its arrays are immutable, and its "
-        "training step is compiled as a whole, where no outside kernel can run. Use "
-        "keras.optimizers there; or set KERAS_BACKEND to tensorflow or torch; or train NumPy "
-        "arrays with fastopt.Adam and the others."
-    )
-_backend = importlib.import_module(f"fastopt.keras._{_name}")
-
-
-class _Optimizer(keras.optimizers.Optimizer):
-    """What the optimizers share: which variables the kernels take, and what Keras's do."""
-
-    _rule: ClassVar[_core.Rule]
-    _parent: ClassVar[Any]  # Keras's own class
-    _has_warned = False
-    _updates: Any = None
-
-    def _hypers(self) -> dict[str, Any]:
-        """Return the rule's hyperparameters but for the learning rate and the decay."""
-        raise NotImplementedError
-
-    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
-        """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
-        raise NotImplementedError
-
-    def _apply_weight_decay(self, variables: Any) -> None:
-        """Leave it to the update, which is always next: the kernels decay in the same pass."""
-
-    def _backend_update_step(
-        self, grads: Any, trainable_variables: Any, learning_rate: Any
-    ) -> None:
-        pairs = list(zip(grads, trainable_variables, strict=True))
-        hypers = self._hypers()
-        ours, left = [], pairs
-        if self._may_run([v for _, v in pairs], hypers):
-            taken = [_backend.takes(g, v) for g, v in pairs]
-            ours = [pair for pair, take in zip(pairs, taken, strict=True) if take]
-            left = [pair for pair, take in zip(pairs, taken, strict=True) if not take]
-        if left:
-            self._run_parents(left, learning_rate)
-        if ours:
-            try:
-                self._run_kernels(*_unzipped(ours), hypers, learning_rate)
-            except RefusedError:  # memory that is shared, a slot of another type
-                self._run_parents(ours, learning_rate)
-
-    def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
-        grads, variables = _unzipped(pairs)
-        super()._apply_weight_decay(variables)
-        if self._has_own_update() or not _backend.by_itself():
-            # Unlike PyTorch's update of all at once, it calls update_step, and assigns values.
-            keras.optimizers.Optimizer._backend_update_step(self, grads, variables, learning_rate)
-        else:
-            super()._backend_update_step(grads, variables, learning_rate)
-
-    def _has_own_update(self) -> bool:
-        return type(self).update_step is not self._parent.update_step
-
-    def _may_run(self, variables: list[Any], hypers: dict[str, Any]) -> bool:
-        """Tell whether the kernels can run in this step at all."""
-        if self._has_own_update():
-            return False  # a subclass has an update of its own
-        decay = 0 if self.weight_decay is None else self.weight_decay
-        if not all(isinstance(value, Real) for value in (*hypers.values(), decay)):
-            return False  # a tensor
-        if len({self._get_variable_index(v) for v in variables}) < len(variables):
-            return False  # a variable is updated twice
-        if not _backend.compiling():
-            return bool(_backend.by_itself())
-        if not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"fastopt.keras.{type(self).__name__}: this training step is compiled "
-                "(jit_compile=True), and no outside kernel can run in it: Keras's own update does. "
-                "jit_compile=False, in compile() or tf.function(), lets fastopt's kernels run.",
-                stacklevel=2,
-            )
-        return False
-
-    def _run_kernels(
-        self, grads: list[Any], variables: list[Any], hypers: dict[str, Any], learning_rate: Any
-    ) -> None:
-        variables = [_backend.native(v) for v in variables]
-        indices = [self._get_variable_index(v) for v in variables]
-        slots = self._slots()
-        decay = 0.0 if self.weight_decay is None else _backend.rounded(self.weight_decay)
-        settings = Settings(
-            self._rule,
-            tuple((name, float(value)) for name, value in hypers.items()),
-            tuple(slot is not None for slot in slots),
-            tuple(indices),
-            tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
-            tuple(v.name for v in variables),
-        )
-        owned = []
-        for variable, index in zip(variables, indices, strict=True):
-            owned.append(variable)
-            owned += [_backend.native(slot[index]) for slot in slots if slot is not None]
-        if self._updates is None:
-            self._updates = _backend.Updates()
-        self._updates(settings, owned, grads, learning_rate, self.iterations)
-
-
-def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    return [first for first, _ in pairs], [second for _, second in pairs]
-
 
 def _class_of(cls: Any) -> Any:
     """Return the class that Keras makes: on PyTorch, one that updates all variables at once."""
@@ -161,7 +51,7 @@ _AdamW: Any = _class_of(keras.optimizers.AdamW)
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class SGD(_Optimizer, _SGD):
+class SGD(KernelOptimizer, _SGD):
     r"""Gradient descent, with momentum and Nesterov's look-ahead.
 
     Parameters
@@ -201,7 +91,7 @@ class SGD(_Optimizer, _SGD):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class Adagrad(_Optimizer, _Adagrad):
+class Adagrad(KernelOptimizer, _Adagrad):
     r"""Adagrad: the gradient divided by the root of the sum of all its squares.
 
     Parameters
@@ -240,7 +130,7 @@ class Adagrad(_Optimizer, _Adagrad):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class RMSprop(_Optimizer, _RMSprop):
+class RMSprop(KernelOptimizer, _RMSprop):
     r"""RMSprop: the gradient divided by a moving average of its magnitude.
 
     Parameters
@@ -291,7 +181,7 @@ class RMSprop(_Optimizer, _RMSprop):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
-class Adam(_Optimizer, _Adam):
+class Adam(KernelOptimizer, _Adam):
     r"""Adam: momentum over a moving average of the gradient's magnitude, both bias-corrected.
 
     Parameters

@@ -21,6 +21,34 @@ _KERAS = 1  # the number of Keras's semantics in the C core
 Rates = Callable[[dict[str, float], type[Any], Any, Any], dict[str, float]]
 
 
+class Unfit(NamedTuple):
+    """Why the kernels cannot update a variable, and what would let them, if anything."""
+
+    why: str
+    cure: str
+
+
+def unfit_dtype(name: str) -> Unfit:
+    return Unfit(
+        f"its dtype is {name}",
+        'fastopt\'s kernels run for float32 variables, which the dtype policy "mixed_bfloat16" '
+        "keeps while it computes in 16 bits.",
+    )
+
+
+def unfit_shape(shape: Sequence[int], gradients: Sequence[int | None]) -> Unfit:
+    """Return why a gradient of another shape is not for the kernels.
+
+    Nothing helps where it cannot be broadcast: Keras's error says so.
+    """
+    pairs = zip(reversed(shape), reversed(gradients), strict=False)
+    if len(gradients) <= len(shape) and all(n in (1, None, size) for size, n in pairs):
+        cure = "fastopt's kernels run with a gradient of the variable's shape."
+    else:
+        cure = ""
+    return Unfit("its gradient has another shape", cure)
+
+
 class RefusedError(Exception):
     """The kernels cannot do a step, and have changed nothing."""
 

@@ -18,7 +18,16 @@ import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from fastopt._params import CACHE_LINE, aligned_zeros
-from fastopt.keras._step import DTYPES, Array, Settings, Step, with_rate
+from fastopt.keras._step import (
+    DTYPES,
+    Array,
+    Settings,
+    Step,
+    Unfit,
+    unfit_dtype,
+    unfit_shape,
+    with_rate,
+)
 
 # Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
 # where an operation then finds it aligned to less.
@@ -31,28 +40,66 @@ def native(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def compiling() -> bool:
-    """Tell whether XLA will compile what runs now."""
-    graph = tf.compat.v1.get_default_graph
-    return not tf.executing_eagerly() and bool(GraphOrParentsInXlaContext(graph()))
-
-
 def by_itself() -> bool:
     """Tell whether no distribution strategy spreads the variables over devices."""
     return not tf.distribute.has_strategy()
 
 
-def takes(grad: Any, variable: Any) -> bool:
-    """Tell whether the kernels can update a variable."""
+def unfit_step() -> Unfit | None:
+    """Return why no kernel can run where this is called."""
+    if not by_itself():
+        return Unfit(
+            f"the step runs under {type(tf.distribute.get_strategy()).__name__}",
+            "fastopt's kernels run where the model is made and trained without a strategy.",
+        )
+    graph = tf.compat.v1.get_default_graph
+    if not tf.executing_eagerly() and GraphOrParentsInXlaContext(graph()):
+        return Unfit(
+            "the step is compiled (jit_compile=True), and no outside kernel can run in it",
+            "On a CPU, jit_compile=False in compile() or tf.function() lets fastopt's kernels run.",
+        )
+    return None
+
+
+def unfit(variable: Any, grad: Any) -> Unfit | None:
+    """Return why the kernels cannot update a variable; without a gradient, with a dense one."""
     variable = native(variable)
-    return (
-        isinstance(grad, (tf.Tensor, np.ndarray, np.generic))
-        and variable.dtype.name in DTYPES
-        and variable.shape.is_fully_defined()
-        and variable.shape.is_compatible_with(grad.shape)  # a graph may know less of it
-        and not isinstance(variable, tf.distribute.DistributedValues)
-        and "GPU" not in variable.device
-    )
+    if variable.dtype.name not in DTYPES:
+        return unfit_dtype(variable.dtype.name)
+    if isinstance(variable, tf.distribute.DistributedValues):
+        return Unfit(
+            "it is spread over devices", "fastopt's kernels run where no strategy has made it."
+        )
+    if not variable.shape.is_fully_defined():
+        return Unfit("its shape may change", "fastopt's kernels run where it has one shape.")
+    if "GPU" in variable.device:
+        return Unfit(
+            f"its device is {variable.device}", "fastopt's kernels run for variables on the CPU."
+        )
+    if grad is None:
+        return None
+    if not isinstance(grad, (tf.Tensor, np.ndarray, np.generic)):
+        return Unfit(
+            f"its gradient is of type {type(grad).__name__}",
+            "fastopt's kernels run with the dense gradient that tf.convert_to_tensor makes.",
+        )
+    if not variable.shape.is_compatible_with(grad.shape):  # a graph may know less of it
+        return unfit_shape(tuple(variable.shape), tuple(grad.shape))
+    return None
+
+
+def share_memory(some: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> bool:
+    """Tell whether an update of some variables could change others: every step has new memory."""
+    return False
+
+
+def size(variable: Any) -> int:
+    """Return the number of a variable's elements."""
+    variable = native(variable)
+    if variable.shape.is_fully_defined():
+        return int(variable.shape.num_elements())
+    with tf.init_scope():  # out of a graph, which does not know
+        return int(tf.size(variable))
 
 
 def rounded(value: Any) -> float:
@@ -226,15 +273,10 @@ class Updates:
         self._latest: _Update | None = None
         self._by_key: weakref.WeakValueDictionary[Any, _Update] = weakref.WeakValueDictionary()
 
-    def __call__(
-        self,
-        settings: Settings,
-        variables: list[Any],
-        grads: list[Any],
-        learning_rate: Any,
-        iterations: Any,
-    ) -> None:
-        """Update variables: those of the model, each followed by its slots."""
+    def find(
+        self, settings: Settings, variables: list[Any], grads: list[Any]
+    ) -> Callable[[Any, Any], None]:
+        """Return what updates variables: those of the model, each followed by its slots."""
         key = (settings, *map(id, variables))
         update = self._by_key.get(key)
         if update is None:
@@ -245,7 +287,7 @@ class Updates:
             g if g.dtype == p.dtype else tf.cast(g, p.dtype)
             for g, p in zip(grads, params, strict=True)
         ]
-        update([tf.convert_to_tensor(learning_rate), tf.convert_to_tensor(iterations), *grads])
+        return lambda *now: update([*map(tf.convert_to_tensor, now), *grads])
 
 
 def _values(variables: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,7 +12,15 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fastopt import _tensors
 from fastopt._torch_threads import share_threads
-from fastopt.keras._step import RefusedError, Settings, Step, with_rate
+from fastopt.keras._step import (
+    RefusedError,
+    Settings,
+    Step,
+    Unfit,
+    unfit_dtype,
+    unfit_shape,
+    with_rate,
+)
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.keras needs PyTorch 2.13 or newer, this is {torch.__version__}")
@@ -23,34 +32,95 @@ def native(variable: Any) -> Any:
     return variable
 
 
-def compiling() -> bool:
-    return bool(torch.compiler.is_compiling())
-
-
 def by_itself() -> bool:
     """Tell whether variables are what they seem, and not stand-ins of a stateless scope."""
     return not in_stateless_scope()
 
 
-def takes(grad: Any, variable: Any) -> bool:
+def unfit_step() -> Unfit | None:
+    """Return why no kernel can run where this is called."""
+    if not by_itself():
+        return Unfit("the step is stateless", "apply() lets fastopt's kernels run.")
+    if torch.compiler.is_compiling():
+        return Unfit(
+            "torch.compile compiles the step, and no outside kernel can run in it",
+            "jit_compile=False in compile(), or a step outside of torch.compile, lets fastopt's "
+            "kernels run.",
+        )
+    return None
+
+
+def unfit(variable: Any, grad: Any) -> Unfit | None:
+    """Return why the kernels cannot update a variable; without a gradient, with a dense one."""
     value = variable._value  # which is what `value` returns, in several times as long
-    return (
-        value.dtype in _DTYPES
-        and isinstance(grad, torch.Tensor)
-        and grad.shape == value.shape
-        and _plain(value)
-        and _plain(grad)
-        and value.is_contiguous()
-    )
+    if value.dtype not in _DTYPES:
+        return unfit_dtype(str(value.dtype).removeprefix("torch."))
+    if (why := _unfit_tensor(value)) is not None:
+        return Unfit(f"its {why}", "fastopt's kernels run for plain ones on the CPU.")
+    if not value.is_contiguous():
+        return Unfit("its memory is not in order", "fastopt's kernels run for contiguous() ones.")
+    if grad is None:
+        return None
+    if not isinstance(grad, torch.Tensor):
+        return Unfit(
+            f"its gradient is of type {type(grad).__name__}", "fastopt's kernels run with a tensor."
+        )
+    if (why := _unfit_tensor(grad)) is not None:
+        return Unfit(
+            f"its gradient's {why}", "fastopt's kernels run with plain tensors on the CPU."
+        )
+    if grad.shape != value.shape:
+        return unfit_shape(value.shape, grad.shape)
+    return None
 
 
-def _plain(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.layout is torch.strided
-        and tensor.is_cpu
-        and not tensor.is_neg()
-        and not tensor.is_complex()
-    )
+def _unfit_tensor(tensor: torch.Tensor) -> str | None:
+    if tensor.layout is not torch.strided:
+        return f"layout is {tensor.layout}"
+    if not tensor.is_cpu:
+        return f"device is {tensor.device}"
+    if tensor.is_neg():
+        return "elements are stored as their negatives"
+    if tensor.is_complex():
+        return "elements are complex"
+    return None
+
+
+def share_memory(some: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> bool:
+    """Tell whether an update of some variables could change others, or their gradients, or so back.
+
+    Where it could, or that cannot be told, the order of updates matters.
+    """
+    try:
+        spans = [
+            (*_span(tensor), written, ours)
+            for pairs, ours in ((some, True), (others, False))
+            for grad, variable in pairs
+            for tensor, written in ((variable._value, True), (grad, False))
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.is_cpu
+        ]
+    except RuntimeError:  # a tensor without memory of its own
+        return True
+    ends: dict[tuple[bool, bool], int] = {}
+    for low, high, written, ours in sorted(spans):
+        for (was_written, was_ours), end in ends.items():
+            if low < end and (written or was_written) and (ours or was_ours):
+                return True
+        ends[written, ours] = max(high, ends.get((written, ours), 0))
+    return False
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor's memory, and the one after the last."""
+    low, each = tensor.data_ptr(), tensor.element_size()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((n - 1) * stride for n, stride in steps)
+    return low, low + (last + 1) * each if tensor.numel() > 0 else low
+
+
+def size(variable: Any) -> int:
+    """Return the number of a variable's elements."""
+    return int(variable._value.numel())
 
 
 def rounded(value: Any) -> float:
@@ -71,15 +141,10 @@ class Updates:
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
-    def __call__(
-        self,
-        settings: Settings,
-        variables: list[Any],
-        grads: list[Any],
-        learning_rate: Any,
-        iterations: Any,
-    ) -> None:
-        """Update variables: those of the model, each followed by its slots."""
+    def find(
+        self, settings: Settings, variables: list[Any], grads: list[Any]
+    ) -> Callable[[Any, Any], None]:
+        """Return what updates variables: those of the model, each followed by its slots."""
         values = [v._value for v in variables]
         params = values[:: len(values) // len(grads)]
         grads = [
@@ -101,9 +166,14 @@ class Updates:
                     )
             except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
                 raise RefusedError(str(error)) from error
-            share_threads(step.plan)
-            step(arrays, _number(learning_rate), _number(iterations))
-        torch.autograd.graph.increment_version(values)
+
+        def update(learning_rate: Any, iterations: Any) -> None:
+            with self._lock:
+                share_threads(step.plan)
+                step(arrays, _number(learning_rate), _number(iterations))
+            torch.autograd.graph.increment_version(values)
+
+        return update
 
 
 def _number(value: Any) -> Any:

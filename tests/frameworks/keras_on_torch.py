@@ -1,5 +1,7 @@
 """What test_keras_backends.py runs with KERAS_BACKEND=torch, in a process of its own."""
 
+import contextlib
+import functools
 import itertools
 import os
 import tempfile
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import fastopt.keras
+from fastopt import FallbackWarning
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "__array__ implementation")  # Keras's own, of NumPy
@@ -82,6 +85,37 @@ def only_kernels():
         cls._parallel_update_step = forbid
 
 
+@contextlib.contextmanager
+def one_fallback(optimizer, why):
+    """Expect one warning, if the optimizer is ours, for this reason."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        yield
+    assert len(caught) == isinstance(optimizer, tuple(OURS.values()))
+    for warning in caught:
+        assert warning.category is FallbackWarning
+        assert str(warning.message).startswith("fastopt.keras.")
+        assert why in str(warning.message)
+        assert "fastopt's kernels run" in str(warning.message)
+
+
+def raises_before_it_writes(optimizer, variables, step):
+    """Expect the warning as an error, which has left everything as it was."""
+    before, told = values(variables + optimizer.variables), optimizer.fastopt_info()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        for _ in range(2):  # so it is when the step is tried again
+            with pytest.raises(FallbackWarning, match=r"^fastopt\.keras\."), torch.no_grad():
+                step()
+    for a, b in zip(before, values(variables + optimizer.variables), strict=True):
+        assert np.array_equal(a, b)
+    assert optimizer.fastopt_info() == told
+
+
+def runs(optimizer):
+    return [info["runs"] for info in optimizer.fastopt_info()]
+
+
 def numbers_and_checkpoints():
     for (name, own), common in itertools.product(OWN, COMMON):
         options = {"learning_rate": 0.01} | own | common
@@ -143,7 +177,7 @@ def stateless():
         given = [v.value.detach().clone() for v in variables]
         slots = [v.value.detach().clone() for v in opt.variables]
         before = [t.clone() for t in given + slots]
-        with torch.no_grad():
+        with torch.no_grad(), one_fallback(opt, "the step is stateless"):
             new, _ = opt.stateless_apply(slots, [torch.ones_like(t) for t in given], given)
         unchanged = [torch.equal(a, b) for a, b in zip(before, given + slots, strict=True)]
         assert all(unchanged) or classes is THEIRS
@@ -152,20 +186,108 @@ def stateless():
 
 
 def what_keras_does():
-    """Layouts and types that the kernels do not take have the bits of Keras's update of them."""
-    for name, options in OWN:
-        results = []
-        for classes in OURS, THEIRS:
-            half = keras.Variable(np.ones((3, 2)), dtype="float16")
-            turned = keras.Variable(np.ones((3, 2)), dtype="float32")
-            turned._value = torch.nn.Parameter(torch.ones(2, 3).t())
-            opt = classes[name](0.1, weight_decay=0.1, **options)
-            grads = [torch.arange(6.0).reshape(3, 2), torch.ones((3, 2), dtype=torch.float16)]
+    """What the kernels do not take has the bits of Keras's update of it, and there is one warning.
+
+    (Of variables together: Keras computes its rates in the type of the first.)
+    """
+
+    def of_type(dtype, n):
+        return keras.Variable(np.ones((n, 2)), dtype=dtype)
+
+    def turned(dtype, n):
+        variable = of_type(dtype, n)
+        variable._value = torch.nn.Parameter(torch.ones(2, n).t())
+        return variable
+
+    def steps(opt, variables, numbers, which):
+        opt.build([variables[i] for i in which])
+        for number in numbers:
+            rng = np.random.default_rng(number)
+            grads = [torch.tensor(rng.random(v.shape)).to(v.value.dtype) for v in variables]
+            with torch.no_grad():
+                opt.apply([grads[i] for i in which], [variables[i] for i in which])
+
+    float16, float32 = functools.partial(of_type, "float16"), functools.partial(of_type, "float32")
+    for why, make, by_keras, warns in (
+        ("its dtype is float16", (float16, float32), [0], True),
+        ("its dtype is float16", (float32, float16), [1], False),
+        ("its memory is not in order", (functools.partial(turned, "float32"), float32), [0], True),
+        ("its dtype is float16", (float16, functools.partial(turned, "float32")), [0, 1], True),
+    ):
+        for name, options in OWN:
+            variables, peers = ([new(n) for new, n in zip(make, (3, 2), strict=True)] for _ in "ab")
+            opt = OURS[name](0.1, weight_decay=0.1, **options)
+            opt.build(variables)
+            if warns:
+                raises_before_it_writes(
+                    opt,
+                    variables,
+                    lambda: steps(opt, variables, [0], [0, 1]),  # noqa: B023
+                )
+            with one_fallback(opt if warns else None, why):
+                steps(opt, variables, range(3), [0, 1])
+            assert runs(opt) == ["keras" if i in by_keras else "fastopt" for i in range(2)]
+            by_kernels = [i for i in range(2) if i not in by_keras]
+            for which, ulps in (by_keras, 0), (by_kernels, 4):
+                steps(THEIRS[name](0.1, weight_decay=0.1, **options), peers, range(3), which)
+                assert_close([variables[i] for i in which], [peers[i] for i in which], ulps)
+
+
+def devices_without_memory():
+    """Stands for a GPU, which few machines have."""
+    with keras.device("meta"):
+        variables = [keras.Variable(np.ones((3, 2)), dtype="float32")]
+        opt = OURS["Adam"]()
+        with torch.no_grad(), one_fallback(opt, "its device is meta"):
+            opt.apply([torch.ones(3, 2, device="meta")], variables)
+    assert [info["why"] for info in opt.fastopt_info()] == ["its device is meta"]
+
+
+def a_subclass_with_an_update_of_its_own():
+    results = []
+    for classes in OURS, THEIRS:
+
+        class Doubled(classes["SGD"]):
+            def update_step(self, gradient, variable, learning_rate):
+                super().update_step(2 * gradient, variable, learning_rate)
+
+        variables = make_variables()
+        opt = Doubled(0.1, weight_decay=0.1)
+        with one_fallback(opt, "Doubled has an update_step of its own"):
+            train(opt, variables, range(3))
+        results.append(variables)
+    assert_close(*results, ulps=0)
+
+
+def compiled_steps():
+    """They have Keras's bits, and one warning."""
+    results = []
+    for classes in OURS, THEIRS:
+        variables = make_variables()
+        opt = classes["AdamW"](0.1)
+        opt.build(variables)
+        grads = [torch.ones(v.shape) for v in variables]
+
+        def step(opt=opt, variables=variables, grads=grads):
+            with torch.no_grad():
+                opt.apply(grads, variables)
+
+        compiled = torch.compile(step, backend="eager")
+        if classes is OURS:
+            raises_before_it_writes(opt, variables, compiled)
+        with one_fallback(opt, "torch.compile"):
             for _ in range(3):
-                with torch.no_grad():
-                    opt.apply(grads, [turned, half])
-            results.append([half, turned])
-        assert_close(*results, ulps=0)
+                compiled()
+        if classes is OURS:
+            for step_once, who in (step, "fastopt"), (compiled, "keras"):
+                step_once()
+                assert runs(opt) == [who] * len(variables)
+        else:
+            for _ in range(2):
+                compiled()
+        results.append(variables)
+        assert int(opt.iterations.value) == 5
+    assert_close(*results)
 
 
 def threads_may_share_an_optimizer():
@@ -217,9 +339,20 @@ def what_the_kernels_refuse():
     def slot_of_another_dtype(opt, variables, grads):
         opt.momentums[0].value.data = opt.momentums[0].value.data.double()
 
+    def variable_that_shares_memory_with_one_that_is_not_taken(opt, variables, grads):
+        variables[0].value.data = variables[1].value.data.as_strided((3, 2), (1, 3))
+
+    def gradient_that_is_a_variable_that_is_not_taken(opt, variables, grads):
+        gradient_stored_as_negatives(opt, variables, grads)
+        grads[1] = variables[0].value.detach()
+
     cases = [case for case in locals().values() if callable(case)]
-    assert len(cases) == 5
+    assert len(cases) == 7
     for case, dtype in itertools.product(cases, ("float32", "float16")):
+        some = case is gradient_stored_as_negatives
+        told = ["keras", "fastopt", "fastopt"] if some else ["keras"] * 3
+        told[2] = "keras" if dtype == "float16" else told[2]
+        warns = told.count("keras") > 1
         results = []
         for classes in OURS, THEIRS:
             rng = np.random.default_rng(0)
@@ -229,15 +362,29 @@ def what_the_kernels_refuse():
             ]
             opt = classes["SGD"](0.25, momentum=0.5, weight_decay=0.125)
             opt.build(variables)
-            for step in range(3):
-                rng = np.random.default_rng(step)
-                grads = [torch.tensor(rng.standard_normal((3, 2))).float() for _ in variables]
-                case(opt, variables, grads)
-                grads[2] = grads[2].to(variables[2].value.dtype)
-                with torch.no_grad():
-                    opt.apply(grads, variables)
+            with one_fallback(opt if warns else None, " of 18 elements"):
+                for step in range(3):
+                    rng = np.random.default_rng(step)
+                    grads = [torch.tensor(rng.standard_normal((3, 2))).float() for _ in variables]
+                    case(opt, variables, grads)
+                    grads[2] = grads[2].to(variables[2].value.dtype)
+                    if classes is OURS and warns and step == 0:
+                        raises_before_it_writes(
+                            opt, variables, functools.partial(opt.apply, grads, variables)
+                        )
+                    with torch.no_grad():
+                        opt.apply(grads, variables)
+            if classes is OURS:
+                assert runs(opt) == told
+                refused = [
+                    (info["why"] or "").startswith("the kernels refuse: ")
+                    for info in opt.fastopt_info()
+                ]
+                assert any(refused) != some
             results.append([v.value.detach().double() for v in variables + opt.momentums])
-        assert_close(*([keras.Variable(v, dtype=dtype) for v in each] for each in results))
+        exactly = 0 if told == ["keras"] * 3 else 4
+        kept = [[keras.Variable(v, dtype=dtype) for v in each] for each in results]
+        assert_close(*kept, ulps=exactly)
 
 
 def rates_are_not_rounded_to_float32():
@@ -296,6 +443,9 @@ assert keras.backend.backend() == "torch"
 stateless()
 what_keras_does()
 what_the_kernels_refuse()
+devices_without_memory()
+a_subclass_with_an_update_of_its_own()
+compiled_steps()
 only_kernels()
 numbers_and_checkpoints()
 rates_are_not_rounded_to_float32()

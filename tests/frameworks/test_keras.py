@@ -1,8 +1,10 @@
 """fastopt.keras on TensorFlow: everything that works on Keras's optimizers works on these."""
 
+import contextlib
 import doctest
 import gc
 import inspect
+import io
 import pickle
 import re
 import subprocess
@@ -15,10 +17,27 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from frameworks.keras_support import NAMES, OURS, THEIRS, only_kernels, values  # noqa: F401
+from frameworks.keras_support import (
+    LOOPS,
+    NAMES,
+    OURS,
+    SHAPES,
+    THEIRS,
+    data,
+    each_loop,
+    fallbacks,
+    fit,
+    make_grads,
+    make_model,
+    make_variables,
+    only_kernels,  # noqa: F401
+    stepper,
+    train,
+    values,
+)
 
 import fastopt.keras
-from fastopt.keras import _tensorflow
+from fastopt.keras import _optimizer, _tensorflow
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword"  # Keras's own, of NumPy
@@ -61,7 +80,6 @@ FEWER = [
     for name, options in OPTIONS
     if (name == "Adam" and "amsgrad" not in options) or len(options) == 1 + len(dict(OWN)[name])
 ]
-LOOPS = ["eager", "traced"]
 each_class = pytest.mark.parametrize("name", NAMES)
 each_option = pytest.mark.parametrize(
     ("name", "options"), OPTIONS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(OPTIONS)]
@@ -69,66 +87,12 @@ each_option = pytest.mark.parametrize(
 each_of_fewer = pytest.mark.parametrize(
     ("name", "options"), FEWER, ids=[f"{name}-{i}" for i, (name, _) in enumerate(FEWER)]
 )
-each_loop = pytest.mark.parametrize("loop", LOOPS)
-SHAPES = [(4, 5), (5,), (16, 4), ()]
-
-
-def make_variables(dtypes=("float32", "float64"), shapes=SHAPES):
-    rng = np.random.default_rng(0)
-    return [
-        keras.Variable(rng.standard_normal(shape), dtype=dtypes[i % len(dtypes)], name=f"v{i}")
-        for i, shape in enumerate(shapes)
-    ]
-
-
-def make_grads(variables, step):
-    rng = np.random.default_rng(step)
-    return [tf.constant(rng.standard_normal(v.shape), v.dtype) for v in variables]
-
-
-def stepper(opt, variables, loop):
-    """Return what does a step with these gradients."""
-
-    def apply(grads):
-        opt.apply_gradients(zip(grads, variables, strict=True))
-
-    return tf.function(apply, autograph=False) if loop == "traced" else apply
-
-
-def train(opt, variables, loop, steps):
-    step = stepper(opt, variables, loop)
-    for i in steps:
-        step(make_grads(variables, i))
+falls_back = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
 
 
 def assert_close(ours, theirs, rtol=2e-5):
     for a, b in zip(values(ours), values(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6)
-
-
-def make_model(optimizer, **compile_options):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(16, activation="tanh"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Dense(3),
-        ]
-    )
-    model.compile(optimizer, "mse", **{"jit_compile": False, **compile_options})
-    return model
-
-
-def data(n=50):  # the last batch is shorter
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((n, 6)).astype(np.float32)
-    return x, x[:, :3] ** 2
-
-
-def fit(model, epochs=2, **kwargs):
-    x, y = data()
-    return model.fit(x, y, batch_size=16, epochs=epochs, verbose=0, shuffle=False, **kwargs)
 
 
 @pytest.fixture
@@ -377,6 +341,7 @@ def test_a_slot_variable_that_was_replaced_is_left_alone(loop):
     assert_close(*results)
 
 
+@falls_back
 @each_loop
 def test_a_slot_of_another_dtype_runs_keras_own_update(loop, parents_updates):
     results = []
@@ -595,6 +560,7 @@ def test_two_memories_take_turns_unless_tensors_are_kept(loop, shape, monkeypatc
 # ---- what Keras's own update does ----------------------------------------------------------------
 
 
+@falls_back
 @each_loop
 def test_sparse_gradients_run_keras_own_update(loop, parents_updates):
     results = []
@@ -618,6 +584,7 @@ def test_sparse_gradients_run_keras_own_update(loop, parents_updates):
     assert_close(*results)
 
 
+@falls_back
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @each_loop
 def test_other_dtypes_run_keras_own_update(loop, dtype, parents_updates):
@@ -631,6 +598,7 @@ def test_other_dtypes_run_keras_own_update(loop, dtype, parents_updates):
     assert_close(*results)
 
 
+@falls_back
 def test_a_scalar_gradient_is_broadcast_as_keras_does(parents_updates):
     results = []
     for classes in THEIRS, OURS:
@@ -643,6 +611,7 @@ def test_a_scalar_gradient_is_broadcast_as_keras_does(parents_updates):
     assert_close(*results)
 
 
+@falls_back
 @each_loop
 def test_a_variable_whose_shape_may_change_runs_keras_own_update(loop, parents_updates):
     results = []
@@ -679,6 +648,7 @@ def test_a_gradient_whose_shape_a_graph_does_not_know_is_broadcast_as_keras_does
     assert_close(*results)
 
 
+@falls_back
 def test_a_subclass_with_an_update_of_its_own_keeps_it():
     class Signed(fastopt.keras.SGD):
         def update_step(self, gradient, variable, learning_rate):
@@ -689,6 +659,7 @@ def test_a_subclass_with_an_update_of_its_own_keeps_it():
     np.testing.assert_array_equal(w.value.numpy(), [-1, 1, 0])
 
 
+@falls_back
 def test_a_variable_given_twice_is_updated_twice():
     results = []
     for classes in THEIRS, OURS:
@@ -699,12 +670,14 @@ def test_a_variable_given_twice_is_updated_twice():
     assert (values(results[1])[0] == -2).all()
 
 
+@falls_back
 def test_hyperparameters_that_are_tensors_run_keras_own_update(parents_updates):
     w = keras.Variable(np.zeros(3, np.float32))
     OURS["Adam"](beta_1=tf.constant(0.9)).apply([tf.ones(3)], [w])
     assert len(parents_updates) == 1
 
 
+@falls_back
 @pytest.mark.parametrize(
     "strategy", [lambda: tf.distribute.MirroredStrategy(["CPU:0"]), tf.distribute.OneDeviceStrategy]
 )
@@ -748,19 +721,17 @@ def test_xla_runs_keras_own_update_and_warns_once(parents_updates):
     results = []
     for classes in THEIRS, OURS:
         parents_updates.clear()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with fallbacks() as found:
             model = make_model(classes["AdamW"](0.01), jit_compile=True)
             fit(model)
             x, y = data(16)
             model.train_on_batch(x, y)
             model.make_train_function(force=True)
             fit(model)  # traced anew
-        ours = [w for w in caught if "fastopt" in str(w.message)]
-        assert len(ours) == (classes is OURS)
+        assert len(found) == (classes is OURS)
         results.append(model.weights)
-    assert "jit_compile=False" in str(ours[0].message)
-    assert ours[0].category is UserWarning
+    assert str(found[0]).startswith("fastopt.keras.AdamW: ")
+    assert "jit_compile=False" in str(found[0])
     assert set(parents_updates) == {v.value.name for v in model.trainable_variables}
     assert_close(*results, rtol=1e-4)
 
@@ -773,10 +744,12 @@ def test_from_xla_to_kernels_and_back(parents_updates):
             model.jit_compile = jit
             model.make_train_function(force=True)
             parents_updates.clear()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "fastopt")
+            with fallbacks("ignore"):
                 fit(model)
             assert bool(parents_updates) == (jit or classes is THEIRS)
+            if classes is OURS:
+                infos = model.optimizer.fastopt_info()
+                assert {info["runs"] for info in infos} == {"keras" if jit else "fastopt"}
         results.append(model.weights)
     assert_close(*results, rtol=1e-4)
 
@@ -942,14 +915,20 @@ def test_tensorflows_checkpoints(name, tmp_path):
 @pytest.mark.usefixtures("only_kernels")
 def test_docstring_examples():
     assert doctest.testmod(fastopt.keras) == (0, 6 * len(NAMES) + 5 + 2)
+    assert doctest.testmod(_optimizer) == (0, 7)
 
 
 def test_the_page_of_the_documentation():
     text = (ROOT / "docs" / "keras.md").read_text()
     namespace = {}
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(code, namespace)
+    with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(code, namespace)
     assert type(namespace["model"].optimizer) is fastopt.keras.Adam
+    assert re.fullmatch(
+        r"0 (sequential\w*/dense\w*)/kernel fastopt None\n1 \1/bias fastopt None\n",
+        printed.getvalue(),
+    )
 
 
 def test_the_example_agrees_with_keras():

@@ -1,4 +1,4 @@
-"""fastopt.keras on Keras's other backends, each in a process of its own."""
+"""fastopt.keras on Keras's other backends, and on several devices, in processes of their own."""
 
 import os
 import subprocess
@@ -22,6 +22,13 @@ def python(backend, *arguments):
 
 def test_torch():
     done = python("torch", HERE / "keras_on_torch.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("all of it ran\n")
+
+
+@pytest.mark.parametrize("mode", ["traced", "eager"])
+def test_mirrored_strategy_runs_keras_own_update_with_its_numbers_and_one_warning(mode):
+    done = python("tensorflow", HERE / "keras_on_replicas.py", mode)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all of it ran\n")
 
