@@ -17,7 +17,7 @@ from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.pycapsule cimport PyCapsule_IsValid, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_IsValid, PyCapsule_New
 from cpython.pythread cimport (
     NOWAIT_LOCK,
     PY_LOCK_ACQUIRED,
@@ -560,11 +560,9 @@ cdef int refuse_moved(cnp.ndarray array, str name) except -1:
     cdef size_t first = 0, last = 0
     if base == NULL or cnp.PyArray_SIZE(array) == 0:
         return 0
-    owner = <object>base
-    kind = type(owner)
+    kind = type(<object>base)
     try:
-        while isinstance(owner, memoryview):
-            owner = owner.obj
+        owner = owner_of(<object>base)
         if isinstance(owner, cnp.ndarray):
             return refuse_moved(owner, name)
         if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
@@ -585,6 +583,38 @@ cdef int refuse_moved(cnp.ndarray array, str name) except -1:
             f"{name}: the memory that a {kind.__name__} lent this array has moved, or was freed; "
             f"give the {kind.__name__} itself, or a new array over it"
         )
+    return 0
+
+
+cdef owner_of(lender):
+    """Return what a memoryview is a view of, and anything else as it is."""
+    while isinstance(lender, memoryview):
+        lender = lender.obj
+    return lender
+
+
+def is_from_jax(owner):
+    """Tell whether something is an array of JAX, or may stand for one, as a capsule may."""
+    array_type = getattr(sys.modules.get("jax"), "Array", None)
+    return array_type is not None and (
+        isinstance(owner, array_type) or PyCapsule_CheckExact(owner)
+    )
+
+
+# Where JAX reads a NumPy array in place, and not a copy of it.
+cdef enum:
+    JAX_ALIGNMENT = 64
+
+
+cdef int wait_for_jax(params) except -1:
+    """Wait for all that JAX computes, if it may be reading these arrays in place."""
+    if not any([<size_t>cnp.PyArray_DATA(param) % JAX_ALIGNMENT == 0 for param in params]):
+        return 0
+    for array in sys.modules["jax"].live_arrays():
+        try:
+            array.block_until_ready()
+        except Exception:  # is told to who uses the array
+            pass
     return 0
 
 
@@ -890,6 +920,7 @@ cdef class Plan:
     cdef Extent *grad_extents        # of the gradients last seen; index: whether dense
     cdef Extent *sorting
     cdef bint grads_known_apart
+    cdef bint from_jax               # whether a gradient of this step is
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
@@ -1209,6 +1240,7 @@ cdef class Plan:
             refuse_masked(grad, f"gradient of {self.names[i]}")
         if lender_of(<Borrowed *><PyObject *>grad) != NULL:
             refuse_moved(grad, f"gradient of {self.names[i]}")
+            self.from_jax |= is_from_jax(owner_of(<object>lender_of(<Borrowed *><PyObject *>grad)))
         if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
             refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
         alike = laid_out_as(layout, <Borrowed *><PyObject *>grad)
@@ -1494,6 +1526,7 @@ cdef class Plan:
             raise ValueError(
                 f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
             )
+        self.from_jax = False
         for i in range(self.n):  # before anything is read: this may run code of others
             if is_array(list_item(<PyObject *>bound, i)):
                 continue
@@ -1501,6 +1534,7 @@ cdef class Plan:
             if item is not None and not isinstance(item, cnp.ndarray):
                 name = f"gradient of {self.names[i]}"
                 bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
+                self.from_jax |= is_from_jax(item)
                 if zero_grad:
                     zeroed = zeroed or []
                     zeroed.append(item)
@@ -1520,6 +1554,8 @@ cdef class Plan:
         if zero_grad and not self.grads_known_apart:
             self._check_grads_apart(bound)
 
+        if self.from_jax:
+            wait_for_jax(self.owned[:self.n])
         args.loss_scale = loss_scale
         args.zero_grad = zero_grad
         args.add = self.accumulated_steps + 1 < args.accumulate
@@ -1576,6 +1612,7 @@ cdef class Scratch:
     cdef fo_plan *plan
     cdef Py_ssize_t n
     cdef int64_t *counts      # of steps
+    cdef bint from_jax        # whether a gradient of this call is
     cdef Py_ssize_t **grad_layout
     cdef Extent *extents      # of each parameter and its slots in turn, then of the gradients
     cdef Extent *known_apart  # the same, of the last call
@@ -1736,9 +1773,12 @@ cdef class Update:
             scratch, self.spare[place] = self.spare[place], None
         if scratch is None or scratch.n != n:
             scratch = Scratch.__new__(Scratch, self.rule, n)
+        scratch.from_jax = lent and any(map(is_from_jax, without_arrays(grads, many)))
         self.bind(scratch, written, names, used, bound, zero_grad, out is not None, many)
         if fo_plan_prepare(scratch.plan) != FO_OK:
             raise MemoryError
+        if scratch.from_jax:
+            wait_for_jax(written[0])
         if fo_plan_size(scratch.plan) >= KEEP_GIL_BELOW:  # hold all twice, as a plan's step does
             held = [tuple(bound)]
             for arrays in written:
@@ -1935,6 +1975,9 @@ cdef class Update:
             refuse_masked(grad, label(self.arguments[1], i, many))
         if lender_of(<Borrowed *><PyObject *>grad) != NULL:
             refuse_moved(grad, label(self.arguments[1], i, many))
+            scratch.from_jax |= is_from_jax(
+                owner_of(<object>lender_of(<Borrowed *><PyObject *>grad))
+            )
         alike = laid_out_alike(grad, param)
         if alike:
             tensor.grad = extent.low = cnp.PyArray_BYTES(grad)

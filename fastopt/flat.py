@@ -100,8 +100,8 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
 
     Notes
     -----
-    The vector begins with a cache line. JAX reads such arrays where they lie, and later: before a
-    step, wait for all that it computes from them (``jax.block_until_ready``).
+    The vector begins with a cache line. JAX reads such arrays where they lie, and later: a step
+    waits for that if a gradient is JAX's own array; otherwise wait (``jax.block_until_ready``).
 
     Examples
     --------

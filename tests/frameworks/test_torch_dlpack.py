@@ -167,6 +167,26 @@ def test_buffers_of_pyarrow_are_followed_or_refused():
         fastopt.SGD([pyarrow.array([1.0])])
 
 
+@pytest.mark.parametrize("given", [lambda g: g, np.asarray, jax.device_get])
+@pytest.mark.parametrize("function", [False, True])
+def test_a_step_waits_for_what_jax_computes_from_its_parameters(given, function):
+    """JAX reads memory that is so aligned where it lies, long after the call."""
+    loss = jax.jit(lambda w: sum(jax.numpy.sum(jax.numpy.sin(w * k)) for k in range(1, 40)))
+    grad = jax.jit(lambda w: 2 * w)
+    flat, _ = fastopt.flatten([np.ones(400_000, np.float32)])
+    opt, seen, expected = fastopt.SGD([flat], lr=0.1), [], []
+    for _ in range(5):
+        before = flat.copy()
+        g, value = grad(flat), loss(flat)
+        if function:
+            functional.sgd(flat, given(g), lr=0.1)
+        else:
+            opt.step([given(g)])
+        seen.append(float(value))
+        expected.append(float(loss(before)))
+    assert seen == expected
+
+
 def test_jax_arrays_are_gradients():
     w, g = np.zeros((3, 4), np.float32), jax.numpy.arange(12.0).reshape(3, 4)
     opt = fastopt.SGD([w], lr=1.0)
