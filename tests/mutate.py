@@ -62,7 +62,7 @@ MUTATIONS = [
     Mutation(
         "SGD: the first step is not told apart",
         "rules/sgd.h",
-        "semantics == FO_TORCH && t == 1",
+        "semantics == FO_TORCH && (t == 1 || (fresh & FO_SLOT(0)))",
         "semantics == FO_TORCH && t == 0",
     ),
     Mutation(
@@ -314,8 +314,20 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "driver.c",
+        "if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {",
+        "if (!c->consts || c->fresh != t->fresh) {",
+    ),
+    Mutation(
+        "constants are shared by buffers that have begun and that have not",
+        "driver.c",
+        "if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {",
         "if (!c->consts || c->step != *t->step) {",
-        "if (!c->consts) {",
+    ),
+    Mutation(
+        "a buffer that starts late takes the gradient dampened",
+        "rules/sgd.h",
+        "(t == 1 || (fresh & FO_SLOT(0)))",
+        "t == 1",
     ),
     Mutation(
         "constants are shared by different groups",
@@ -350,8 +362,8 @@ MUTATIONS = [
     Mutation(
         "counters of parameters without a gradient advance",
         "driver.c",
-        "if (!takes_part(s, t))\n            continue;\n        if (!add)\n",
-        "if (!s->args->add)\n",
+        "if (!takes_part(s, t))\n            continue;\n        if (!add && begins)\n",
+        "if (!add && begins)\n",
     ),
     Mutation(
         "state stands still where the first elements are done apart",
