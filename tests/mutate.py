@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = [
-    "bitwise",
+TESTS = [  # the quick ones first: most mutations are caught in seconds
     "contract",
-    "errors",
-    "golden",
-    "accuracy",
     "model",
+    "c_api",
     "state",
     "properties",
-    "c_api",
     "accumulate",
+    "golden",
+    "errors",
+    "accuracy",
+    "bitwise",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"team.c": THREAD_TESTS, "api.c": ["c_api"]}  # instead

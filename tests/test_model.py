@@ -311,6 +311,19 @@ def test_momentum_that_is_switched_on_later_starts_as_a_copy_of_the_gradient():
     assert [int(s["step"]) for s in opt.state] == [3, 3, 2]
 
 
+def test_of_one_step_count_a_buffer_may_have_begun_and_its_neighbour_not():
+    opt = SGD([np.zeros(1), np.zeros(1), np.zeros(1)], lr=1, dampening=0.5)
+    opt.step([np.ones(1)] * 3)
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step([np.full(1, 8.0), None, np.full(1, 16.0)])
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step([None, np.ones(1), None])
+    assert [int(s["step"]) for s in opt.state] == [2, 2, 2]
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step([np.full(1, 2.0)] * 3)
+    assert [s["momentum_buffer"].item() for s in opt.state] == [4 + 1, 2, 8 + 1]
+
+
 def test_a_buffer_that_has_not_begun_stays_so_in_every_copy(tmp_path):
     ways = 0
     for how, opt in ways_to_go_on(switched_on(), tmp_path):
