@@ -73,7 +73,8 @@ def _take(
         )
 
     def within(key: Any, x: Any) -> Structure:
-        return _take(x, f"{name}.{key}" if name else str(key), depth + 1, names, leaves, first)
+        inner = f"{name}.{key}" if depth else str(key)  # an empty key is a part of the name too
+        return _take(x, inner, depth + 1, names, leaves, first)
 
     if isinstance(node, Mapping):
         return {key: within(key, x) for key, x in node.items()}

@@ -121,6 +121,13 @@ def test_groups_share_one_dict_of_gradients():
     assert moved == [True, True, False, False, False, True]
 
 
+def test_an_empty_key_is_a_part_of_the_name():
+    model = {"": {"": np.ones(2), "x": np.ones(2)}, "x": np.ones(2), "y": {"": np.ones(2)}}
+    opt = SGD(model)
+    assert list(opt.state_dict()["state"]) == [".", ".x", "x", "y."]
+    opt.step(model)
+
+
 def change(grads, path, value):
     *outer, last = path
     for key in outer:
