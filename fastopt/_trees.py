@@ -83,10 +83,14 @@ def _take(
     return [within(number, x) for number, x in enumerate(node)]
 
 
-def merged(one: Structure, other: Structure) -> Structure:
-    """Return the structure of two dicts, merged to any depth."""
+def merged(one: Structure, other: Structure, same: list[tuple[int, int]]) -> Structure:
+    """Return the structure of two dicts, merged to any depth.
+
+    Appends to `same` the numbers of arrays that have one and the same place in both.
+    """
     if isinstance(one, int) and isinstance(other, int):
-        return other  # the names are equal, which is another error
+        same.append((one, other))
+        return other
     if not isinstance(one, dict) or not isinstance(other, dict):
         raise ValueError(
             "parameter groups whose parameters are nested need dicts (of a named tuple, its "
@@ -94,7 +98,7 @@ def merged(one: Structure, other: Structure) -> Structure:
         )
     both = {**one, **other}
     for key in one.keys() & other.keys():
-        both[key] = merged(one[key], other[key])
+        both[key] = merged(one[key], other[key], same)
     return both
 
 

@@ -183,6 +183,7 @@ class Optimizer:
         states: list[ParameterState] = []
         named = set()
         structure = self._structure
+        same: list[tuple[int, int]] = []
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
@@ -196,7 +197,7 @@ class Optimizer:
             own_keys = names if names is not None else range(first, first + len(own_params))
             named.add(names is not None)
             if own is not None:
-                structure = own if structure is None else merged(structure, own)
+                structure = own if structure is None else merged(structure, own, same)
             keys += own_keys
             lenders += own_params
             params += _arrays_over(own_params, own_keys)
@@ -211,6 +212,12 @@ class Optimizer:
             raise ValueError(f"parameter names occur twice: {twice}")
 
         all_params, all_keys = self._params + params, self._keys + keys
+        if same:  # such as 1 and True, or 1 and 1.0
+            one, other = (label(all_keys[i]) for i in same[0])
+            raise ValueError(
+                f"{one} and {other} of two groups have one and the same key, under which only one "
+                "gradient could be given"
+            )
         for key, param in zip(all_keys, all_params, strict=True):
             _core.check_parameter(param, label(key))
         for key, lender in zip(keys, lenders, strict=True):

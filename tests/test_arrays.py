@@ -128,6 +128,23 @@ def test_an_empty_key_is_a_part_of_the_name():
     opt.step(model)
 
 
+@pytest.mark.parametrize("other", [True, 1.0, np.int64(1)])
+@pytest.mark.parametrize("wrap", [lambda x: {"layers": x}, lambda x: {"w": [np.ones(3)], **x}])
+def test_parameters_of_two_groups_that_have_the_same_key_are_refused(wrap, other):
+    """Such keys are equal and have other names: a dict of gradients would have one for both."""
+    groups = [{"params": wrap({1: np.ones(2)})}, {"params": {"layers": {other: np.ones(2)}}}]
+    if "w" in groups[0]["params"]:
+        groups[1]["params"] = {other: np.ones(2), "v": [np.ones(2)]}
+    message = "one and the same key, under which|names occur twice"
+    with pytest.raises(ValueError, match=message):
+        SGD(groups)
+    opt = SGD(groups[:1])
+    before = everything(opt)
+    with pytest.raises(ValueError, match=message):
+        opt.add_param_group(groups[1])
+    assert differences(everything(opt), before) == []
+
+
 def change(grads, path, value):
     *outer, last = path
     for key in outer:
