@@ -100,7 +100,7 @@ class Optimizer:
         self._num_threads = (
             None if num_threads is None else checked_threads(num_threads, "num_threads")
         )
-        self._defaults = defaults
+        self._defaults = _of_their_own(defaults)
         self._checked(_without_call(defaults), "", 0)
         self.param_groups = []
         self._rows: list[list[float]] = []
@@ -187,7 +187,7 @@ class Optimizer:
         for number, given in enumerate(groups, n_before):
             if "params" not in given:
                 raise ValueError(f"param_groups[{number}] has no 'params'")
-            options = {**self._defaults, **given}
+            options = {**_of_their_own(self._defaults), **given}
             del options["params"]
             # First, since unknown options tell that this was not meant to be a group.
             values = self._checked(options, f"param_groups[{number}]: ", counts.completed_steps)
@@ -889,6 +889,14 @@ def _arrays_over(given: Iterable[Any], keys: Iterable[Any]) -> list[Array]:
 def _without_call(group: dict[str, Any]) -> dict[str, Any]:
     """Return a group whose learning rate need not be called where no step follows."""
     return {**group, "lr": 0.0} if callable(group.get("lr")) else group
+
+
+def _of_their_own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of which none is a list or an array that another group has too."""
+    return {
+        name: value if frozen(value) is value else copy.deepcopy(value)
+        for name, value in options.items()
+    }
 
 
 def _is_direct(of: Mapping[str, Any]) -> bool:

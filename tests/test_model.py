@@ -220,6 +220,18 @@ def test_state_switched_on_later_starts_at_zero_then(cls, switch, slot):
     assert differences(everything(late), everything(early)) == []
 
 
+def test_a_list_or_an_array_for_all_groups_is_each_groups_own():
+    betas, lr = [0.5, 0.75], np.array(0.5)
+    groups = [{"params": [np.zeros(1)]}, {"params": [np.zeros(1)]}]
+    opt = Adam(groups, lr=lr, betas=betas)
+    opt.param_groups[0]["betas"][0] = 0.25
+    opt.param_groups[0]["lr"][...] = 0.125
+    betas[1], lr[...] = 0.0, 0.0
+    opt.add_param_group({"params": [np.zeros(1)]})
+    assert [group["betas"] for group in opt.param_groups] == [[0.25, 0.75], *[[0.5, 0.75]] * 2]
+    assert [float(group["lr"]) for group in opt.param_groups] == [0.125, 0.5, 0.5]
+
+
 # ---- state ---------------------------------------------------------------------------------------
 
 SLOTS = [
