@@ -83,7 +83,9 @@ def _take(
     return [within(number, x) for number, x in enumerate(node)]
 
 
-def merged(one: Structure, other: Structure, same: list[tuple[int, int]]) -> Structure:
+def merged(
+    one: Structure, other: Structure, same: list[tuple[int, int]], path: tuple[Any, ...] = ()
+) -> Structure:
     """Return the structure of two dicts, merged to any depth.
 
     Appends to `same` the numbers of arrays that have one and the same place in both.
@@ -92,13 +94,14 @@ def merged(one: Structure, other: Structure, same: list[tuple[int, int]]) -> Str
         same.append((one, other))
         return other
     if not isinstance(one, dict) or not isinstance(other, dict):
+        where = f": two groups have something at {_where('', path)}" if path else ""
         raise ValueError(
             "parameter groups whose parameters are nested need dicts (of a named tuple, its "
-            "_asdict()), so that their gradients can be given as one dict"
+            f"_asdict()), so that their gradients can be given as one dict{where}"
         )
     both = {**one, **other}
     for key in one.keys() & other.keys():
-        both[key] = merged(one[key], other[key], same)
+        both[key] = merged(one[key], other[key], same, (path, key))
     return both
 
 

@@ -243,6 +243,9 @@ def test_the_fields_of_a_named_tuple_by_itself_are_names():
         SGD(Layer(np.ones(2), 3))
     with pytest.raises(ValueError, match=r"need dicts \(of a named tuple, its _asdict\(\)\)"):
         SGD([{"params": layer}, {"params": Turned(np.ones(2), np.ones(2))}])
+    for one, other in [({"b": layer}, {"b": layer}), ({"b": {"c": layer}}, {"b": np.ones(2)})]:
+        with pytest.raises(ValueError, match=r"two groups have something at \['a'\]\['b'\]$"):
+            SGD([{"params": {"a": one}}, {"params": {"a": other}}])
 
 
 def within(x, times, wrap):
