@@ -198,5 +198,5 @@ def like(tree: Any, leaves: Any) -> Any:
         return {key: within(x) for key, x in tree.items()}
     inner = list(map(within, tree))
     if is_named(tree):
-        return type(tree)(*inner)
+        return type(tree)._make(inner)  # its class may be called with something else
     return inner if isinstance(tree, list) else tuple(inner)

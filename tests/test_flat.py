@@ -119,6 +119,21 @@ def test_containers_that_hold_themselves_are_refused():
             fastopt.unflatten(np.ones(2), given)
 
 
+class Dense(namedtuple("Dense", ["W", "b"])):
+    """A named tuple that is made from something else than its fields."""
+
+    def __new__(cls, n):
+        return super().__new__(cls, np.ones((n, n)), np.ones(n))
+
+
+def test_a_named_tuple_with_a_constructor_of_its_own_keeps_its_type():
+    flat, views = fastopt.flatten({"layer": Dense(2)})
+    flat[...] = 3
+    assert type(views["layer"]) is Dense
+    assert (views["layer"].W == 3).all()
+    assert views["layer"].b.tolist() == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("flat", "error", "message"),
     [
