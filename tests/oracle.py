@@ -72,6 +72,7 @@ class Oracle:
         self.groups = [g for g in opt.param_groups for _ in g["params"]]
         self.completed = 0
         self.totals, self.summed = [None] * len(self.params), 0
+        self.fresh = [False] * len(self.params)  # momentum buffers that no step has used yet
 
     def step(self, grads, loss_scale=1.0):
         k = self.kwargs.get("accumulate", 1)
@@ -107,6 +108,11 @@ class Oracle:
             if grad is None:
                 continue
             state["step"] += 1
+            hypers = {name: self.groups[i][name] for name in (*COMMON, *names)}
+            if rule is reference.sgd:
+                hypers["fresh"] = self.fresh[i]
+                begins = state["step"] == 1 or self.fresh[i]
+                self.fresh[i] = bool(begins and hypers["momentum"] == 0)
             rule(
                 param,
                 grad,
@@ -115,7 +121,7 @@ class Oracle:
                 semantics=semantics,
                 grad_scale=scales[i],
                 grad_limit=clip["clip_value"] or math.inf,
-                **{name: self.groups[i][name] for name in (*COMMON, *names)},
+                **hypers,
             )
         for average, param in zip(self.ema or (), self.params, strict=False):
             reference.average(average, param, self.kwargs["ema_decay"], first=self.completed == 0)

@@ -1,0 +1,242 @@
+"""The model of an optimizer: what everything about it should be, after any operation.
+
+It is the reference, over copies of the parameters, with groups, counters, marks and sums of its
+own. Beside it stands what compares an optimizer, or what it saves, with it.
+"""
+
+import copy
+
+import numpy as np
+from oracle import Oracle, assert_same_bits, same_bits
+from sequences import relaid
+
+from fastopt import SGD, Adagrad, RMSprop, reference
+
+
+class Rate:
+    """A learning rate that falls, and can be copied and compared."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __call__(self, completed_steps):
+        return self.first / (1 + completed_steps)
+
+
+class Failing:
+    """A learning rate that raises, or returns what is none."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, completed_steps):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def every_third(key, param):
+    """Say which parameters are left out of the decay."""
+    return len(str(key)) % 2 == 0 or param.size % 3 == 0
+
+
+def is_left_out(no_decay, key, param):
+    if no_decay is None:
+        return False
+    return no_decay(key, param) if callable(no_decay) else key in no_decay
+
+
+def plain(value):
+    """Return an option as something that can be compared."""
+    if callable(value):
+        return [value(step) for step in range(5)]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(float, value))
+    numbers = np.asarray(value)
+    return tuple(map(float, numbers)) if numbers.ndim else float(numbers)
+
+
+def used_slots(cls, group):
+    if cls is SGD:
+        return ["momentum_buffer"] if plain(group["momentum"]) else []
+    if cls is Adagrad:
+        return ["sum"]
+    if cls is RMSprop:
+        momentum = ["momentum_buffer"] if plain(group["momentum"]) else []
+        return ["square_avg", *momentum, *(["grad_avg"] if group["centered"] else [])]
+    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+
+
+class Model(Oracle):
+    """What an optimizer should be: the reference, over copies of its parameters."""
+
+    def __init__(self, cls, kwargs, defaults):
+        self.opt_class, self.kwargs, self.defaults = cls, kwargs, defaults
+        self.options, self.group_of, self.keys = [], [], []
+        self.params, self.state, self.totals, self.fresh, self.left_out = [], [], [], [], []
+        self.ema = None if kwargs.get("ema_decay") is None else []
+        self.completed = self.summed = 0
+
+    def add(self, options, keys, params):
+        self.options.append(copy.deepcopy({**self.defaults, **options}))
+        for key, param in zip(keys, params, strict=True):
+            self.group_of.append(len(self.options) - 1)
+            self.keys.append(key)
+            param = np.asarray(param)
+            self.params.append(param.copy(order="K"))
+            self.state.append({"step": np.zeros((), np.int64)})
+            self.totals.append(None)
+            self.fresh.append(False)
+            self.left_out.append(is_left_out(self.kwargs.get("no_decay"), key, param))
+            if self.ema is not None:
+                self.ema.append(param.copy(order="K"))
+        self.take_over(fresh=False)
+
+    def initial(self, i, name):
+        value = self.options[self.group_of[i]]["initial_accumulator_value"] if name == "sum" else 0
+        return np.full_like(self.params[i], plain(value), order="K")
+
+    def missing(self, i):
+        return {*used_slots(self.opt_class, self.options[self.group_of[i]])} - {*self.state[i]}
+
+    def take_over(self, *, fresh=True):
+        """Make the slots that have been switched on."""
+        for i in range(len(self.params)):
+            for name in self.missing(i):
+                self.state[i][name] = self.initial(i, name)
+                if self.opt_class is SGD:
+                    self.fresh[i] = fresh
+
+    def foresee(self, grads, loss_scale):
+        """Return the number of the gradient that is not finite, or None, and the norm or None."""
+        k = self.kwargs.get("accumulate", 1)
+        last = (self.summed + 1) % k == 0
+        whole = []
+        for total, grad in zip(self.totals, grads, strict=True):
+            if grad is None and (total is None or not last):
+                whole.append(None)
+            elif k > 1:
+                whole.append(reference.mean(total, grad, k if last else 1, loss_scale))
+            else:
+                with np.errstate(all="ignore"):
+                    whole.append(np.asarray(grad.dtype.type(1 / loss_scale) * grad))
+        bad = [i for i, g in enumerate(whole) if g is not None and not np.isfinite(g).all()]
+        skips = bad and self.kwargs.get("nonfinite", "propagate") != "propagate"
+        clips = self.kwargs.get("clip_norm") or self.kwargs.get("global_clip_norm")
+        norm = reference.grad_norm(whole, self.params) if clips and last else None
+        return bad[0] if skips else None, norm
+
+    def step(self, grads, loss_scale=1.0):
+        self.take_over()
+        self.groups = []
+        for i, number in enumerate(self.group_of):
+            group = self.options[number]
+            lr = group["lr"](self.completed) if callable(group["lr"]) else group["lr"]
+            group = {name: plain(value) for name, value in group.items() if name != "lr"}
+            group["lr"] = plain(lr)
+            if self.left_out[i]:
+                group["weight_decay"] = 0.0
+            self.groups.append(group)
+        super().step(grads, loss_scale)
+
+    def reset(self):
+        self.take_over()
+        for i, state in enumerate(self.state):
+            state["step"][...] = 0
+            for name in state.keys() - {"step"}:
+                state[name] = self.initial(i, name)
+            self.fresh[i], self.totals[i] = False, None
+        if self.ema is not None:
+            self.ema = [param.copy(order="K") for param in self.params]
+        self.completed = self.summed = 0
+
+    def copied(self, opt):
+        """Return a copy of the model, for a copy of its optimizer; its arrays may lie otherwise."""
+        new = copy.deepcopy(self)
+        new.params = [relaid(p, like) for p, like in zip(new.params, opt.params, strict=True)]
+        return new
+
+    def load(self, saved, *, with_params=False):
+        """Take over another model's state, by the parameters' keys."""
+        other = {key: i for i, key in enumerate(saved.keys)}
+        for own, options in zip(self.options, saved.options, strict=True):
+            for name, value in options.items():
+                if not callable(value):
+                    own[name] = copy.deepcopy(value)
+        for i, key in enumerate(self.keys):
+            k = other[key]
+            names = {*self.state[i], *saved.state[k]}
+            self.state[i] = {
+                name: saved.state[k][name].copy()
+                if name in saved.state[k]
+                else np.zeros_like(self.params[i])
+                for name in names
+            }
+            self.fresh[i] = saved.fresh[k] or "momentum_buffer" not in saved.state[k]
+            self.totals[i] = copy.deepcopy(saved.totals[k])
+            if self.ema is not None:
+                self.ema[i] = saved.ema[k].copy()
+            if with_params:
+                self.params[i][...] = saved.params[k]
+        self.completed, self.summed = saved.completed, saved.summed
+        self.take_over()
+
+    def fits(self, saved):
+        """Tell whether another model's state can be taken over."""
+
+        def form(model):
+            return sorted(
+                (str(key), number, param.shape, param.dtype.str)
+                for key, number, param in zip(model.keys, model.group_of, model.params, strict=True)
+            )
+
+        return len(self.options) == len(saved.options) and form(self) == form(saved)
+
+
+def assert_as_modelled(opt, model):
+    assert opt.completed_steps == model.completed
+    assert opt.accumulated_steps == model.summed
+    groups = [{k: plain(v) for k, v in g.items() if k != "params"} for g in opt.param_groups]
+    assert groups == [{k: plain(v) for k, v in g.items()} for g in model.options]
+    for i, state in enumerate(opt.state):
+        late = state.keys() - model.state[i].keys()  # what was switched on may be made already
+        assert late <= model.missing(i)
+        for name in late:
+            model.state[i][name] = model.initial(i, name)
+            if model.opt_class is SGD:
+                model.fresh[i] = True
+    assert_same_bits(opt, model)
+    if opt._sums is not None:
+        for own, there, total in zip(opt._sums, opt._plan.summed(), model.totals, strict=True):
+            assert there == (total is not None)
+            assert not there or same_bits(own, total)
+
+
+def assert_saved(saved, model):
+    """Compare a state dict with the model."""
+    assert saved["rule"] == model.opt_class._rule.name
+    assert saved["semantics"] == model.kwargs.get("semantics", "torch")
+    assert saved["completed_steps"] == model.completed
+    assert [key for group in saved["param_groups"] for key in group["params"]] == model.keys
+    for group, options in zip(saved["param_groups"], model.options, strict=True):
+        expected = {k: plain(v) for k, v in options.items() if not callable(v)}
+        assert {k: plain(v) for k, v in group.items() if k != "params"} == expected
+    assert list(saved["state"]) == model.keys
+    for i, state in enumerate(saved["state"].values()):
+        waits = model.fresh[i] and "momentum_buffer" in state and model.state[i]["step"] > 0
+        marks = {"momentum_buffer_begun"} if waits and model.opt_class is SGD else set()
+        assert state.keys() == model.state[i].keys() | marks
+        assert all(same_bits(state[name], model.state[i][name]) for name in model.state[i])
+        assert not any(state[mark] for mark in marks)
+    assert (saved["ema"] is None) == (model.ema is None)
+    if model.ema is not None:
+        assert all(same_bits(a, b) for a, b in zip(saved["ema"].values(), model.ema, strict=True))
+    assert (saved["accumulated"] is None) == (model.summed == 0)
+    if model.summed:
+        assert saved["accumulated"]["steps"] == model.summed
+        sums = saved["accumulated"]["sums"]
+        there = {key: t for key, t in zip(model.keys, model.totals, strict=True) if t is not None}
+        assert sums.keys() == there.keys()
+        assert all(same_bits(sums[key], total) for key, total in there.items())

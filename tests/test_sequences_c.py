@@ -1,0 +1,522 @@
+"""Random sequences of calls of the C interface, beside the reference.
+
+The arrays and the counters are the caller's, so a sequence also moves them, writes into them, takes
+them away and makes another optimizer over them. A call that is refused must change nothing.
+"""
+
+import ctypes
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import sequences
+from c_interface import (
+    BAD_INDEX,
+    BAD_NAME,
+    BAD_POINTER,
+    BAD_VALUE,
+    CLIPS,
+    DTYPES,
+    INCOMPLETE,
+    NONFINITE,
+    OK,
+    OPTIMIZER,
+    RAISE,
+    SKIP,
+    Result,
+    create,
+    fo,
+    options,
+    result,
+)
+from oracle import Oracle, same_bits
+from sequences import BLOCK, History, chance, pick, values
+
+import fastopt
+from fastopt import reference
+
+OPERATIONS = 40
+CLASSES = {cls._rule.name: cls for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop)}
+CLASSES["adam"] = fastopt.Adam
+SLOTS = {
+    "sgd": ["momentum_buffer"],
+    "adagrad": ["sum"],
+    "rmsprop": ["square_avg", "momentum_buffer", "grad_avg"],
+    "adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+}
+FLAGS = {"lr": [0.1, 1e-3, 0.0, -0.5], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.9, 0.5]}
+FLAGS |= {name: [0.0, 1.0] for name in ("maximize", "decoupled_weight_decay", "centered")}
+FLAGS |= {name: [0.0, 1.0] for name in ("nesterov", "amsgrad", "bias_correction")}
+FLAGS |= {"dampening": [0.0, 0.5], "alpha": [0.9, 0.5], "eps": [1e-8, 0.1], "lr_decay": [0.0, 0.1]}
+FLAGS |= {"beta1": [0.9, 0.0], "beta2": [0.999, 0.5]}
+
+
+def used_slots(rule, hypers):
+    """Return which state arrays a step touches."""
+    if rule == "sgd":
+        return {"momentum_buffer"} if hypers["momentum"] else set()
+    left = {
+        "rmsprop": {"momentum_buffer": "momentum", "grad_avg": "centered"},
+        "adam": {"max_exp_avg_sq": "amsgrad"},
+    }.get(rule, {})
+    return {slot for slot in SLOTS[rule] if slot not in left or hypers[left[slot]]}
+
+
+def unaligned(rng, array):
+    """Return the array in new memory, which may begin anywhere."""
+    memory = np.zeros(array.nbytes + 8, np.uint8)
+    start = pick(rng, [0, 0, 1, 4])
+    new = memory[start : start + array.nbytes].view(array.dtype)
+    new[...] = array
+    return new
+
+
+class Parameter:
+    """A parameter with all its arrays, and which of them the optimizer has."""
+
+    def __init__(self, rng, rule, group):
+        size = BLOCK + 3 if chance(rng, 0.03) else pick(rng, [0, 1, 3, 7, 17, 64])
+        self.dtype = pick(rng, DTYPES)
+        self.group, self.fresh = group, False
+        self.param = unaligned(rng, values(rng, size, self.dtype, wild=0))
+        self.counter = np.zeros(1, np.int64)
+        self.state = {name: unaligned(rng, np.zeros_like(self.param)) for name in SLOTS[rule]}
+        self.average = self.param.copy()
+        self.grad = np.zeros_like(self.param)
+        self.bound = {}
+
+    def arrays(self):
+        own = [self.param, self.counter, self.average, *self.state.values()]
+        return own if self.grad is self.param else [*own, self.grad]
+
+    def move(self, rng):
+        self.param, self.average = unaligned(rng, self.param), unaligned(rng, self.average)
+        self.counter = self.counter.copy()
+        self.state = {name: unaligned(rng, array) for name, array in self.state.items()}
+        self.grad = unaligned(rng, self.grad)
+
+
+class Sequence:
+    def __init__(self, seed, done):
+        rng = self.rng = np.random.default_rng([seed, 4])
+        self.history = History(done)
+        self.rule = pick(rng, SLOTS)
+        self.n_groups = pick(rng, [1, 2, 3])
+        self.params = [
+            Parameter(rng, self.rule, int(rng.integers(self.n_groups)))
+            for _ in range(pick(rng, [1, 2, 3, 4]))
+        ]
+        defaults = CLASSES[self.rule]([np.zeros(1)])
+        row = dict(zip(defaults._rule.hypers, defaults._rows[0], strict=True))
+        self.hypers = [dict(row) for _ in range(self.n_groups)]
+        self.options = {}
+        self.handle = create(self.rule, self.n_groups, len(self.params))
+        for i in range(len(self.params)):
+            self.bind(i)
+
+    def run(self):
+        try:
+            for _ in range(OPERATIONS):
+                pick(self.rng, self.KINDS, self.WEIGHTS)(self)
+                self.check_numbers()
+        finally:
+            fo.destroy(self.handle)
+
+    def do(self, name, *arguments):
+        status = getattr(fo, name)(self.handle, *arguments)
+        assert status == OK, fo.last_error()
+
+    def bind(self, i):
+        """Hand over a parameter and all its arrays."""
+        p = self.params[i]
+        dtype, size = DTYPES[p.param.dtype], p.param.size
+        self.do("set_param", i, p.group, dtype, size, p.param.ctypes.data, p.counter.ctypes.data)
+        p.fresh = False
+        for name in p.state:
+            self.set_state(i, name)
+        p.bound |= {"grad": False, "average": False}
+        if self.rng.random() < 0.7:
+            self.set_average(i)
+
+    def set_state(self, i, name, there=True):
+        array = self.params[i].state[name]
+        self.do("set_state", i, name.encode(), array.ctypes.data if there else None)
+        self.params[i].bound[name] = there
+
+    def set_average(self, i, there=True):
+        self.do("set_average", i, self.params[i].average.ctypes.data if there else None)
+        self.params[i].bound["average"] = there
+
+    def check_numbers(self):
+        """Compare hyperparameters, what they need, and which buffers have begun."""
+        number, whole = ctypes.c_double(), ctypes.c_int32()
+        for group, hypers in enumerate(self.hypers):
+            for name, value in hypers.items():
+                self.do("get_hyper", group, name.encode(), number)
+                assert number.value == value
+            used = used_slots(self.rule, hypers)
+            for slot in SLOTS[self.rule]:
+                self.do("uses_state", group, slot.encode(), whole)
+                assert whole.value == (slot in used)
+        if self.rule == "sgd":
+            for i, p in enumerate(self.params):
+                self.do("get_begun", i, b"momentum_buffer", whole)
+                assert whole.value == (p.counter[0] > 0 and not p.fresh)
+
+    # ---- steps
+
+    def lacking(self):
+        """Return the parameters that a step would miss something of."""
+        return [
+            i
+            for i, p in enumerate(self.params)
+            if p.bound["grad"] and p.param.size
+            for name in used_slots(self.rule, self.hypers[p.group])
+            if not p.bound[name]
+        ]
+
+    def new_grads(self):
+        zero = self.options.get("zero_grad")
+        for i, p in enumerate(self.params):
+            if chance(self.rng, 0.7):
+                p.grad = unaligned(self.rng, values(self.rng, p.param.shape, p.dtype))
+                if chance(self.rng, 0.05):
+                    p.grad = p.param
+                p.bound["grad"] = chance(self.rng, 0.9)
+                self.do("set_grad", i, p.grad.ctypes.data if p.bound["grad"] else None)
+            if zero and p.grad is p.param:
+                p.bound["grad"] = False
+                self.do("set_grad", i, None)
+
+    def spoil_a_gradient(self):
+        given = [p for p in self.params if p.bound["grad"] and p.grad is not p.param]
+        given = [p for p in given if p.param.size]
+        if given and chance(self.rng, 0.3):
+            p = pick(self.rng, given)
+            p.grad[self.rng.integers(p.grad.size)] = pick(self.rng, [np.nan, np.inf, -np.inf])
+
+    def model(self):
+        """Return the reference over copies of everything."""
+        model = Oracle.__new__(Oracle)
+        model.opt_class, model.ema, model.completed = CLASSES[self.rule], None, 0
+        clip = {v: k for k, v in CLIPS.items()}.get(self.options.get("clip", 0))
+        model.kwargs = {"semantics": ("torch", "keras")[self.options.get("semantics", 0)]}
+        if clip:
+            model.kwargs[clip] = self.options["clip_limit"]
+        model.params = [p.param.copy() for p in self.params]
+        model.state = [
+            {"step": np.array(p.counter[0]), **{n: a.copy() for n, a in p.state.items()}}
+            for p in self.params
+        ]
+        model.fresh = [p.fresh for p in self.params]
+        model.groups = []
+        for p in self.params:
+            hypers = dict(self.hypers[p.group])
+            if self.rule == "adam":
+                hypers["betas"] = hypers.pop("beta1"), hypers.pop("beta2")
+            model.groups.append(hypers)
+        return model
+
+    def step(self):
+        self.new_grads()
+        if self.options.get("nonfinite"):
+            self.spoil_a_gradient()
+        missing = self.lacking()
+        if missing:
+            return self.incomplete(missing[0])
+        scale = self.options.get("loss_scale") or 1.0
+        grads = [p.grad.copy() if p.bound["grad"] else None for p in self.params]
+        given = " ".join("None" if g is None else "g" for g in grads)
+        self.history.add("step", f"{given}; {self.options}")
+        bad = self.not_finite(grads, scale)
+        model, averages = self.model(), [p.average.copy() for p in self.params]
+        norm = reference.grad_norm(grads, model.params, scale)
+        has_norm = self.options.get("clip", 0) >= CLIPS["clip_norm"]
+        outcome = result() if chance(self.rng, 0.7) else None
+        status = fo.step(self.handle, outcome)
+        skipped = bad is not None
+        assert status == (NONFINITE if skipped and self.options["nonfinite"] == RAISE else OK)
+        if outcome is not None:
+            assert (outcome.skipped, outcome.nonfinite_param) == (skipped, bad if skipped else -1)
+            assert outcome.has_norm == has_norm
+            np.testing.assert_equal(outcome.grad_norm, norm if has_norm else 0.0)
+            assert outcome.threads >= 1
+        if skipped:
+            self.history.note("skipped" if status == OK else "refused")
+            self.history.done["step that is not finite"] += 1
+        else:
+            model.update(grads, scale)
+        self.compare(model, averages, grads, status, skipped)
+        return None
+
+    def not_finite(self, grads, scale):
+        if not self.options.get("nonfinite"):
+            return None
+        with np.errstate(all="ignore"):
+            for i, grad in enumerate(grads):
+                if grad is not None and not np.isfinite(grad.dtype.type(1 / scale) * grad).all():
+                    return i
+        return None
+
+    def compare(self, model, averages, grads, status, skipped):
+        decay, starts = self.options.get("ema_decay", 0.0), self.options.get("ema_starts", 0)
+        for i, p in enumerate(self.params):
+            assert same_bits(p.param, model.params[i]), i
+            assert p.counter[0] == model.state[i]["step"]
+            for name, array in p.state.items():
+                assert same_bits(array, model.state[i][name]), (i, name)
+            p.fresh = model.fresh[i]
+            average = averages[i]
+            if p.bound["average"] and not skipped:
+                reference.average(average, model.params[i], decay, first=starts)
+            assert same_bits(p.average, average), i
+            if grads[i] is not None and p.grad is not p.param:
+                zeroed = self.options.get("zero_grad") and status == OK
+                assert not p.grad.any() if zeroed else same_bits(p.grad, grads[i])
+
+    def incomplete(self, i):
+        self.history.add("incomplete step")
+        before = self.bytes()
+        assert fo.step(self.handle, None) == INCOMPLETE
+        assert f"parameter {i} lacks its state".encode() in fo.last_error()
+        assert self.bytes() == before
+        for k, p in enumerate(self.params):
+            for name in p.state:
+                if not p.bound[name]:
+                    self.set_state(k, name)
+
+    def bytes(self):
+        return [a.tobytes() for p in self.params for a in p.arrays()]
+
+    # ---- what a caller may change
+
+    def set_hypers(self):
+        group = int(self.rng.integers(self.n_groups))
+        names = [n for n in self.hypers[group] if chance(self.rng, 0.3)]
+        self.history.add("hyper", f"group {group} {names}")
+        for name in names:
+            value = float(pick(self.rng, FLAGS[name]))
+            self.do("set_hyper", group, name.encode(), value)
+            self.hypers[group][name] = value
+
+    def set_options(self):
+        rng, new = self.rng, {}
+        if chance(rng, 0.5):
+            new["semantics"] = pick(rng, [0, 1])
+        if chance(rng, 0.5):
+            new["clip"] = pick(rng, list(CLIPS.values()))
+            new["clip_limit"] = pick(rng, [0.1, 1.0, 1e3, math.inf])
+        if chance(rng, 0.5):
+            new["nonfinite"] = pick(rng, [SKIP, RAISE])
+        if chance(rng, 0.3):
+            new["loss_scale"] = pick(rng, [8.0, 0.3, 0.0])
+        if chance(rng, 0.5):
+            new |= {"ema_decay": pick(rng, [0.5, 0.0, 1.0]), "ema_starts": pick(rng, [0, 0, 1, -3])}
+        if chance(rng, 0.3):
+            new["zero_grad"] = pick(rng, [1, 7])
+        if chance(rng, 0.3):
+            new["num_threads"] = pick(rng, [1, 2, 3])
+        self.history.add("options", str(new))
+        if new:
+            self.do("set_options", options(**new))
+        else:
+            self.do("set_options", None)
+        self.options = new
+
+    def rebind(self):
+        """Hand over a parameter anew, perhaps from another place or to another group."""
+        i = int(self.rng.integers(len(self.params)))
+        p = self.params[i]
+        begun = ctypes.c_int32(1)
+        if self.rule == "sgd":
+            self.do("get_begun", i, b"momentum_buffer", begun)
+        move = chance(self.rng, 0.5)
+        if move:
+            p.move(self.rng)
+        p.group = int(self.rng.integers(self.n_groups))
+        self.history.add("rebind", f"{i} to group {p.group}, moved: {move}, begun: {begun.value}")
+        self.bind(i)
+        if self.rule == "sgd" and chance(self.rng, 0.8):
+            self.do("set_begun", i, b"momentum_buffer", begun.value)
+            p.fresh = begun.value == 0
+
+    def resume(self):
+        """Make another optimizer over the same arrays."""
+        begun = []
+        for i in range(len(self.params)):
+            value = ctypes.c_int32(1)
+            if self.rule == "sgd":
+                self.do("get_begun", i, b"momentum_buffer", value)
+            begun.append(value.value)
+        self.history.add("resume", f"begun: {begun}")
+        fo.destroy(self.handle)
+        self.handle = create(self.rule, self.n_groups, len(self.params))
+        for group, hypers in enumerate(self.hypers):
+            for name, value in hypers.items():
+                self.do("set_hyper", group, name.encode(), value)
+        self.do("set_options", options(**self.options))
+        for i, p in enumerate(self.params):
+            self.bind(i)
+            if self.rule == "sgd":
+                self.do("set_begun", i, b"momentum_buffer", begun[i])
+                p.fresh = begun[i] == 0
+
+    def begin(self):
+        """Say of a buffer that it has begun, or that it has not."""
+        if self.rule == "sgd":
+            i, begun = int(self.rng.integers(len(self.params))), pick(self.rng, [0, 1])
+            self.history.add("begun", f"{i}: {begun}")
+            self.do("set_begun", i, b"momentum_buffer", begun)
+            self.params[i].fresh = not begun
+
+    def take_away(self):
+        """Take an array away from the optimizer, or give it back."""
+        i = int(self.rng.integers(len(self.params)))
+        there = chance(self.rng, 0.5)
+        what = pick(self.rng, [*SLOTS[self.rule], "average"])
+        self.history.add("give" if there else "take away", f"{what} of {i}")
+        if what == "average":
+            self.set_average(i, there)
+        else:
+            self.set_state(i, what, there)
+
+    def write(self):
+        p = pick(self.rng, self.params)
+        what = pick(self.rng, ["counter", "param", "average", *p.state])
+        self.history.add("write", what)
+        if what == "counter":
+            p.counter[0] = pick(self.rng, [0, 1, 5, p.counter[0] + 3])
+        else:
+            array = p.state[what] if what in p.state else getattr(p, what)
+            array[...] = np.abs(values(self.rng, array.shape, array.dtype, wild=0))
+
+    def threads(self):
+        n = pick(self.rng, [1, 2, 3])
+        self.history.add("threads", str(n))
+        assert fo.set_num_threads(n) == OK
+        assert fo.get_num_threads() == fastopt.get_num_threads() == n
+
+    # ---- calls that are refused
+
+    def refused(self):
+        rng, n, n_groups = self.rng, len(self.params), self.n_groups
+        h, i = self.handle, int(rng.integers(n))
+        p, slot = self.params[i], SLOTS[self.rule][0].encode()
+        there, counter = p.param.ctypes.data, p.counter.ctypes.data
+        whole, number = ctypes.c_int32(7), ctypes.c_double(7)
+        nan, dtype = math.nan, DTYPES[p.param.dtype]
+        name, status, *arguments = pick(
+            rng,
+            [
+                ("set_hyper", BAD_VALUE, h, 0, b"lr", nan),
+                ("set_hyper", BAD_NAME, h, 0, b"other", 1.0),
+                ("set_hyper", BAD_INDEX, h, n_groups, b"lr", 1.0),
+                ("set_hyper", BAD_INDEX, h, -1, b"lr", 1.0),
+                ("set_hyper", BAD_POINTER, h, 0, None, 1.0),
+                ("get_hyper", BAD_NAME, h, 0, b"", number),
+                ("get_hyper", BAD_POINTER, h, 0, b"lr", None),
+                ("uses_state", BAD_NAME, h, 0, b"lr", whole),
+                ("uses_state", BAD_INDEX, h, n_groups, slot, whole),
+                ("set_options", BAD_VALUE, h, options(clip=2, clip_limit=0.0, semantics=1)),
+                ("set_options", BAD_VALUE, h, options(loss_scale=nan, zero_grad=1)),
+                ("set_options", BAD_VALUE, h, options(nonfinite=3, semantics=1)),
+                ("set_options", BAD_VALUE, h, options(ema_decay=1.5, semantics=1)),
+                ("set_options", BAD_VALUE, h, options(reserved=1, semantics=1)),
+                ("set_options", BAD_VALUE, h, options(num_threads=-1, semantics=1)),
+                ("set_param", BAD_INDEX, h, n, 0, dtype, p.param.size, there, counter),
+                ("set_param", BAD_INDEX, h, i, n_groups, dtype, p.param.size, there, counter),
+                ("set_param", BAD_VALUE, h, i, 0, 2, p.param.size, there, counter),
+                ("set_param", BAD_VALUE, h, i, 0, dtype, -1, there, counter),
+                ("set_param", BAD_POINTER, h, i, 0, dtype, 3, None, counter),
+                ("set_param", BAD_POINTER, h, i, 0, dtype, p.param.size, there, None),
+                ("set_state", BAD_NAME, h, i, b"step", there),
+                ("set_state", BAD_INDEX, h, n, slot, there),
+                ("set_state", BAD_POINTER, h, i, None, there),
+                ("set_average", BAD_INDEX, h, -1, there),
+                ("set_grad", BAD_INDEX, h, n, there),
+                ("set_begun", BAD_NAME, h, i, b"other", 0),
+                ("set_begun", BAD_INDEX, h, n, slot, 0),
+                ("get_begun", BAD_INDEX, h, n, slot, whole),
+                ("step", BAD_POINTER, None, None),
+                ("step", BAD_VALUE, h, Result()),
+                ("create", BAD_NAME, b"other", 1, 1, OPTIMIZER()),
+                ("set_num_threads", BAD_VALUE, 0),
+            ],
+        )
+        self.history.add("refused", name)
+        before, threads = self.bytes(), fo.get_num_threads()
+        assert getattr(fo, name)(*arguments) == status
+        assert fo.last_error()
+        assert self.bytes() == before
+        assert (whole.value, number.value, fo.get_num_threads()) == (7, 7, threads)
+
+    def refused_step(self):
+        """Give a counter that is out of range."""
+        if self.lacking():
+            return
+        p = pick(self.rng, self.params)
+        self.history.add("refused step")
+        kept, p.counter[0] = p.counter[0], pick(self.rng, [-1, 2**63 - 1])
+        before = self.bytes()
+        assert fo.step(self.handle, None) == BAD_VALUE
+        assert b"the number of steps of parameter" in fo.last_error()
+        assert self.bytes() == before
+        p.counter[0] = kept
+
+    CHOICES = (
+        (step, 20),
+        (set_hypers, 8),
+        (set_options, 3),
+        (rebind, 4),
+        (resume, 2),
+        (begin, 3),
+        (take_away, 3),
+        (write, 3),
+        (threads, 1),
+        (refused, 8),
+        (refused_step, 1),
+    )
+    KINDS = tuple(kind for kind, _ in CHOICES)
+    WEIGHTS = tuple(weight for _, weight in CHOICES)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = fastopt.get_num_threads()
+    yield
+    fastopt.set_num_threads(before)
+
+
+KINDS = [
+    "step",
+    "step that is not finite",
+    "incomplete step",
+    "hyper",
+    "options",
+    "rebind",
+    "resume",
+    "begun",
+    "take away",
+    "give",
+    "write",
+    "threads",
+    "refused",
+    "refused step",
+]
+
+
+def run(seed, done):
+    sequence = Sequence(seed, done)
+    with sequence.history.told(seed):
+        sequence.run()
+
+
+@pytest.mark.parametrize("seed", sequences.seeds(300))
+def test_any_calls_have_the_bits_of_the_reference_and_refused_ones_change_nothing(seed):
+    run(seed, Counter())
+
+
+def test_the_sequences_reach_every_kind_of_call():
+    done = sequences.reached(run, 20)
+    assert {kind for kind in KINDS if done[kind] < 3} == set(), done
