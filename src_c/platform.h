@@ -23,8 +23,11 @@
 #define FO_UNALIGNED __attribute__((aligned(1)))
 
 /* Ahead of a loop of which no iteration depends on another. (Not `omp simd`: GCC then keeps a slot's
- * local copy in memory, and does not vectorise.) */
-#if defined(__clang__)
+ * local copy in memory, and does not vectorise. Not on 32-bit Arm, whose vectors make subnormal
+ * numbers zeros, whatever the floating-point environment says.) */
+#if defined(__clang__) && defined(__arm__)
+#define FO_INDEPENDENT _Pragma("clang loop vectorize(disable)")
+#elif defined(__clang__)
 #define FO_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define FO_INDEPENDENT _Pragma("GCC ivdep")

@@ -168,18 +168,30 @@ check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
 bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
 "$folder/train" | tail -n 1
 
-# The same bits on another processor: a serial build for 64-bit Arm, emulated.
-plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
-sources=("${core[@]}" src_c/kernels.c tests/c/driver_check.c)
-gcc "${plain[@]}" "${sources[@]}" -o "$folder/here" -lm
-aarch64-linux-gnu-gcc -static "${plain[@]}" "${sources[@]}" -o "$folder/arm" -lm
-here=$("$folder/here") arm=$(qemu-aarch64 "$folder/arm")
-echo "-- aarch64, emulated:"
-echo "$arm"
-if [[ $(tail -n 1 <<< "$here") != $(tail -n 1 <<< "$arm") ]]; then
-    echo "other bits than here: $here"
-    exit 1
-fi
+# The same bits from every compiler, and on other processors: serial builds, emulated where need be.
+plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base "${core[@]}" src_c/kernels.c
+    tests/c/driver_check.c)
+gcc "${plain[@]}" -o "$folder/here" -lm
+here=$("$folder/here")
+
+# other_build NAME "EMULATOR" "ARGUMENTS" COMPILER FLAG...: has the digest of `here`.
+other_build() {
+    local there
+    "${@:4}" "${plain[@]}" -o "$folder/there" -lm
+    # shellcheck disable=SC2086 # these are several words, or none
+    there=$($2 "$folder/there" $3)
+    printf '%s\n' "-- $1:" "$there"
+    if [[ $(tail -n 1 <<< "$here") != $(tail -n 1 <<< "$there") ]]; then
+        echo "other bits than here: $here"
+        exit 1
+    fi
+}
+arm32=(-static -march=armv7-a -mfpu=neon)
+other_build "clang" "" digest clang
+other_build "64-bit Arm, emulated" qemu-aarch64 "" aarch64-linux-gnu-gcc -static
+other_build "32-bit Arm, emulated" qemu-arm digest arm-linux-gnueabihf-gcc "${arm32[@]}"
+other_build "32-bit Arm, clang, emulated" qemu-arm digest \
+    clang --target=arm-linux-gnueabihf "${arm32[@]}"
 
 if [[ $(uname -m) == x86_64 ]]; then
     # Here, and on an emulated processor of 2008: the same bits, and together every line and branch.
