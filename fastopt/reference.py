@@ -243,12 +243,21 @@ def grad_norm(
     return math.sqrt(total)
 
 
-def clip_factor(norm: float, limit: float, semantics: str = "torch") -> float:
-    """Return what a gradient of this norm is multiplied by; NaN for a NaN norm."""
+def clip_factor(
+    norm: float, limit: float, semantics: str = "torch", *, of_all: bool = False
+) -> float:
+    """Return what a gradient of this norm is multiplied by; NaN for a NaN norm.
+
+    `of_all` says that the norm is that of all gradients together, for which Keras has a formula of
+    its own: NaN for an infinite norm, too.
+    """
     if math.isnan(norm):
         return norm
     if math.isinf(limit):
         return 1.0
+    if semantics == "keras" and of_all:
+        inverse = 1 / norm if norm else math.inf
+        return limit * min(inverse, 1 / limit) + (norm - norm)
     if semantics == "keras":
         return limit / max(norm, limit)
     return min(1.0, limit / (norm + 1e-6))

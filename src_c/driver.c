@@ -346,6 +346,10 @@ static double clip_factor(const fo_step_args *args, double norm)
     const double limit = args->clip_limit;
     if (isinf(limit)) /* no limit, and 1 for any norm but a NaN */
         return norm != norm ? norm : 1;
+    if (args->semantics == FO_KERAS && args->clip == FO_GLOBAL_CLIP_NORM) {
+        const double most = 1 / limit, inverse = 1 / norm;
+        return limit * (inverse < most ? inverse : most) + (norm - norm); /* NaN for Inf, too */
+    }
     if (args->semantics == FO_KERAS)
         return limit / (norm > limit || norm != norm ? norm : limit);
     const double factor = limit / (norm + 1e-6);

@@ -300,6 +300,18 @@ MUTATIONS = [
         "limit / norm",
     ),
     Mutation(
+        "Keras's common norm may be infinite",
+        "driver.c",
+        "(inverse < most ? inverse : most) + (norm - norm)",
+        "(inverse < most ? inverse : most)",
+    ),
+    Mutation(
+        "Keras's common clip factor is its array's",
+        "driver.c",
+        "args->semantics == FO_KERAS && args->clip == FO_GLOBAL_CLIP_NORM",
+        "args->semantics == FO_KERAS && args->clip == FO_NO_CLIP",
+    ),
+    Mutation(
         "Keras's clip factor amplifies",
         "driver.c",
         "(norm > limit || norm != norm ? norm : limit)",

@@ -102,7 +102,8 @@ class Oracle:
                     scales[i] *= reference.clip_factor(norm, clip["clip_norm"], semantics)
         if clip["global_clip_norm"]:
             norm = reference.grad_norm(grads, self.params, loss_scale)
-            factor = reference.clip_factor(norm, clip["global_clip_norm"], semantics)
+            limit = clip["global_clip_norm"]
+            factor = reference.clip_factor(norm, limit, semantics, of_all=True)
             scales = [scale * factor for scale in scales]
         for i, (grad, param, state) in enumerate(zip(grads, self.params, self.state, strict=True)):
             if grad is None:

@@ -382,6 +382,9 @@ def test_scale_then_clip_then_sign_then_decay_then_update_then_average(options, 
         ("torch", "global_clip_norm", 12.0, [1, 1]),
         ("keras", "global_clip_norm", 1.0, [1 / math.sqrt(125)] * 2),
         ("keras", "global_clip_norm", 12.0, [1, 1]),
+        # Not 1, and not limit / norm: Keras multiplies reciprocals.
+        ("keras", "global_clip_norm", 49.0, [49 * (1 / 49)] * 2),
+        ("keras", "global_clip_norm", 6.0, [6 * (1 / math.sqrt(125))] * 2),
     ],
 )
 def test_clipping_by_norm_is_torchs_or_kerass(semantics, clip, limit, factors):
@@ -405,6 +408,27 @@ def test_a_nan_norm_makes_its_gradients_nan(semantics):
         SGD(params, semantics=semantics, **{clip: 1.0}).step(grads)
         assert np.isnan(params[0]).all()
         assert np.isnan(params[1]).all() == spread == np.isnan(params[1]).any()
+
+
+@pytest.mark.parametrize("gradient", [math.inf, -math.inf, 1e200])
+@pytest.mark.parametrize(
+    ("semantics", "clip", "after"),
+    [
+        ("torch", "clip_norm", [[0, math.nan], [-0.5]]),
+        ("keras", "clip_norm", [[0, math.nan], [-0.5]]),
+        ("torch", "global_clip_norm", [[0, math.nan], [0]]),
+        ("keras", "global_clip_norm", [[math.nan, math.nan], [math.nan]]),
+    ],
+)
+def test_what_an_infinite_norm_makes_of_the_gradients(semantics, clip, after, gradient):
+    params = [np.zeros(2), np.zeros(1)]
+    grads = [np.array([0.5, gradient]), np.array([0.5])]
+    result = SGD(params, lr=1, semantics=semantics, **{clip: 1.0}).step(grads)
+    assert result.grad_norm == math.inf
+    if math.isfinite(gradient) and after[0][0] == 0:
+        after = [[0, 0], after[1]]  # only the sum of squares overflows
+    for w, right in zip(params, after, strict=True):
+        assert np.array_equal(w, right, equal_nan=True)
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])

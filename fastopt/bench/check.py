@@ -91,7 +91,8 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
             grad[...] = mean * rng.uniform(0.5, 1.5, mean.shape)
         scale = 1.0
         if rule.clip_norm is not None:
-            scale = reference.clip_factor(reference.grad_norm(grads, want), rule.clip_norm)
+            norm = reference.grad_norm(grads, want)
+            scale = reference.clip_factor(norm, rule.clip_norm, of_all=True)
         for param, grad, state in zip(want, grads, states, strict=True):
             rule.formula(
                 param,
