@@ -780,7 +780,8 @@ class Optimizer:
         """Take over a file that :meth:`save` wrote, after checking all of it.
 
         Parameters are overwritten in place. Training goes on with the same bits as if it had not
-        been interrupted, if the optimizer was made with the same options.
+        been interrupted, if the optimizer was made with the same options (and, where it clips by
+        norm, over arrays in the same memory order).
 
         Parameters
         ----------

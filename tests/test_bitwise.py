@@ -1,6 +1,7 @@
 """The C core equals the NumPy reference bit for bit, however it is run."""
 
 import ctypes
+import itertools
 import math
 import threading
 import time
@@ -113,6 +114,45 @@ def test_layout_and_alignment_change_no_bit(name, cls, kwargs, dtype):
     assert len(opt.params) == 28
     for param in opt.params[1:]:
         assert param.tobytes("C") == opt.params[0].tobytes("C")
+
+
+@pytest.mark.parametrize("clip", ["clip_norm", "global_clip_norm"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_norm_depends_on_no_layout_but_the_parameters(dtype, clip):
+    rng = np.random.default_rng(0)
+    shape = (3, 41, 43)
+    orders = list(itertools.permutations(range(3)))
+
+    def laid_out(a, order):
+        return a.transpose(order).copy(order="C").transpose(np.argsort(order))
+
+    start, *steps = (rng.standard_normal(shape).astype(dtype) for _ in range(11))
+    grads = [[laid_out(g, order) for g in steps] for order in orders]
+    grads.append([unaligned(g) for g in steps])
+    grads.append([np.repeat(g, 2, axis=2)[:, :, ::2] for g in steps])
+    grads.append([g[::-1, :, ::-1].copy(order="C")[::-1, :, ::-1] for g in steps])
+    for order in orders:
+        seen = set()
+        for given, threads in itertools.product(grads, (1, 2)):
+            param = laid_out(start, order)
+            opt = fastopt.SGD([param], lr=0.1, num_threads=threads, **{clip: 0.5})
+            seen.add((*[opt.step([g]).grad_norm for g in given], param.tobytes()))
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_norm_is_as_near_to_the_exact_one_as_the_docs_say(dtype):
+    rng = np.random.default_rng(1)
+    small = 1e-36 if dtype == np.float32 else 1e-100  # in float32 many are subnormal
+    for size in (1, 15, 16, 17, 4095, 4097, 50_000):
+        normal = rng.standard_normal(size)
+        apart = normal * 10.0 ** rng.uniform(-30, 30, size)
+        for elements in (normal, apart, np.full(size, 1 / 3), normal * small):
+            grad = elements.astype(dtype)
+            squares = grad.astype(np.longdouble) ** 2
+            exact = np.sqrt(squares.sum())
+            norm = fastopt.SGD([grad.copy()], clip_norm=1.0).step([grad]).grad_norm
+            assert abs(norm - exact) <= (size / 8192 + 132) * 2**-53 * exact
 
 
 def test_a_broadcast_gradient_is_read_as_it_is():
