@@ -1,5 +1,5 @@
 /* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
- * averages in a step that is skipped, names that do not exist, the pass that measures the limit,
+ * averages in a step that is skipped, momentum that some have begun and others have not, names that do not exist, the pass that measures the limit,
  * how the number of threads is found out, by a clock that is made up, and the program's own pool.
  *
  * Link with -Wl,--wrap=calloc. */
@@ -137,6 +137,36 @@ static void steps(void)
     const fo_step_args args = {.clip = FO_CLIP_NORM, .clip_limit = 1, .ema_starts = true};
     EXPECT(!step(args, INFINITY).skipped && isnan(params[1][0]) && params[0][0] == 0);
     EXPECT(isnan(averages[1][0]) && averages[0][0] == 0);
+}
+
+/* At the second step, of one group: a buffer that no step has written begins as the gradient; one
+ * that holds something is damped. */
+static void buffers_that_begin(void)
+{
+    const fo_rule *sgd = fo_find_rule("sgd");
+    double param[2] = {0}, buffer[2] = {0.25, 0.25}, grad[2] = {1, 1};
+    int64_t taken[2] = {1, 1};
+    fo_plan *plan = fo_plan_create(sgd, 1, 2);
+    for (int j = 0; sgd->hyper_names[j]; j++)
+        fo_plan_hypers(plan, 0)[j] = strcmp(sgd->hyper_names[j], "lr") == 0          ? 1
+                                     : strcmp(sgd->hyper_names[j], "momentum") == 0  ? 0.5
+                                     : strcmp(sgd->hyper_names[j], "dampening") == 0 ? 0.75
+                                                                                     : 0;
+    for (int i = 0; i < 2; i++)
+        *fo_plan_tensor(plan, i) = (fo_tensor){.param = &param[i],
+                                               .slot = {&buffer[i]},
+                                               .step = &taken[i],
+                                               .size = 1,
+                                               .dtype = FO_F64,
+                                               .grad = &grad[i],
+                                               .fresh = i == 0 ? FO_SLOT(0) : 0};
+    EXPECT(fo_plan_prepare(plan) == FO_OK);
+    fo_step_result result;
+    fo_plan_step(plan, &(fo_step_args){.loss_scale = 1, .max_threads = 1}, &result);
+    EXPECT(buffer[0] == 1 && param[0] == -1);
+    EXPECT(buffer[1] == 0.5 * 0.25 + 0.25 && param[1] == -buffer[1]);
+    EXPECT(fo_plan_tensor(plan, 0)->fresh == 0 && fo_plan_tensor(plan, 1)->fresh == 0);
+    fo_plan_destroy(plan);
 }
 
 /* ---- names ----------------------------------------------------------------------------------- */
@@ -335,6 +365,7 @@ int main(void)
     fo_init();
     allocations();
     steps();
+    buffers_that_begin();
     names();
     limit();
     tuner();
