@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._core import address, lends_memory
+from fastopt._core import address, exchange_memory, lends_memory
 from fastopt._trees import Structure, is_container, is_named, is_nested, taken_apart
 
 Array = NDArray[Any]
@@ -152,10 +152,27 @@ def zeros_like(param: Array) -> Array:
     zeros = aligned_zeros(param.size, param.dtype, address(param))
     if param.flags.c_contiguous:
         return zeros.reshape(param.shape)
-    strides = np.empty_like(param, order="K").strides
-    axes = sorted(range(param.ndim), key=lambda axis: -strides[axis])  # outermost first
-    places = sorted(range(param.ndim), key=axes.__getitem__)
-    return zeros.reshape([param.shape[axis] for axis in axes]).transpose(places)
+    return laid_out(zeros, param.shape, memory_order(param))
+
+
+def memory_order(array: Array) -> tuple[int, ...]:
+    """Return the axes of an array in the order in which they lie in memory, outermost first."""
+    strides = np.empty_like(array, order="K").strides
+    return tuple(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
+
+
+def laid_out(memory: Array, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
+    """Return a vector as an array of this shape whose axes lie in this order."""
+    places = sorted(range(len(axes)), key=axes.__getitem__)
+    return memory.reshape([shape[axis] for axis in axes]).transpose(places)
+
+
+def lay_out(array: Array, axes: Sequence[int]) -> None:
+    """Let the axes of an array lie in this order, in other memory if they do not yet."""
+    if memory_order(array) != tuple(axes):
+        moved = laid_out(aligned_zeros(array.size, array.dtype), array.shape, axes)
+        moved[...] = array
+        exchange_memory(array, moved)
 
 
 def copy_like(param: Array) -> Array:

@@ -27,7 +27,9 @@ from fastopt._params import (
     check_matched,
     copy_like,
     label,
+    lay_out,
     left_out,
+    memory_order,
     new_state,
     typed,
     zeros_like,
@@ -834,6 +836,9 @@ class Optimizer:
             kept = {name: v for name, v in self.__dict__.items() if name not in made_anew}
             kept["_state"] = [dict(param_state) for param_state in self._state]
             kept["counts"] = self._counts()
+            kept["orders"] = [  # NumPy's pickles keep C order and Fortran order
+                None if p.flags.forc else memory_order(p) for p in self._params
+            ]
             return kept
 
     def _check_bonds(self) -> None:
@@ -852,13 +857,19 @@ class Optimizer:
             )
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        counts = Counts(*kept.pop("counts"))
+        counts, orders = Counts(*kept.pop("counts")), kept.pop("orders")
         self.__dict__.update(kept)
         self._lock = _core.Lock()
         self._calling = False
         self._state = [ParameterState(param_state) for param_state in self._state]
         self._group_params = [group["params"] for group in self.param_groups]
-        self._params = _arrays_over(_given(self.param_groups), self._keys)
+        given = _given(self.param_groups)
+        for i, (param, order) in enumerate(zip(given, orders, strict=True)):
+            if order is not None and isinstance(param, np.ndarray):
+                state = [a for name, a in self._state[i].items() if name != "step"]
+                for array in (param, *state, *(of[i] for of in (self._ema, self._sums) if of)):
+                    lay_out(array, order)
+        self._params = _arrays_over(given, self._keys)
         self._lent = None
         self._lent = self._lenders(self.param_groups, self._params)
         self._rows = [  # a learning rate may belong to what is only half copied: the step calls it
