@@ -1322,6 +1322,21 @@ cdef class Plan:
         self._read_lent()
         self._read_owned()
 
+    def check_gradients(self, list grads not None):
+        """Raise if a step with these arrays, one or None for each parameter, would."""
+        cdef Py_ssize_t i
+        if len(grads) != self.n:
+            raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
+        self._begin_writing()
+        try:
+            self._read_lent()
+            self._read_owned()
+            for i in range(self.n):
+                if not self._bound_before(i, list_item(<PyObject *>grads, i), False):
+                    self._bind(i, grads, False)
+        finally:
+            self.writing = 0
+
     cdef int _read_lent(self) except -1:
         if self.lent is not None and not self.lent.in_place():
             raise MovedError("the memory of a parameter moves while it is looked at")

@@ -12,6 +12,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy
 
 import numpy as np
@@ -138,23 +139,100 @@ def as_array(kind, tensor):
 def extent(kind, tensor):
     """Return the addresses between which a tensor's memory is now."""
     cdef DLTensor read
-    cdef int axis
-    cdef int64_t item, reach, size = 1
     cdef size_t low, high
     reader(kind)(<PyObject *>tensor, &read)
+    find_extent(&read, &low, &high)
+    return low, high
+
+
+cdef int find_extent(DLTensor *read, size_t *low, size_t *high) except -1:
+    cdef int axis
+    cdef int64_t item, reach, size = 1
     if read.device_type != DL_CPU:
         raise TypeError("not in the CPU's memory")
+    if read.data == NULL:
+        low[0] = high[0] = 0
+        return 0
     item = (read.bits * read.lanes + 7) // 8
-    low = high = <size_t>address(&read)
+    low[0] = high[0] = <size_t>address(read)
     for axis in range(read.ndim - 1, -1, -1):
         reach = (read.shape[axis] - 1) * item
         reach *= read.strides[axis] if read.strides != NULL else size
         size *= read.shape[axis]
         if reach < 0:
-            low += reach
+            low[0] += reach
         else:
-            high += reach
-    return low, high + (item if size > 0 else 0)
+            high[0] += reach
+    high[0] = high[0] + item if size > 0 else low[0]
+    return 0
+
+
+cdef struct Extent:
+    size_t low
+    size_t high
+
+
+cdef int by_low(const void *a, const void *b) noexcept nogil:
+    cdef size_t first = (<const Extent *>a).low, second = (<const Extent *>b).low
+    return (first > second) - (first < second)
+
+
+def meet(kind, list few not None, list many not None):
+    """Tell whether a tensor of `few` lies between the addresses of one of `many`, or around it.
+
+    Tensors whose memory cannot be read, and those that are None, lie nowhere.
+    """
+    cdef Reader read_tensor = reader(kind)
+    cdef DLTensor read
+    cdef size_t low, high
+    cdef Py_ssize_t count = 0, last = 0, left, right, middle, k
+    cdef Extent *extents = <Extent *>PyMem_Calloc(len(few) + 1, sizeof(Extent))
+    if extents == NULL:
+        raise MemoryError
+    try:
+        for tensor in few:
+            if tensor is None:
+                continue
+            try:
+                read_tensor(<PyObject *>tensor, &read)
+                find_extent(&read, &low, &high)
+            except Exception:
+                continue
+            if low < high:
+                extents[count].low = low
+                extents[count].high = high
+                count += 1
+        if count == 0:
+            return False
+        qsort(extents, count, sizeof(Extent), by_low)
+        for k in range(1, count):  # those that meet become one
+            if extents[k].low < extents[last].high:
+                extents[last].high = max(extents[last].high, extents[k].high)
+            else:
+                last += 1
+                extents[last] = extents[k]
+        for tensor in many:
+            if tensor is None:
+                continue
+            try:
+                read_tensor(<PyObject *>tensor, &read)
+                find_extent(&read, &low, &high)
+            except Exception:
+                continue
+            if low >= high or low >= extents[last].high or high <= extents[0].low:
+                continue
+            left, right = 0, last + 1
+            while left < right:  # the first that ends above `low`
+                middle = (left + right) // 2
+                if extents[middle].high > low:
+                    right = middle
+                else:
+                    left = middle + 1
+            if left <= last and extents[left].low < high:
+                return True
+        return False
+    finally:
+        PyMem_Free(extents)
 
 
 # ---- tensors that lend their memory --------------------------------------------------------------
@@ -200,6 +278,9 @@ cdef class Tensors:
     tensors : list
         Instances of it; kept alive.
 
+    borrow : bool
+        Whether to make arrays, which only those of float32 and float64 have.
+
     Attributes
     ----------
     arrays : list of numpy.ndarray
@@ -211,13 +292,13 @@ cdef class Tensors:
     cdef readonly list arrays
     cdef DLTensor *seen
 
-    def __cinit__(self, kind not None, list tensors not None):
+    def __cinit__(self, kind not None, list tensors not None, bint borrow=True):
         cdef DLTensor *seen
         cdef Py_ssize_t k
         cdef size_t nbytes
         self.read = reader(kind)
         self.tensors = tuple(tensors)
-        self.arrays = [as_array(kind, tensor) for tensor in self.tensors]
+        self.arrays = [as_array(kind, tensor) for tensor in self.tensors] if borrow else []
         self.seen = <DLTensor *>PyMem_Calloc(len(self.tensors) + 1, sizeof(DLTensor))
         if self.seen == NULL:
             raise MemoryError
@@ -292,6 +373,8 @@ cdef class Gradients:
     ----------
     missing : int
         How many of `params` had no gradient when they were last read.
+    held : list
+        The gradients, or None, between `read` and `release`.
     """
 
     cdef Reader reader
@@ -300,7 +383,7 @@ cdef class Gradients:
     cdef tuple arrays
     cdef tuple without
     cdef list own   # an ndarray for each gradient so far, or None
-    cdef list held  # the gradients between read() and release()
+    cdef readonly list held  # the gradients between read() and release()
     cdef readonly Py_ssize_t missing
 
     def __cinit__(

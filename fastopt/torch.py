@@ -15,7 +15,7 @@ that matters is no longer what it was.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,16 +25,25 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core, _tensors
+from fastopt._torch_fit import (
+    COMPILED,
+    DISPATCHED,
+    KINDS,
+    extents,
+    is_fixed,
+    is_plain,
+    pieces,
+    reasons,
+    unfit,
+    unfit_group,
+    warn,
+)
 from fastopt._torch_threads import share_threads
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.torch needs PyTorch 2.13 or newer, this is {torch.__version__}")
-
-_KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
-_DTYPES = (torch.float32, torch.float64)
-_SHARES = "it shares memory with another parameter"
 
 
 class _Kernels(torch.optim.Optimizer):
@@ -48,7 +57,9 @@ class _Kernels(torch.optim.Optimizer):
 
     param_groups: list[dict[str, Any]]
     _run: _Run | None = None
-    _refusal: str | None = None  # why the kernels refused, in the latest step, what seemed fit
+    _refusal: str | None = None  # why all of the latest step was PyTorch's, if it was
+    _refused: tuple[int, int] = (0, 0)  # the parameters and elements of that step
+    _has_warned = False
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters.
@@ -63,13 +74,16 @@ class _Kernels(torch.optim.Optimizer):
         object
             What `closure` returned; None without one.
         """
-        # A dispatch mode (fake tensors, say) wants to see every operation on a tensor.
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return _own_step(self._namesake)(self, closure)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        if torch.compiler.is_compiling():
+            loss = _loss_of(closure)
+            self._leave_to_namesake_eagerly(COMPILED)
+            _own_step(self._namesake)(self)
+            return loss
+        loss = _loss_of(closure)
+        if torch._C._len_torch_dispatch_stack():  # a mode wants to see every operation on a tensor
+            self._leave_to_namesake(DISPATCHED)
+            _own_step(self._namesake)(self)
+            return loss
         # GradScaler leaves both to optimizers with fused=True.
         grad_scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         if found_inf is not None and found_inf.item():
@@ -77,11 +91,18 @@ class _Kernels(torch.optim.Optimizer):
         run = self._run
         if run is None or not (run.is_current(self) and run.read_gradients()):
             self._run = self._refusal = None
-            run = _Run(self)
+            run = _Run(self, run)
             run.read_gradients()
+        rest = None  # all of them
         try:
             if run.others:
-                self._step_of_namesake(run.others)
+                others = [p for p in run.others if p.grad is not None]
+                if run.params:
+                    run.prepare(self, others)
+                if not self._has_warned:
+                    self._warn(run.left(), run.size())
+                self._step_of_namesake(others)
+                rest = run.params
                 # A subclass of a tensor may have run any code there.
                 run.read_gradients()
                 if run.plan is not None and not run.tensors.in_place():
@@ -90,8 +111,14 @@ class _Kernels(torch.optim.Optimizer):
                 run.step(self, grad_scale)
             self._run = run
         except _RefusedError as refused:
-            self._run, self._refusal = None, str(refused)
-            self._step_of_namesake(run.params)
+            self._leave_to_namesake(str(refused))
+            if rest is None:
+                _own_step(self._namesake)(self)
+            else:
+                self._step_of_namesake(rest)
+        except BaseException:
+            run.undo()
+            raise
         finally:
             run.gradients.release()
         return loss
@@ -125,6 +152,37 @@ class _Kernels(torch.optim.Optimizer):
         finally:
             self.param_groups = groups
 
+    def _leave_to_namesake(self, why: str) -> None:
+        """Remember that all of this step is PyTorch's, and warn, once, before it begins."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        size = sum(p.numel() for p in params)
+        self._run, self._refusal, self._refused = None, why, (len(params), size)
+        if not self._has_warned:
+            self._warn([(param, why) for param in params], size)
+
+    _leave_to_namesake_eagerly = torch._disable_dynamo(_leave_to_namesake)
+
+    def _warn(self, left: list[tuple[torch.Tensor, str]], size: int) -> None:
+        """Warn, if it is more than half of a step's elements that PyTorch updates."""
+        if 2 * sum(param.numel() for param, _ in left) > size:
+            warn(self, left, size)
+            self._has_warned = True  # if it is an error, it has to be one again
+
+    def __repr__(self) -> str:
+        text: str = super().__repr__()
+        if self._refusal is not None:
+            few, (many, size) = (0, 0), self._refused
+        elif self._run is not None:
+            few = len(self._run.params), sum(p.numel() for p in self._run.params)
+            others = self._run.others
+            many, size = few[0] + len(others), few[1] + sum(p.numel() for p in others)
+        else:
+            return text
+        return (
+            f"{text[:-1]}fastopt updates {few[0]} of {many} parameters, "
+            f"{few[1]} of {size} elements\n)"
+        )
+
     def fastopt_info(self) -> list[dict[str, Any]]:
         """Tell for each parameter what updates it.
 
@@ -145,17 +203,25 @@ class _Kernels(torch.optim.Optimizer):
         fastopt None
         torch its dtype is torch.bfloat16
         """
-        reasons = iter(_reasons(self))
+        if torch.compiler.is_compiling():
+            info: list[dict[str, Any]] = self._info_eagerly(COMPILED)
+            return info
+        return self._info(DISPATCHED if torch._C._len_torch_dispatch_stack() else self._refusal)
+
+    def _info(self, refusal: str | None) -> list[dict[str, Any]]:
+        whys = iter(reasons(self)[0])
         result = []
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [None] * len(group["params"])
             for index, name in enumerate(names):
-                why = next(reasons) or self._refusal
+                why = next(whys) or refusal
                 runs = "fastopt" if why is None else "torch"
                 result.append(
                     {"group": number, "index": index, "name": name, "runs": runs, "why": why}
                 )
         return result
+
+    _info_eagerly = torch._disable_dynamo(_info)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -174,125 +240,17 @@ class _Kernels(torch.optim.Optimizer):
         self._init_group({**group, "params": [param]}, *lists)
 
 
+def _loss_of(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 def _own_step(namesake: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     """Return a class's step without PyTorch's hooks around it."""
     step: Any = namesake.step
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
-
-
-# ---- which parameters are fit for the kernels ----------------------------------------------------
-
-
-def _reasons(optimizer: _Kernels) -> list[str | None]:
-    """Return for each parameter why the kernels cannot update it now; None: they can."""
-    params, reasons = [], []
-    for group in optimizer.param_groups:
-        reason = _unfit_group(group)
-        used = () if reason else optimizer._rule.used_slots(optimizer._row(group))
-        for param in group["params"]:
-            params.append(param)
-            reasons.append(reason or _unfit(param, optimizer.state.get(param) or {}, used))
-    extents = []
-    for i, (param, reason) in enumerate(zip(params, reasons, strict=True)):
-        if reason is None and param.numel() > 0:
-            low = param.data_ptr()
-            extents.append((low, low + param.numel() * param.element_size(), i))
-    highest, owner = 0, -1
-    for low, high, i in sorted(extents):
-        if low < highest:
-            reasons[i] = reasons[owner] = _SHARES
-        if high > highest:
-            highest, owner = high, i
-    return reasons
-
-
-def _unfit_group(group: Mapping[str, Any]) -> str | None:
-    for option in ("differentiable", "capturable"):
-        if group.get(option):
-            return f"{option}=True"
-    for name, tensor in _tensor_options(group):
-        if tensor.requires_grad:
-            return f"{name} requires a gradient"
-    return None
-
-
-def _is_fixed(value: Any) -> bool:
-    """Tell whether an option cannot change where it is, as a tensor, a list or an array may."""
-    if isinstance(value, tuple):
-        return all(_is_fixed(part) for part in value)
-    return value is None or isinstance(value, (int, float, str))
-
-
-def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the hyperparameters that are tensors."""
-    for name, value in group.items():
-        if name not in ("params", "param_names"):
-            for number in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(number, torch.Tensor):
-                    yield name, number
-
-
-def _unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) -> str | None:
-    """Return why this parameter, its gradient or its state is not for the kernels, if so."""
-    if (why := _unfit_tensor(param)) is not None:
-        return f"its {why}"
-    try:
-        _core.check_parameter(_tensors.as_array(torch.Tensor, param), "it")
-    except ValueError as error:
-        return str(error)
-    if param.is_inference():
-        return "it is an inference tensor"
-    if param.grad is not None:
-        if (why := _unfit_tensor(param.grad)) is not None:
-            return f"its gradient's {why}"
-        if param.grad.dtype != param.dtype or param.grad.shape != param.shape:
-            return "its gradient has another dtype or shape"
-    if not state:
-        return None
-    for name in used:
-        slot = state.get(name)
-        if slot is None and name == "momentum_buffer" and "step" not in state:  # SGD makes it late
-            continue
-        if not isinstance(slot, torch.Tensor):
-            return f"its state has no tensor {name!r}"
-        if (why := _unfit_tensor(slot)) is not None:
-            return f"its state: {name}'s {why}"
-        if slot.dtype != param.dtype or _layout(slot) != _layout(param):
-            return f"its state: {name} has another dtype, shape or memory order"
-    step = state.get("step")
-    if step is not None and not (
-        isinstance(step, torch.Tensor)
-        and _unfit_tensor(step) is None
-        and step.dim() == 0
-        and step.item() >= 0
-        and step.item().is_integer()
-    ):
-        return "its state: step is not a whole number in a 0-d tensor of float32 or float64"
-    return None
-
-
-def _unfit_tensor(tensor: torch.Tensor) -> str | None:
-    if type(tensor) not in _KINDS:
-        return f"type is {type(tensor).__name__}"
-    if tensor.layout is not torch.strided:
-        return f"layout is {tensor.layout}"
-    if tensor.device.type != "cpu":
-        return f"device is {tensor.device}"
-    if tensor.dtype not in _DTYPES:
-        return f"dtype is {tensor.dtype}"
-    if tensor.is_neg():
-        return "elements are stored as their negatives"
-    try:
-        _tensors.as_array(torch.Tensor, tensor)
-    except (TypeError, RuntimeError, BufferError) as error:  # a tensor inside of torch.func, say
-        return f"memory cannot be read: {str(error).splitlines()[0]}"
-    return None
-
-
-def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return the shape, and the strides where they mean something."""
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.shape, [s for n, s in strides if n != 1 and tensor.numel() > 0]
 
 
 # ---- steps on the kernels ------------------------------------------------------------------------
@@ -311,35 +269,45 @@ class _Run:
 
     plan: _core.Plan | None = None
 
-    def __init__(self, optimizer: _Kernels) -> None:
+    def __init__(self, optimizer: _Kernels, previous: _Run | None) -> None:
         self.state, self.groups = optimizer.state, optimizer.param_groups
         self.params: list[torch.Tensor] = []
         self.group_of: list[int] = []
         self.others: list[torch.Tensor] = []
+        self.why: list[str] = []
         self.unfit: list[tuple[torch.Tensor, int]] = []  # the others, but for those that share
-        sharing = []
+        self.lacking: list[tuple[torch.Tensor, dict[str, Any] | None]] = []
+        watched = []
         waiting = []  # for their first gradient
+        # Those that had a gradient before are not waited for: they may get one in every other step.
+        active = set() if previous is None else {*previous.params, *previous.others}
         self.lists = [group["params"] for group in self.groups]
-        self.unfit_groups = [_unfit_group(group) for group in self.groups]
+        self.unfit_groups = [unfit_group(group) for group in self.groups]
         self.read_groups(optimizer)
-        reasons = iter(_reasons(optimizer))
-        for number, group in enumerate(self.groups):
-            for param in group["params"]:
-                reason, has = next(reasons), self.state.get(param) or {}
-                if reason is not None:
-                    self.others.append(param)
-                    if reason is _SHARES:
-                        sharing.append(param)
-                    else:
-                        self.unfit.append((param, number))
-                elif param.grad is None and any(has.get(n) is None for n in self.used[number]):
-                    waiting.append(param)
-                else:
-                    self.params.append(param)
-                    self.group_of.append(number)
-        self.sharing = _tensors.Tensors(torch.Tensor, sharing)
+        whys, sharing = reasons(optimizer)
+        places = [(p, n) for n, group in enumerate(self.groups) for p in group["params"]]
+        for i, ((param, number), why) in enumerate(zip(places, whys, strict=True)):
+            has = self.state.get(param) or {}
+            lacks = why is None and any(has.get(name) is None for name in self.used[number])
+            if param.grad is None and (lacks or param not in active):
+                waiting.append(param)
+                if i in sharing:
+                    watched.append(param)
+            elif why is not None:
+                watched.append(param)
+                self.others.append(param)
+                self.why.append(why)
+                if i not in sharing:
+                    self.unfit.append((param, number))
+            else:
+                self.params.append(param)
+                self.group_of.append(number)
+        # What the others have in memory, and who shares it, has to stay as it is.
+        plain = [param for param in watched if is_plain(param)]
+        self.watched = _tensors.Tensors(torch.Tensor, plain, False)
+        self.extents = [(p, extents(p)) for p in watched if not is_plain(p)]
         arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
-        self.gradients = _tensors.Gradients(torch.Tensor, _KINDS, self.params, arrays, waiting)
+        self.gradients = _tensors.Gradients(torch.Tensor, KINDS, self.params, arrays, waiting)
         self.grads: list[Any] | None = None
 
     def read_groups(self, optimizer: _Kernels) -> None:
@@ -352,7 +320,7 @@ class _Run:
         # Only when all of it could be read: what raised has to raise again.
         self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
         self.look_again = not all(
-            _is_fixed(value)
+            is_fixed(value)
             for group in self.groups
             for name, value in group.items()
             if name not in ("params", "param_names")
@@ -371,14 +339,15 @@ class _Run:
             or optimizer.param_groups is not self.groups
             or not self.seen.unchanged()
             or not self.tensors.in_place()
-            or not self.sharing.in_place()
+            or not self.watched.in_place()
+            or any(extents(param) != seen for param, seen in self.extents)
         ):
             return False
         if self.look_again or not self.seen_groups.unchanged():
             if (
                 len(self.groups) != len(self.lists)
                 or any(g["params"] is not p for g, p in zip(self.groups, self.lists, strict=True))
-                or self.unfit_groups != [_unfit_group(group) for group in self.groups]
+                or self.unfit_groups != [unfit_group(group) for group in self.groups]
             ):
                 return False
             used = self.used
@@ -388,10 +357,21 @@ class _Run:
             for number, row in enumerate(self.rows):
                 self.plan.set_hypers(number, row)
         return all(
-            self.unfit_groups[number]
-            or _unfit(param, self.state.get(param) or {}, self.used[number])
+            param.grad is None
+            or self.unfit_groups[number]
+            or unfit(param, self.state.get(param) or {}, self.used[number])
             for param, number in self.unfit
         )
+
+    def left(self) -> list[tuple[torch.Tensor, str]]:
+        """Return what PyTorch updates in this step, and why."""
+        pairs = zip(self.others, self.why, strict=True)
+        return [(param, why) for param, why in pairs if param.grad is not None]
+
+    def size(self) -> int:
+        """Return the number of elements of the parameters that have a gradient."""
+        params = (*self.params, *self.others)
+        return sum(param.numel() for param in params if param.grad is not None)
 
     def make_plan(self, optimizer: _Kernels) -> _core.Plan:
         """Make the state that is lacking, and a plan that borrows the tensors."""
@@ -402,7 +382,7 @@ class _Run:
             had = state.get(param) or {}
             lacks = any(had.get(name) is None for name in used)
             if lacks:
-                self.lacking.append((param, dict(had)))
+                self.lacking.append((param, dict(had) if param in state else None))
                 optimizer._make_state(param, self.groups[number])
             has = state.get(param) or {}
             slots.append([has[name] if name in used else None for name in rule.slots])
@@ -411,7 +391,9 @@ class _Run:
         counters = [step.data_ptr() for step in steps if step is not None]
         if len(set(counters)) < len(counters):
             raise ValueError("two parameters share a step counter")
-        held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
+        self.held = held = [
+            t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None
+        ]
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
         # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
         # are each the gradient of a tensor, all of whose elements are one. (Not the parameters,
@@ -442,10 +424,13 @@ class _Run:
             completed_steps=0,
         )
 
-    def step(self, optimizer: _Kernels, grad_scale: torch.Tensor | None) -> None:
-        """Update the parameters that are fit, or raise _RefusedError and leave all as it was."""
-        scale = 1.0 if grad_scale is None else float(grad_scale)
-        self.lacking: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    def prepare(
+        self, optimizer: _Kernels, others: list[torch.Tensor] | None = None
+    ) -> tuple[_core.Plan, list[Any]]:
+        """Return the plan and the gradients, or raise _RefusedError and leave all as it was.
+
+        `others`, which have a gradient, are to be updated before it.
+        """
         try:
             if self.grads is None:
                 raise ValueError("the gradients are not what they were a moment ago")
@@ -454,17 +439,52 @@ class _Run:
                     self.plan = self.make_plan(optimizer)
             if not self.counters.read():
                 raise ValueError("a step counter is not a whole number")
-            share_threads(self.plan)
-            self.plan.step(self.grads, scale, False)
+            if others:
+                self.plan.check_gradients(self.grads)
+                if self.meets(others):
+                    raise ValueError("gradients or state share memory with another parameter's")
         except (TypeError, ValueError) as error:
-            for param, had in self.lacking:
-                self.state[param].clear()
-                self.state[param].update(had)
+            self.undo()
             raise _RefusedError(f"the kernels refuse: {error}") from error
+        return self.plan, self.grads
+
+    def meets(self, others: list[torch.Tensor]) -> bool:
+        """Tell whether memory that one of the two updates writes is memory of the other."""
+        states = [self.state.get(param) or {} for param in others]
+        slots = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
+        written = [piece for tensor in (*others, *slots) for piece in pieces(tensor)]
+        read = [piece for p in others if p.grad is not None for piece in pieces(p.grad)]
+        owned = [*self.params, *self.held]
+        return _tensors.meet(torch.Tensor, written, [*owned, *self.gradients.held]) or (
+            _tensors.meet(torch.Tensor, read, owned)
+        )
+
+    def undo(self) -> None:
+        """Take back the state that was made for a step that did not come to pass."""
+        if self.lacking:
+            for param, had in self.lacking:
+                if had is None:
+                    self.state.pop(param, None)
+                else:
+                    self.state[param].clear()
+                    self.state[param].update(had)
+            self.lacking, self.plan = [], None
+
+    def step(self, optimizer: _Kernels, grad_scale: torch.Tensor | None) -> None:
+        """Update the parameters that are fit, or raise _RefusedError and leave all as it was."""
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        plan, grads = self.prepare(optimizer)
+        try:
+            share_threads(plan)
+            plan.step(grads, scale, False)
+        except (TypeError, ValueError) as error:
+            self.undo()
+            raise _RefusedError(f"the kernels refuse: {error}") from error
+        self.lacking = []
         self.counters.write()
         updated = self.params
         if self.gradients.missing:
-            updated = [p for p, grad in zip(updated, self.grads, strict=True) if grad is not None]
+            updated = [p for p, grad in zip(updated, grads, strict=True) if grad is not None]
         increment_version(updated)
         if grad_scale is not None:  # as fused=True leaves them
             with torch.no_grad():

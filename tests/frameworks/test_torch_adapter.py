@@ -45,6 +45,7 @@ every_config = pytest.mark.parametrize(
 CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
 MODULES = (torch.optim, fastopt.torch)
 every_class = pytest.mark.parametrize("name", CLASSES)
+may_fall_back = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
 
 
 class Pair:
@@ -356,6 +357,7 @@ STRIDED = {
 }
 
 
+@may_fall_back
 @pytest.mark.parametrize("kind", STRIDED)
 @every_config
 def test_any_layout_of_parameter_and_gradient(name, kwargs, kind):
@@ -375,6 +377,7 @@ def test_any_layout_of_parameter_and_gradient(name, kwargs, kind):
     assert [info["runs"] for info in opts[1].fastopt_info()] == [STRIDED[kind]]
 
 
+@may_fall_back
 @every_class
 def test_a_gradient_that_holds_negatives(name):
     for shape in ((), (1,), (3,)):
@@ -390,6 +393,7 @@ def test_a_gradient_that_holds_negatives(name):
             assert opts[1].fastopt_info()[0]["runs"] == ("torch" if negative else "fastopt")
 
 
+@may_fall_back
 @every_class
 def test_a_gradient_of_a_subclass(name):
     class Subclass(torch.Tensor):
@@ -438,6 +442,7 @@ def odd_parameters():
     }
 
 
+@may_fall_back
 @pytest.mark.parametrize("why", odd_parameters())
 @every_class
 def test_what_falls_back_says_why_and_is_torchs(name, why):
@@ -471,6 +476,7 @@ def test_what_falls_back_says_why_and_is_torchs(name, why):
     }  # fmt: skip
 
 
+@may_fall_back
 @pytest.mark.parametrize("option", ["differentiable", "capturable"])
 @every_class
 def test_options_that_fall_back(name, option):
@@ -498,6 +504,7 @@ def test_options_that_fall_back(name, option):
     assert opts[1].fastopt_info()[0]["runs"] == "fastopt"
 
 
+@may_fall_back
 def test_a_learning_rate_that_is_being_learned_falls_back():
     lr = torch.tensor(0.1, requires_grad=True)
     param = torch.ones(3)
@@ -510,6 +517,7 @@ def test_a_learning_rate_that_is_being_learned_falls_back():
     assert opt.fastopt_info()[0]["why"] == "lr requires a gradient"
 
 
+@may_fall_back
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 def test_sparse_gradients_come_and_go():
     for name in ("SGD", "Adagrad"):
@@ -533,6 +541,7 @@ def test_sparse_gradients_come_and_go():
             assert len(opts[1]._run.others) == expected.count("torch")  # what did run
 
 
+@may_fall_back
 @every_class
 def test_an_error_of_torchs_own_changes_nothing(name):
     """The plain parameter is updated by fastopt, the other by PyTorch, which refuses."""
@@ -553,6 +562,7 @@ def test_an_error_of_torchs_own_changes_nothing(name):
     close(plain, odd)
 
 
+@may_fall_back
 @every_config
 def test_what_the_kernels_refuse_is_done_by_torch(name, kwargs):
     """A gradient that overlaps another parameter: PyTorch goes through the list in order."""
@@ -576,6 +586,7 @@ def test_what_the_kernels_refuse_is_done_by_torch(name, kwargs):
         assert opts[0].state.get(p, {}).keys() == opts[1].state.get(q, {}).keys()
 
 
+@may_fall_back
 def test_a_parameter_given_twice_is_torchs():
     for name in CLASSES:
         param = torch.ones(3)
@@ -587,6 +598,7 @@ def test_a_parameter_given_twice_is_torchs():
         assert all(state.get("step", 2) == 2 for state in opt.state.values())
 
 
+@may_fall_back
 def test_state_that_does_not_fit_is_torchs():
     pair = Pair("Adam", shapes=((3, 4),))
     pair.step()
@@ -889,6 +901,7 @@ def test_clipped_gradients(name):
     pair.check()
 
 
+@may_fall_back
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, while it compiles
 def test_compiled_steps_run_torchs_update():
     param = torch.ones(3)
@@ -1216,6 +1229,7 @@ def test_an_option_that_is_none_raises_every_time(bad):
         assert torch.equal(params[1], before)
 
 
+@may_fall_back
 def test_gradients_with_equal_gaps_of_which_one_holds_negatives():
     params, opts = both("SGD", lr=1.0)
     z = torch.complex(torch.ones(3), torch.ones(3))
@@ -1226,6 +1240,7 @@ def test_gradients_with_equal_gaps_of_which_one_holds_negatives():
     close(params[1], params[0])
 
 
+@may_fall_back
 def test_memory_that_goes_while_the_other_parameters_are_updated():
     fit = torch.zeros(1 << 22)
 
@@ -1260,6 +1275,7 @@ def test_a_key_of_a_group_that_is_not_torchs_does_nothing(name, key, value):
     close(params[1], params[0])
 
 
+@may_fall_back
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 2.5])
 def test_a_counter_that_is_no_number_of_steps_is_torchs(value):
     params, opts = both("Adam", lr=0.1)
@@ -1273,6 +1289,7 @@ def test_a_counter_that_is_no_number_of_steps_is_torchs(value):
     assert_close(params[1], params[0], equal_nan=True)
 
 
+@may_fall_back
 def test_a_counter_that_two_parameters_share_is_torchs():
     results = []
     for module in MODULES:
@@ -1316,6 +1333,7 @@ def test_a_buffer_that_is_none_waits_for_a_gradient():
     close(params[1], params[0])
 
 
+@may_fall_back
 def test_gradients_in_turns_and_shared_memory_do_not_make_a_new_run_each_time():
     params = [torch.zeros(3) for _ in range(4)]
     opt = fastopt.torch.SGD(params, lr=0.1)
@@ -1335,6 +1353,7 @@ def test_gradients_in_turns_and_shared_memory_do_not_make_a_new_run_each_time():
     assert [i["runs"] for i in overlapping.fastopt_info()] == ["fastopt", "torch", "torch"]
 
 
+@may_fall_back
 def test_a_dispatch_mode_sees_the_update():
     class Mode(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -1,0 +1,287 @@
+"""Which of PyTorch's parameters fastopt's kernels can update, and what to tell of the others."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fastopt import _core, _tensors
+from fastopt._warnings import FallbackWarning
+
+KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
+_DTYPES = (torch.float32, torch.float64)
+SHARES = "it shares memory with another parameter"
+COMPILED = "the step is inside of torch.compile"
+DISPATCHED = "a dispatch mode (FakeTensorMode, say) is to see every operation of the step"
+
+
+def reasons(optimizer: Any) -> tuple[list[str | None], set[int]]:
+    """Return for each parameter why the kernels cannot update it now, or None: they can.
+
+    And which share memory with another, by their places in that list.
+    """
+    params, why = [], []
+    for group in optimizer.param_groups:
+        reason = unfit_group(group)
+        used = () if reason else optimizer._rule.used_slots(optimizer._row(group))
+        for param in group["params"]:
+            params.append(param)
+            why.append(reason or unfit(param, optimizer.state.get(param) or {}, used))
+    sharing = _sharing(params)
+    for i in sharing:
+        why[i] = why[i] or SHARES
+    return why, sharing
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def _sharing(params: list[torch.Tensor]) -> set[int]:
+    """Return the indices of parameters whose stretches of memory meet those of others."""
+    found = [(*stretch, i) for i, param in enumerate(params) for stretch in extents(param)]
+    sharing: set[int] = set()
+    together: set[int] = set()
+    end = 0
+    for low, high, i in sorted(found):
+        if low >= end:
+            together = set()
+        together.add(i)
+        if len(together) > 1:
+            sharing |= together
+        end = max(end, high)
+    return sharing
+
+
+def extents(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Return the stretches of memory from a tensor's first element to its last, where known."""
+    found = []
+    for piece in pieces(tensor):
+        try:
+            low, high = _tensors.extent(torch.Tensor, piece)
+        except (TypeError, RuntimeError, BufferError):  # of another device, say
+            continue
+        if low < high:
+            found.append((low, high))
+    return found
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's elements are in its own memory, where they can be looked at."""
+    try:
+        _tensors.extent(torch.Tensor, tensor)
+    except (TypeError, RuntimeError, BufferError):
+        return False
+    return type(tensor) in KINDS and tensor.layout is torch.strided
+
+
+def pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors whose memory holds a tensor's elements."""
+    if type(tensor) not in KINDS and hasattr(tensor, "__tensor_flatten__"):  # of DTensor, say
+        for name in tensor.__tensor_flatten__()[0]:
+            part = getattr(tensor, name)
+            if isinstance(part, torch.Tensor):
+                yield from pieces(part)
+    elif tensor.layout is torch.sparse_coo:
+        yield tensor.detach()._values()
+    elif tensor.layout is not torch.strided:
+        if hasattr(tensor, "values") and tensor.layout in _COMPRESSED:
+            yield tensor.detach().values()
+    elif tensor.is_conj():
+        yield tensor.detach().conj()
+    else:
+        yield tensor
+
+
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+# ---- fitness -------------------------------------------------------------------------------------
+
+
+def unfit_group(group: Mapping[str, Any]) -> str | None:
+    for option in ("differentiable", "capturable"):
+        if group.get(option):
+            return f"{option}=True"
+    for name, tensor in _tensor_options(group):
+        if tensor.requires_grad:
+            return f"{name} requires a gradient"
+    return None
+
+
+def is_fixed(value: Any) -> bool:
+    """Tell whether an option cannot change where it is, as a tensor, a list or an array may."""
+    if isinstance(value, tuple):
+        return all(is_fixed(part) for part in value)
+    return value is None or isinstance(value, (int, float, str))
+
+
+def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the hyperparameters that are tensors."""
+    for name, value in group.items():
+        if name not in ("params", "param_names"):
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, torch.Tensor):
+                    yield name, number
+
+
+def unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) -> str | None:
+    """Return why this parameter, its gradient or its state is not for the kernels, if so."""
+    if (why := _unfit_tensor(param)) is not None:
+        return f"its {why}"
+    try:
+        _core.check_parameter(_tensors.as_array(torch.Tensor, param), "it")
+    except ValueError as error:
+        return str(error)
+    if param.is_inference():
+        return "it is an inference tensor"
+    if param.grad is not None:
+        if (why := _unfit_tensor(param.grad)) is not None:
+            return f"its gradient's {why}"
+        if param.grad.dtype != param.dtype or param.grad.shape != param.shape:
+            return "its gradient has another dtype or shape"
+    if not state:
+        return None
+    for name in used:
+        slot = state.get(name)
+        if slot is None and name == "momentum_buffer" and "step" not in state:  # SGD makes it late
+            continue
+        if not isinstance(slot, torch.Tensor):
+            return f"its state has no tensor {name!r}"
+        if (why := _unfit_tensor(slot)) is not None:
+            return f"its state: {name}'s {why}"
+        if slot.dtype != param.dtype or _layout(slot) != _layout(param):
+            return f"its state: {name} has another dtype, shape or memory order"
+    step = state.get("step")
+    if step is not None and not (
+        isinstance(step, torch.Tensor)
+        and _unfit_tensor(step) is None
+        and step.dim() == 0
+        and step.item() >= 0
+        and step.item().is_integer()
+    ):
+        return "its state: step is not a whole number in a 0-d tensor of float32 or float64"
+    return None
+
+
+def _unfit_tensor(tensor: torch.Tensor) -> str | None:
+    if type(tensor) not in KINDS:
+        return f"type is {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return f"layout is {tensor.layout}"
+    if tensor.device.type != "cpu":
+        return f"device is {tensor.device}"
+    if tensor.dtype not in _DTYPES:
+        return f"dtype is {tensor.dtype}"
+    if tensor.is_neg():
+        return "elements are stored as their negatives"
+    try:
+        _tensors.as_array(torch.Tensor, tensor)
+    except (TypeError, RuntimeError, BufferError) as error:  # a tensor inside of torch.func, say
+        return f"memory cannot be read: {str(error).splitlines()[0]}"
+    return None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return the shape, and the strides where they mean something."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.shape, [s for n, s in strides if n != 1 and tensor.numel() > 0]
+
+
+# ---- the warning ---------------------------------------------------------------------------------
+
+
+def warn(optimizer: Any, left: list[tuple[torch.Tensor, str]], total: int) -> None:
+    """Issue the warning that PyTorch's update runs, for these parameters and reasons.
+
+    `total` is the number of elements of all parameters of the step.
+    """
+    sizes: dict[str, int] = {}
+    examples: dict[str, torch.Tensor] = {}
+    for param, why in left:
+        sizes[why] = sizes.get(why, 0) + param.numel()
+        examples.setdefault(why, param)
+    why = max(sizes, key=sizes.__getitem__)
+    name = optimizer._namesake.__name__
+    text = (
+        f"fastopt.torch.{name}: PyTorch's own update runs for {sum(sizes.values())} of {total} "
+        f"elements in this step. The reason for most of them, such as those of "
+        f"{_name_of(optimizer, examples[why])}: {why}. {_way_out(name, examples[why], why)} "
+        "fastopt_info() tells the reason for each parameter."
+    )
+    warnings.warn(FallbackWarning(text), stacklevel=_depth())
+
+
+def _depth() -> int:
+    """Return the stack level, for warnings.warn, of the code that called the optimizer's step."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
+        frame, level = frame.f_back, level + 1
+    return max(level, 1)
+
+
+_PACKAGES = ("fastopt", "torch", "contextlib")
+
+
+def _name_of(optimizer: Any, param: torch.Tensor) -> str:
+    for number, group in enumerate(optimizer.param_groups):
+        for index, other in enumerate(group["params"]):
+            if other is param:
+                names = group.get("param_names")
+                place = f"parameter {index}" + (f" of group {number}" if number else "")
+                return f"{place} ({names[index]})" if names else place
+    return "a parameter"
+
+
+def _way_out(name: str, param: torch.Tensor, why: str) -> str:
+    """Return the sentences that say how a training becomes fast again."""
+    own = f"Or use torch.optim.{name}, which does the same and does not warn"
+    fast = _fast(name, param)
+    faster = f"; what makes its update fast is {fast}." if fast else "."
+    if why == COMPILED:
+        return (
+            "fastopt's kernels run where step() is called outside of the compiled function. "
+            f"{own}{faster}"
+        )
+    if why == DISPATCHED:
+        return f"fastopt's kernels run outside of the mode. {own}{faster}"
+    if why.startswith("its dtype"):
+        return (
+            "fastopt's kernels take float32 and float64: keep the parameters in float32 (under "
+            f"torch.autocast the arithmetic may still be in bfloat16). {own}{faster}"
+        )
+    if "sparse" in why:
+        return f"fastopt's kernels take dense gradients, as of Embedding(sparse=False). {own}."
+    if why.startswith(("its type", "its device", "its gradient's type", "its gradient's device")):
+        return f"fastopt's kernels take plain tensors in the CPU's memory. {own}{faster}"
+    if why == SHARES:
+        return (
+            "fastopt's kernels run where each parameter has memory of its own: give a tensor once, "
+            f"and not its views. {own}."
+        )
+    if "not dense" in why:
+        return f"fastopt's kernels take parameters without gaps between elements. {own}."
+    if why.startswith("its state"):
+        return (
+            "fastopt's kernels take state of its parameter's dtype, shape and memory order. "
+            f"{own}{faster}"
+        )
+    if why.endswith("=True"):
+        return f"fastopt's kernels run without that option. {own}."
+    return f"docs/pytorch.md says what fastopt's kernels take. {own}."
+
+
+def _fast(name: str, param: torch.Tensor) -> str:
+    """Return the option that makes PyTorch's own update of a parameter fast."""
+    if param.is_complex():  # fused=True refuses it
+        return ""
+    if name == "RMSprop":
+        return "foreach=True (it has no fused=True)"
+    if name == "SGD" and param.dtype in (torch.bfloat16, torch.float16):
+        return "foreach=True (not fused=True, which in 16 bits writes only the tail of an array)"
+    if type(param) not in KINDS and name in ("SGD", "Adagrad"):  # DTensor's fused=True refuses it
+        return "foreach=True"
+    return "fused=True"
