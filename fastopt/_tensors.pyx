@@ -291,6 +291,7 @@ cdef class Tensors:
     cdef tuple tensors
     cdef readonly list arrays
     cdef DLTensor *seen
+    cdef Py_ssize_t count  # which __dealloc__ needs, where the tuple may be gone
 
     def __cinit__(self, kind not None, list tensors not None, bint borrow=True):
         cdef DLTensor *seen
@@ -298,11 +299,12 @@ cdef class Tensors:
         cdef size_t nbytes
         self.read = reader(kind)
         self.tensors = tuple(tensors)
+        self.count = len(self.tensors)
         self.arrays = [as_array(kind, tensor) for tensor in self.tensors] if borrow else []
-        self.seen = <DLTensor *>PyMem_Calloc(len(self.tensors) + 1, sizeof(DLTensor))
+        self.seen = <DLTensor *>PyMem_Calloc(self.count + 1, sizeof(DLTensor))
         if self.seen == NULL:
             raise MemoryError
-        for k in range(len(self.tensors)):
+        for k in range(self.count):
             seen = &self.seen[k]
             self.read(<PyObject *>self.tensors[k], seen)
             nbytes = seen.ndim * sizeof(int64_t)
@@ -319,7 +321,7 @@ cdef class Tensors:
     def __dealloc__(self):
         cdef Py_ssize_t k
         if self.seen != NULL:
-            for k in range(len(self.tensors)):
+            for k in range(self.count):
                 PyMem_Free(self.seen[k].shape)
         PyMem_Free(self.seen)
 
@@ -329,7 +331,7 @@ cdef class Tensors:
         cdef DLTensor *seen
         cdef Py_ssize_t k
         cdef size_t nbytes
-        for k in range(len(self.tensors)):
+        for k in range(self.count):
             seen = &self.seen[k]
             try:
                 self.read(<PyObject *>self.tensors[k], &now)
