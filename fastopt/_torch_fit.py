@@ -15,6 +15,7 @@ from fastopt._warnings import FallbackWarning
 KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
 _DTYPES = (torch.float32, torch.float64)
 SHARES = "it shares memory with another parameter"
+_MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
 COMPILED = "the step is inside of torch.compile"
 DISPATCHED = "a dispatch mode (FakeTensorMode, say) is to see every operation of the step"
 
@@ -22,28 +23,45 @@ DISPATCHED = "a dispatch mode (FakeTensorMode, say) is to see every operation of
 def reasons(optimizer: Any) -> tuple[list[str | None], set[int]]:
     """Return for each parameter why the kernels cannot update it now, or None: they can.
 
-    And which share memory with another, by their places in that list.
+    And which of them it is for what shares memory, by their places in that list.
     """
-    params, why = [], []
+    params: list[torch.Tensor] = []
+    why: list[str | None] = []
+    ranges = []
     for group in optimizer.param_groups:
         reason = unfit_group(group)
         used = () if reason else optimizer._rule.used_slots(optimizer._row(group))
+        ranges.append(range(len(params), len(params) + len(group["params"])))
         for param in group["params"]:
             params.append(param)
             why.append(reason or unfit(param, optimizer.state.get(param) or {}, used))
-    sharing = _sharing(params)
+    sharing, mixed = _sharing(params)
     for i in sharing:
         why[i] = why[i] or SHARES
+    for group, indices in zip(optimizer.param_groups, ranges, strict=True):
+        if is_by_dtype(group) and not mixed.isdisjoint(indices):
+            sharing.update(indices)
+            for i in indices:
+                why[i] = why[i] or _MIXED
     return why, sharing
+
+
+def is_by_dtype(group: Mapping[str, Any]) -> bool:
+    """Tell whether PyTorch updates a group's parameters of one dtype first, then of another."""
+    return bool(group.get("foreach") or group.get("fused"))
 
 
 # ---- memory --------------------------------------------------------------------------------------
 
 
-def _sharing(params: list[torch.Tensor]) -> set[int]:
-    """Return the indices of parameters whose stretches of memory meet those of others."""
+def _sharing(params: list[torch.Tensor]) -> tuple[set[int], set[int]]:
+    """Return the indices of parameters whose stretches of memory meet those of others.
+
+    And of those that do so with another dtype.
+    """
     found = [(*stretch, i) for i, param in enumerate(params) for stretch in extents(param)]
     sharing: set[int] = set()
+    mixed: set[int] = set()
     together: set[int] = set()
     end = 0
     for low, high, i in sorted(found):
@@ -52,8 +70,10 @@ def _sharing(params: list[torch.Tensor]) -> set[int]:
         together.add(i)
         if len(together) > 1:
             sharing |= together
+            if len({params[k].dtype for k in together}) > 1:
+                mixed |= together
         end = max(end, high)
-    return sharing
+    return sharing, mixed
 
 
 def extents(tensor: torch.Tensor) -> list[tuple[int, int]]:
@@ -253,11 +273,19 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
             "fastopt's kernels take float32 and float64: keep the parameters in float32 (under "
             f"torch.autocast the arithmetic may still be in bfloat16). {own}{faster}"
         )
+    if "meta" in why:
+        return (
+            "Tensors on the meta device have no memory: give them some first (all of a module's "
+            "get it from .to_empty(device='cpu'))."
+        )
     if "sparse" in why:
-        return f"fastopt's kernels take dense gradients, as of Embedding(sparse=False). {own}."
+        return (
+            "fastopt's kernels take dense parameters and gradients, as of Embedding(sparse=False). "
+            f"{own}."
+        )
     if why.startswith(("its type", "its device", "its gradient's type", "its gradient's device")):
         return f"fastopt's kernels take plain tensors in the CPU's memory. {own}{faster}"
-    if why == SHARES:
+    if why in (SHARES, _MIXED):
         return (
             "fastopt's kernels run where each parameter has memory of its own: give a tensor once, "
             f"and not its views. {own}."

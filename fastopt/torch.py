@@ -30,6 +30,7 @@ from fastopt._torch_fit import (
     DISPATCHED,
     KINDS,
     extents,
+    is_by_dtype,
     is_fixed,
     is_plain,
     pieces,
@@ -283,6 +284,7 @@ class _Run:
         active = set() if previous is None else {*previous.params, *previous.others}
         self.lists = [group["params"] for group in self.groups]
         self.unfit_groups = [unfit_group(group) for group in self.groups]
+        self.by_dtype = [is_by_dtype(group) for group in self.groups]
         self.read_groups(optimizer)
         whys, sharing = reasons(optimizer)
         places = [(p, n) for n, group in enumerate(self.groups) for p in group["params"]]
@@ -348,6 +350,7 @@ class _Run:
                 len(self.groups) != len(self.lists)
                 or any(g["params"] is not p for g, p in zip(self.groups, self.lists, strict=True))
                 or self.unfit_groups != [unfit_group(group) for group in self.groups]
+                or self.by_dtype != [is_by_dtype(group) for group in self.groups]
             ):
                 return False
             used = self.used
