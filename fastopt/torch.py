@@ -211,11 +211,12 @@ class _Kernels(torch.optim.Optimizer):
 
     def _info(self, refusal: str | None) -> list[dict[str, Any]]:
         whys = iter(reasons(self)[0])
+        known = {} if self._run is None else self._run.decided(self)
         result = []
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [None] * len(group["params"])
-            for index, name in enumerate(names):
-                why = next(whys) or refusal
+            for index, (name, param) in enumerate(zip(names, group["params"], strict=True)):
+                why = known.get(id(param), next(whys)) or refusal
                 runs = "fastopt" if why is None else "torch"
                 result.append(
                     {"group": number, "index": index, "name": name, "runs": runs, "why": why}
@@ -365,6 +366,16 @@ class _Run:
             or unfit(param, self.state.get(param) or {}, self.used[number])
             for param, number in self.unfit
         )
+
+    def decided(self, optimizer: _Kernels) -> dict[int, str | None]:
+        """Return why not, or None, for the ids of what a step that followed now would update."""
+        try:
+            if not (self.is_current(optimizer) and self.read_gradients()):
+                return {}
+        finally:
+            self.gradients.release()
+        ours = dict.fromkeys(map(id, self.params))
+        return {**ours, **dict(zip(map(id, self.others), self.why, strict=True))}
 
     def left(self) -> list[tuple[torch.Tensor, str]]:
         """Return what PyTorch updates in this step, and why."""

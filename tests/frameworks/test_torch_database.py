@@ -25,6 +25,8 @@ from torch.testing._internal import common_optimizers as database
 
 import fastopt.torch
 
+pytestmark = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
+
 CLASSES = ("Adagrad", "Adam", "AdamW", "RMSprop", "SGD")
 
 

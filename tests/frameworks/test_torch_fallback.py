@@ -469,6 +469,22 @@ def test_a_parameter_that_moves_onto_another_or_away(name):
         assert torch.allclose(p, q, rtol=1e-6)
 
 
+def test_info_agrees_where_a_frozen_parameter_moves_onto_another():
+    """Only one of the two is updated, and the step does not look at the other."""
+    params = [torch.ones(3), torch.ones(3)]
+    opt = fastopt.torch.SGD(params, lr=0.1)
+    params[0].grad = torch.ones(3)
+    for _ in range(3):
+        opt.step()
+        assert opt.fastopt_info()[0]["runs"] == "fastopt"
+        assert len(opt._run.params) == 1
+        params[1].data = params[0].data
+    params[1].grad = torch.ones(3)
+    assert [info["runs"] for info in opt.fastopt_info()] == ["torch", "torch"]
+    with pytest.warns(FallbackWarning, match="shares memory"):
+        opt.step()
+
+
 @may_fall_back
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("which", ["its gradient is the other", "it is the other's gradient"])

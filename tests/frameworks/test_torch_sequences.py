@@ -184,7 +184,7 @@ class Sequence:
             ]  # fmt: skip
             if others:
                 other = self.random.choice(others)
-                self.exact[index] = self.exact[index] and self.exact[other]
+                self.exact = [False] * len(self.exact)
                 return [side.params[other].detach() for side in self.sides]
         return [grad.clone() for _ in self.sides]
 
@@ -407,7 +407,7 @@ class Sequence:
             elif kind == "turn" and param.dim() == 2:
                 param.data = param.data.t().contiguous().t()
         if kind == "onto another" and other is not None:
-            self.exact[index] = self.exact[other] = False
+            self.exact = [False] * len(self.exact)
 
     OPERATIONS = (
         (step, 10), (step_again, 3), (zero_grad, 2), (change_options, 2), (change_rate, 1),
