@@ -79,7 +79,7 @@ def _sharing(params: list[torch.Tensor]) -> tuple[set[int], set[int]]:
 def extents(tensor: torch.Tensor) -> list[tuple[int, int]]:
     """Return the stretches of memory from a tensor's first element to its last, where known."""
     found = []
-    for piece in pieces(tensor):
+    for piece in pieces([tensor]):
         try:
             low, high = _tensors.extent(torch.Tensor, piece)
         except (TypeError, RuntimeError, BufferError):  # of another device, say
@@ -98,22 +98,20 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in KINDS and tensor.layout is torch.strided
 
 
-def pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the tensors whose memory holds a tensor's elements."""
-    if type(tensor) not in KINDS and hasattr(tensor, "__tensor_flatten__"):  # of DTensor, say
-        for name in tensor.__tensor_flatten__()[0]:
-            part = getattr(tensor, name)
-            if isinstance(part, torch.Tensor):
-                yield from pieces(part)
-    elif tensor.layout is torch.sparse_coo:
-        yield tensor.detach()._values()
-    elif tensor.layout is not torch.strided:
-        if hasattr(tensor, "values") and tensor.layout in _COMPRESSED:
-            yield tensor.detach().values()
-    elif tensor.is_conj():
-        yield tensor.detach().conj()
-    else:
-        yield tensor
+def pieces(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors whose memory holds the elements of tensors."""
+    found = []
+    for tensor in tensors:
+        if type(tensor) not in KINDS and hasattr(tensor, "__tensor_flatten__"):  # of DTensor, say
+            parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            found += pieces([part for part in parts if isinstance(part, torch.Tensor)])
+        elif tensor.layout is torch.strided:
+            found.append(tensor.detach().conj() if tensor.is_conj() else tensor)
+        elif tensor.layout is torch.sparse_coo:
+            found.append(tensor.detach()._values())
+        elif tensor.layout in _COMPRESSED:
+            found.append(tensor.detach().values())
+    return found
 
 
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)

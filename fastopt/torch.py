@@ -76,11 +76,11 @@ class _Kernels(torch.optim.Optimizer):
             What `closure` returned; None without one.
         """
         if torch.compiler.is_compiling():
-            loss = _loss_of(closure)
+            loss = None if closure is None else _loss_of(closure)
             self._leave_to_namesake_eagerly(COMPILED)
             _own_step(self._namesake)(self)
             return loss
-        loss = _loss_of(closure)
+        loss = None if closure is None else _loss_of(closure)
         if torch._C._len_torch_dispatch_stack():  # a mode wants to see every operation on a tensor
             self._leave_to_namesake(DISPATCHED)
             _own_step(self._namesake)(self)
@@ -101,7 +101,9 @@ class _Kernels(torch.optim.Optimizer):
                 if run.params:
                     run.prepare(self, others)
                 if not self._has_warned:
-                    self._warn(run.left(), run.size())
+                    size = sum(param.numel() for param in others)
+                    if size > run.size():
+                        self._warn(run.left(), run.size() + size)
                 self._step_of_namesake(others)
                 rest = run.params
                 # A subclass of a tensor may have run any code there.
@@ -158,16 +160,15 @@ class _Kernels(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         size = sum(p.numel() for p in params)
         self._run, self._refusal, self._refused = None, why, (len(params), size)
-        if not self._has_warned:
+        if not self._has_warned and size > 0:
             self._warn([(param, why) for param in params], size)
 
     _leave_to_namesake_eagerly = torch._disable_dynamo(_leave_to_namesake)
 
     def _warn(self, left: list[tuple[torch.Tensor, str]], size: int) -> None:
-        """Warn, if it is more than half of a step's elements that PyTorch updates."""
-        if 2 * sum(param.numel() for param, _ in left) > size:
-            warn(self, left, size)
-            self._has_warned = True  # if it is an error, it has to be one again
+        """Warn that PyTorch updates most of a step's elements."""
+        warn(self, left, size)
+        self._has_warned = True  # if it was an error, it has to be one again
 
     def __repr__(self) -> str:
         text: str = super().__repr__()
@@ -242,9 +243,7 @@ class _Kernels(torch.optim.Optimizer):
         self._init_group({**group, "params": [param]}, *lists)
 
 
-def _loss_of(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
+def _loss_of(closure: Callable[[], Any]) -> Any:
     with torch.enable_grad():
         return closure()
 
@@ -307,11 +306,12 @@ class _Run:
                 self.group_of.append(number)
         # What the others have in memory, and who shares it, has to stay as it is.
         plain = [param for param in watched if is_plain(param)]
-        self.watched = _tensors.Tensors(torch.Tensor, plain, False)
+        self.watched = _tensors.Tensors(torch.Tensor, plain, False) if plain else None
         self.extents = [(p, extents(p)) for p in watched if not is_plain(p)]
         arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
         self.gradients = _tensors.Gradients(torch.Tensor, KINDS, self.params, arrays, waiting)
         self.grads: list[Any] | None = None
+        self.full_size: int = sum(param.numel() for param in self.params)
 
     def read_groups(self, optimizer: _Kernels) -> None:
         """Take over the groups' hyperparameters."""
@@ -342,8 +342,8 @@ class _Run:
             or optimizer.param_groups is not self.groups
             or not self.seen.unchanged()
             or not self.tensors.in_place()
-            or not self.watched.in_place()
-            or any(extents(param) != seen for param, seen in self.extents)
+            or (self.watched is not None and not self.watched.in_place())
+            or (self.extents and any(extents(param) != seen for param, seen in self.extents))
         ):
             return False
         if self.look_again or not self.seen_groups.unchanged():
@@ -383,9 +383,10 @@ class _Run:
         return [(param, why) for param, why in pairs if param.grad is not None]
 
     def size(self) -> int:
-        """Return the number of elements of the parameters that have a gradient."""
-        params = (*self.params, *self.others)
-        return sum(param.numel() for param in params if param.grad is not None)
+        """Return the number of elements that the kernels update in this step."""
+        if self.gradients.missing == 0:
+            return self.full_size
+        return sum(param.numel() for param in self.params if param.grad is not None)
 
     def make_plan(self, optimizer: _Kernels) -> _core.Plan:
         """Make the state that is lacking, and a plan that borrows the tensors."""
@@ -466,8 +467,8 @@ class _Run:
         """Tell whether memory that one of the two updates writes is memory of the other."""
         states = [self.state.get(param) or {} for param in others]
         slots = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
-        written = [piece for tensor in (*others, *slots) for piece in pieces(tensor)]
-        read = [piece for p in others if p.grad is not None for piece in pieces(p.grad)]
+        written = pieces([*others, *slots])
+        read = pieces([param.grad for param in others if param.grad is not None])
         owned = [*self.params, *self.held]
         return _tensors.meet(torch.Tensor, written, [*owned, *self.gradients.held]) or (
             _tensors.meet(torch.Tensor, read, owned)

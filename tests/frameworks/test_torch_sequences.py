@@ -447,7 +447,7 @@ class Sequence:
         if exact or not theirs.numel():
             assert torch.equal(ours.nan_to_num(), theirs.nan_to_num()), what
             return
-        largest = float(theirs.abs().max())
+        largest = float(theirs.nan_to_num().abs().max())
         atol = ULPS * torch.finfo(theirs.dtype).eps * max(largest, 1.0)
         assert torch.allclose(ours, theirs, rtol=0, atol=atol, equal_nan=True), (
             f"{what}: {float((ours - theirs).abs().max())} > {atol}"
