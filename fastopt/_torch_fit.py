@@ -15,7 +15,7 @@ from fastopt._warnings import FallbackWarning
 KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
 _DTYPES = (torch.float32, torch.float64)
 SHARES = "it shares memory with another parameter"
-_MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
+MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
 COMPILED = "the step is inside of torch.compile"
 DISPATCHED = "a dispatch mode (FakeTensorMode, say) is to see every operation of the step"
 
@@ -42,7 +42,7 @@ def reasons(optimizer: Any) -> tuple[list[str | None], set[int]]:
         if is_by_dtype(group) and not mixed.isdisjoint(indices):
             sharing.update(indices)
             for i in indices:
-                why[i] = why[i] or _MIXED
+                why[i] = why[i] or MIXED
     return why, sharing
 
 
@@ -283,7 +283,7 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
         )
     if why.startswith(("its type", "its device", "its gradient's type", "its gradient's device")):
         return f"fastopt's kernels take plain tensors in the CPU's memory. {own}{faster}"
-    if why in (SHARES, _MIXED):
+    if why in (SHARES, MIXED):
         return (
             "fastopt's kernels run where each parameter has memory of its own: give a tensor once, "
             f"and not its views. {own}."

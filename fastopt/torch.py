@@ -29,6 +29,8 @@ from fastopt._torch_fit import (
     COMPILED,
     DISPATCHED,
     KINDS,
+    MIXED,
+    SHARES,
     extents,
     is_by_dtype,
     is_fixed,
@@ -212,12 +214,15 @@ class _Kernels(torch.optim.Optimizer):
 
     def _info(self, refusal: str | None) -> list[dict[str, Any]]:
         whys = iter(reasons(self)[0])
-        known = {} if self._run is None else self._run.decided(self)
+        alone = set() if self._run is None else self._run.updated(self)
         result = []
         for number, group in enumerate(self.param_groups):
             names = group.get("param_names") or [None] * len(group["params"])
             for index, (name, param) in enumerate(zip(names, group["params"], strict=True)):
-                why = known.get(id(param), next(whys)) or refusal
+                why = next(whys)
+                if why in (SHARES, MIXED) and id(param) in alone:  # with what is not updated
+                    why = None
+                why = why or refusal
                 runs = "fastopt" if why is None else "torch"
                 result.append(
                     {"group": number, "index": index, "name": name, "runs": runs, "why": why}
@@ -367,15 +372,13 @@ class _Run:
             for param, number in self.unfit
         )
 
-    def decided(self, optimizer: _Kernels) -> dict[int, str | None]:
-        """Return why not, or None, for the ids of what a step that followed now would update."""
+    def updated(self, optimizer: _Kernels) -> set[int]:
+        """Return the ids of what the kernels would update in a step that followed now."""
         try:
-            if not (self.is_current(optimizer) and self.read_gradients()):
-                return {}
+            current = self.is_current(optimizer) and self.read_gradients()
         finally:
             self.gradients.release()
-        ours = dict.fromkeys(map(id, self.params))
-        return {**ours, **dict(zip(map(id, self.others), self.why, strict=True))}
+        return set(map(id, self.params)) if current else set()
 
     def left(self) -> list[tuple[torch.Tensor, str]]:
         """Return what PyTorch updates in this step, and why."""

@@ -294,6 +294,7 @@ def test_another_layout_of_the_same_memory_is_noticed(name):
     change(flat, flat)
 
 
+@may_fall_back
 @every_class
 def test_modules_change_dtype_and_memory_format(name):
     torch.manual_seed(0)
@@ -1061,7 +1062,11 @@ def test_a_child_that_comes_late_to_fastopt_waits_for_no_thread_of_its_parents()
 
 
 def test_docstring_examples():
-    result = doctest.testmod(fastopt.torch)
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(fastopt.torch):
+        if "torch_dynamo_resume" not in test.name:  # parts of methods, which torch.compile adds
+            runner.run(test)
+    result = runner.summarize()
     assert (result.failed, result.attempted) == (0, 33)
 
 
