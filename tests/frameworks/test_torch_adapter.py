@@ -264,6 +264,7 @@ def test_swapped_memory_is_followed(name):
     assert pair.runs() == ["fastopt"] * 5
 
 
+@may_fall_back
 @every_class
 def test_another_layout_of_the_same_memory_is_noticed(name):
     pair = Pair(name, {"momentum": 0.9} if name == "SGD" else {}, shapes=((4, 4), (3, 2)))
@@ -1064,7 +1065,7 @@ def test_a_child_that_comes_late_to_fastopt_waits_for_no_thread_of_its_parents()
 def test_docstring_examples():
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder().find(fastopt.torch):
-        if "torch_dynamo_resume" not in test.name:  # parts of methods, which torch.compile adds
+        if "__resume_at_" not in test.name:  # what torch.compile makes of a part of a method
             runner.run(test)
     result = runner.summarize()
     assert (result.failed, result.attempted) == (0, 33)

@@ -285,6 +285,8 @@ class Sequence:
         options = self.some_options()
         if self.fused:
             options = {k: v for k, v in options.items() if k in ("lr", "weight_decay", "eps")}
+        if self.theirs.opt.param_groups[number].get("centered"):
+            options.pop("centered", None)  # once off, it leaves PyTorch a variance below 0
         for side in self.sides:
             side.opt.param_groups[number].update(options)
         self.log.append(options)
