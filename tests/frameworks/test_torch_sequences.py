@@ -96,7 +96,7 @@ class Sequence:
         self.fused = self.name != "RMSprop" and self.random.random() < 0.15
         self.odd = 0.0 if self.fused else self.random.choice((0.0, 0.2, 0.6))
         self.exact = []  # whether PyTorch alone has updated a parameter so far
-        self.complained = self.over = False
+        self.complained = self.over = self.spoiled = False
         options = self.some_options()
         if self.fused:
             options = {
@@ -216,12 +216,13 @@ class Sequence:
         self.step_with_these()
 
     def step_again(self):
-        groups = self.theirs.opt.param_groups
-        if any(group.get("nesterov") and group.get("foreach") for group in groups):
-            self.gradients()  # PyTorch's have the momentum in them now
+        if self.spoiled:
+            self.gradients()  # PyTorch's have the momentum in them
         self.step_with_these()
 
     def step_with_these(self):
+        groups = self.theirs.opt.param_groups
+        self.spoiled = any(group.get("nesterov") and group.get("foreach") for group in groups)
         closure = self.random.random() < 0.2
         factor = self.random.random()
 
