@@ -2,7 +2,7 @@
 
 The C core is compiled first, its loops (src_c/kernels.c) once per instruction set, each time with
 their own flags. It is linked into `fastopt._core`, and archived in fastopt/lib for C programs.
-FASTOPT_OPENMP=0 in the environment asks for a serial build.
+FASTOPT_OPENMP=0 in the environment leaves out the threading layer of OpenMP.
 """
 
 import os
@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 # No flag here may change a result: no -ffast-math, no contraction, no -march=native.
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 OPENMP = ["-fopenmp"]
+THREADS = ["-pthread"]
 UNROLL = ["-funroll-loops"]  # for the loops alone
 
 # Instruction sets besides `base`, the compiler's own default, and their flags.
@@ -31,7 +32,7 @@ ISAS = {
     ],
 }
 
-CORE = [f"src_c/{name}.c" for name in ("api", "cpu", "driver", "limit", "rules", "team")]
+CORE = [f"src_c/{name}.c" for name in ("api", "cpu", "driver", "limit", "region", "rules", "team")]
 KERNELS = "src_c/kernels.c"
 CORE_MODULE = "fastopt._core"
 INCLUDE = ["src_c", "fastopt/include"]
@@ -62,6 +63,9 @@ class BuildExt(build_ext):
         if os.environ.get("FASTOPT_OPENMP") != "0" and self.compiles("#include <omp.h>", OPENMP):
             ext.extra_compile_args += OPENMP
             ext.extra_link_args += OPENMP
+        if self.compiles("#include <pthread.h>", THREADS):
+            ext.extra_compile_args += THREADS
+            ext.extra_link_args += THREADS
         tables = {"base": []}
         for isa, flags in ISAS.items():
             if self.compiles(f"#ifndef __{flags[0][2:].upper()}__\n#error\n#endif", flags):

@@ -26,7 +26,7 @@ from fastopt._sgd import SGD
 from fastopt._version import __version__
 from fastopt._warnings import FallbackWarning
 from fastopt.flat import flatten, unflatten
-from fastopt.threads import get_num_threads, set_num_threads
+from fastopt.threads import get_num_threads, set_num_threads, set_threading_layer
 
 __all__ = [
     "SGD",
@@ -45,6 +45,7 @@ __all__ = [
     "reference",
     "schedules",
     "set_num_threads",
+    "set_threading_layer",
     "unflatten",
 ]
 

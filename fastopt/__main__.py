@@ -271,7 +271,7 @@ def _info(args: argparse.Namespace) -> int:
             value = "yes" if value else "no"
         elif isinstance(value, list | tuple):
             value = " ".join(value)
-        print(f"{name + ':':<15} {value}")
+        print(f"{name + ':':<20} {value}".rstrip())
     return 0
 
 

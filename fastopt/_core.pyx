@@ -113,13 +113,34 @@ def compiler():
     return fo_compiler().decode()
 
 
-def has_openmp():
-    """Whether the module was built with OpenMP."""
-    return bool(fo_has_openmp())
+def layers():
+    """Threading layers: those there are, and the active one."""
+    available = [
+        fo_layer_name(<fo_layer>i).decode() for i in range(FO_LAYERS)
+        if fo_layer_available(<fo_layer>i)
+    ]
+    return {"available": available, "active": fo_layer_name(fo_layer_active()).decode()}
+
+
+def select_layer(str name):
+    """Run steps by another threading layer, from the next one on."""
+    if not fo_layer_select(name.encode()):
+        raise ValueError(
+            f"there is no threading layer {name!r} here; choose one of {layers()['available']}"
+        )
+
+
+def openmp_processors():
+    """How many processors OpenMP's threads may have; 0 without that layer."""
+    return fo_openmp_processors()
+
+
+def forked_unseen():
+    """Keep out of OpenMP's runtime: the process was forked before this module was loaded."""
+    fo_note_fork()
 
 
 cdef int threads_exact = 0
-cdef fo_engine exact_engine
 
 
 def set_threads(int limit):
@@ -132,11 +153,10 @@ def get_threads():
     return fo_get_num_threads()
 
 
-def force_threads(int team, *, bint openmp=False):
+def force_threads(int team):
     """For tests: run every step with exactly this many threads (-1: all it may use); 0 ends it."""
-    global threads_exact, exact_engine
+    global threads_exact
     threads_exact = team
-    exact_engine = FO_OPENMP_TEAM if openmp else FO_EXACT_TEAM
 
 
 # ---- forks ---------------------------------------------------------------------------------------
@@ -1577,7 +1597,7 @@ cdef class Plan:
         args.ema_starts = self.completed_steps == 0
         args.max_threads = self.num_threads or fo_get_num_threads()
         if threads_exact:
-            args.engine = exact_engine
+            args.exact = True
             if threads_exact > 0:
                 args.max_threads = threads_exact
         args.pool = <const fo_pool *>self.pool
@@ -1816,7 +1836,7 @@ cdef class Update:
         args.zero_grad = zero_grad
         args.max_threads = num_threads or fo_get_num_threads()
         if threads_exact:
-            args.engine = exact_engine
+            args.exact = True
             if threads_exact > 0:
                 args.max_threads = threads_exact
         if fo_plan_size(scratch.plan) < KEEP_GIL_BELOW:
@@ -2221,7 +2241,7 @@ cdef class Limit:
     read : list of numpy.ndarray
         For each tensor, the array that a step reads.
     num_threads : int
-        Size of the OpenMP team.
+        That move the bytes, each an even part.
     taken : int
         Bits of what is read that are added, without carry, to what is updated, in each 4 bytes.
         With 0 all arrays stay as they are.

@@ -11,9 +11,8 @@ cdef extern from "core.h" nogil:
         FO_MAX_SLOTS
         FO_MAX_HYPERS
     unsigned FO_SLOT(int j)
-    ctypedef enum fo_engine:
-        FO_EXACT_TEAM
-        FO_OPENMP_TEAM
+    ctypedef enum fo_layer:
+        FO_LAYERS
     ctypedef struct fo_pool:
         pass
     ctypedef struct fo_rule:
@@ -53,7 +52,7 @@ cdef extern from "core.h" nogil:
         bint ema_starts
         bint zero_grad
         int max_threads
-        fo_engine engine
+        bint exact
         const fo_pool *pool
     ctypedef struct fo_step_result:
         double grad_norm
@@ -87,4 +86,9 @@ cdef extern from "core.h" nogil:
     int fo_isa_active()
     bint fo_isa_select(const char *name)
     const char *fo_compiler()
-    bint fo_has_openmp()
+    bint fo_layer_available(fo_layer layer)
+    const char *fo_layer_name(fo_layer layer)
+    fo_layer fo_layer_active()
+    bint fo_layer_select(const char *name)
+    int fo_openmp_processors()
+    void fo_note_fork()

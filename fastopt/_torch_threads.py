@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 
 from fastopt import _core
-from fastopt.threads import get_num_threads
-
-_FORKED = 0x40  # PF_FORKNOEXEC, in the flags of a process
+from fastopt._info import borrowed_threads
+from fastopt.threads import get_num_threads, was_forked
 
 
 def _find_pool() -> Any:
     """Return what runs PyTorch's parallel loops, an fo_pool of the C core, or None."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return None
-    try:  # where the pool's threads may be those of a parent, which this process would wait for
-        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
-    except (OSError, ValueError, IndexError):
+    if os.environ.get("FASTOPT_BORROW_THREADS") == "0":
         return None
-    if flags & _FORKED:
+    if (
+        was_forked() is not False
+    ):  # the pool's threads may be those of a parent, which this process would wait for
         return None
     for scope in None, torch._C.__file__:  # as the linker does for PyTorch's libraries
         try:
@@ -36,6 +35,8 @@ def _find_pool() -> Any:
 
 _POOL = _find_pool()  # kept: the plans point to it
 POOL = 0 if _POOL is None else ctypes.addressof(_POOL)
+if POOL:
+    borrowed_threads.append("torch")
 
 
 def share_threads(plan: _core.Plan) -> None:

@@ -1,6 +1,7 @@
-"""How many threads a step may use.
+"""Which threads run a step, and how many it may use.
 
-``num_threads=`` of an optimizer > :func:`set_num_threads` > ``FASTOPT_NUM_THREADS`` >
+The threading layer is that of :func:`set_threading_layer` > ``FASTOPT_THREADING_LAYER`` > ``team``.
+Their number: ``num_threads=`` of an optimizer > :func:`set_num_threads` > ``FASTOPT_NUM_THREADS`` >
 ``OMP_NUM_THREADS`` > the smaller of the CPU affinity and the container's CPU quota.
 """
 
@@ -14,9 +15,53 @@ from pathlib import Path
 
 from fastopt import _core
 
-__all__ = ["get_num_threads", "set_num_threads"]
+__all__ = ["get_num_threads", "set_num_threads", "set_threading_layer"]
 
 _MOST = 1024
+_PF_FORKNOEXEC = 0x40  # Linux's, in the flags of a process
+
+
+def set_threading_layer(name: str) -> None:
+    """Choose whose threads run the steps of the process. The results are the same bits under each.
+
+    Parameters
+    ----------
+    name : {"team", "openmp", "serial"}
+        ``"team"``, the default, is fastopt's own threads: a step uses only as many as make it
+        faster, and never waits for a thread that has not begun. ``"openmp"`` is one parallel
+        region of the OpenMP runtime's a step, with a fixed number of threads and a static
+        schedule, for programs that place their threads by ``OMP_PLACES`` and ``OMP_PROC_BIND``; a
+        step too small for two threads, and every step of a forked process, runs in the caller's
+        thread. ``"serial"`` is the caller's thread alone. The environment variable
+        ``FASTOPT_THREADING_LAYER`` chooses at import.
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a string.
+    ValueError
+        If there is no such layer here; the message names those that there are, and so does
+        ``build_info()["threading"]["available"]``.
+
+    See Also
+    --------
+    set_num_threads : How many threads a step may use.
+
+    Examples
+    --------
+    >>> import fastopt
+    >>> before = fastopt.build_info()["threading"]["active"]
+    >>> fastopt.set_threading_layer("serial")
+    >>> fastopt.build_info()["threading"]["active"]
+    'serial'
+    >>> fastopt.set_threading_layer(before)
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    is_default = get_num_threads() == default_threads()
+    _core.select_layer(name)
+    if is_default:
+        _core.set_threads(default_threads())
 
 
 def set_num_threads(n: int) -> None:
@@ -87,8 +132,19 @@ def default_threads(environ: Mapping[str, str] = os.environ, root: str = "/") ->
     if openmp.isdecimal() and int(openmp) >= 1:
         return min(int(openmp), _MOST)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if _core.layers()["active"] == "openmp":  # whose runtime binds this thread to one of its places
+        cpus = max(cpus, _core.openmp_processors())
     quota = _cpu_quota(Path(root))
     return max(1, min(cpus, _MOST, cpus if quota is None else math.ceil(quota)))
+
+
+def was_forked() -> bool | None:
+    """Return whether this process was forked, and runs its parent's program; None: nobody knows."""
+    try:
+        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return None
+    return bool(flags & _PF_FORKNOEXEC)
 
 
 def _cpu_quota(root: Path) -> float | None:

@@ -30,9 +30,9 @@
 #define FO_MOST_THREADS 1024
 #define FO_SLOT(j) (1u << (j)) /* in a set of slots */
 
-/* Who runs a step: at most max_threads, as many as recent steps have shown to pay; or, for tests,
- * exactly max_threads whatever the size: of the library's own threads, or of OpenMP's. */
-typedef enum { FO_TEAM, FO_EXACT_TEAM, FO_OPENMP_TEAM } fo_engine;
+/* The threading layers: the library's own threads, regions of the OpenMP runtime's, or the caller
+ * alone. One is active, for all steps of the process; the first that there is, from the start. */
+typedef enum { FO_TEAM, FO_OPENMP, FO_SERIAL, FO_LAYERS } fo_layer;
 
 /* Threads that something else in the program keeps: functions as OpenMP's runtimes have them. */
 typedef struct {
@@ -106,7 +106,7 @@ typedef struct {
     bool ema_starts; /* this step's average is a copy */
     bool zero_grad;
     int max_threads;
-    fo_engine engine;
+    bool exact;          /* for tests: exactly max_threads take part, whatever the size */
     const fo_pool *pool; /* of max_threads, that FO_TEAM may use for large steps; NULL: none */
 } fo_step_args;
 
@@ -152,6 +152,12 @@ bool fo_isa_supported(int i);   /* and runnable here */
 int fo_isa_active(void);
 bool fo_isa_select(const char *name); /* false: not supported, nothing changed */
 const char *fo_compiler(void);
-bool fo_has_openmp(void);
+
+bool fo_layer_available(fo_layer layer);
+const char *fo_layer_name(fo_layer layer);
+fo_layer fo_layer_active(void);
+bool fo_layer_select(const char *name); /* false: no such layer here */
+int fo_openmp_processors(void);         /* that its threads may have; 0: there is no such layer */
+void fo_note_fork(void); /* the process is a child whose parent may have used OpenMP unseen */
 
 #endif

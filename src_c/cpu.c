@@ -54,5 +54,3 @@ void fo_select_default_table(void)
 }
 
 const char *fo_compiler(void) { return FO_COMPILER; }
-
-bool fo_has_openmp(void) { return FO_OPENMP; }

@@ -203,8 +203,7 @@ typedef struct {
     const fo_step_args *args;
     fo_step_result *result;
     const fo_table *table;
-    double scale;        /* 1 / loss_scale */
-    const fo_pool *pool; /* NULL: the team */
+    double scale; /* 1 / loss_scale */
 } step;
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
@@ -296,17 +295,11 @@ static void update_block(const step *s, int64_t tensor, int64_t block, int64_t o
         zero_grad(t, offset, n);
 }
 
-typedef struct {
-    const step *step;
-    block_pass *pass;
-    bool once; /* it goes over a block only once: what need not stay in cache need not be cut up */
-} job;
-
-/* Runs a job's pass over blocks begin to end, in whichever thread. */
-static void for_blocks(void *job_, int64_t begin, int64_t end)
+/* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
+ * only once: what need not stay in cache need not be cut up. */
+FO_INLINE void for_blocks(const step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
 {
-    const job *j = job_;
-    const fo_plan *plan = j->step->plan;
+    const fo_plan *plan = s->plan;
     const int64_t *first = plan->first_block;
     _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
     const fo_fpenv saved = fo_fpenv_enter();
@@ -323,14 +316,25 @@ static void for_blocks(void *job_, int64_t begin, int64_t end)
         while (block >= first[tensor + 1])
             tensor++;
         const fo_tensor *t = &plan->tensors[tensor];
-        blocks = j->once && t->grad_ndim == 0 && !t->ema && !t->sum ? first[tensor + 1] - block : 1;
+        blocks = once && t->grad_ndim == 0 && !t->ema && !t->sum ? first[tensor + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;
         const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
         const int64_t left = t->size - offset;
-        j->pass(j->step, tensor, block, offset, left < most ? left : most, buffer);
+        pass(s, tensor, block, offset, left < most ? left : most, buffer);
     }
     fo_fpenv_leave(saved);
+}
+
+static void scan_blocks(void *step_, int64_t begin, int64_t end)
+{
+    for_blocks(step_, begin, end, scan_block, false);
+}
+
+static void update_blocks(void *step_, int64_t begin, int64_t end)
+{
+    const step *s = step_;
+    for_blocks(s, begin, end, update_block, !s->args->zero_grad);
 }
 
 /* ---- the step -------------------------------------------------------------------------------- */
@@ -399,8 +403,8 @@ static int64_t assign_work(const step *s)
     return touched;
 }
 
-/* Between the passes: adds the blocks' sums in order, looks for non-finite values, clips. */
-static void decide(const step *s)
+/* Adds the blocks' sums in order, looks for non-finite values, clips. */
+static void resolve(const step *s)
 {
     fo_plan *plan = s->plan;
     const fo_step_args *args = s->args;
@@ -430,20 +434,12 @@ static void decide(const step *s)
     }
 }
 
-static bool update_follows(const step *s)
+/* Between the passes: returns whether the second follows. */
+static bool decide(void *step_)
 {
+    const step *s = step_;
+    resolve(s);
     return !s->result->skipped || (s->args->nonfinite == FO_SKIP && s->args->zero_grad);
-}
-
-/* Runs a pass over all blocks, and notes how many threads took part. */
-static void run(const step *s, block_pass *pass, int threads)
-{
-    job j = {s, pass, pass == update_block && !s->args->zero_grad};
-    const int64_t blocks = s->plan->n_blocks;
-    const int64_t grain = AT_A_TIME * blocks / (s->plan->size + 1) + 1;
-    const int came = fo_team_run(s->args->engine, s->pool, threads, blocks, grain, for_blocks, &j);
-    if (came > s->result->threads)
-        s->result->threads = came;
 }
 
 /* After a step: counts it, and notes which slots and sums hold something. */
@@ -465,33 +461,30 @@ static void count(const step *s)
 
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
-    step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale, NULL};
+    step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale};
     memset(result, 0, sizeof *result);
-    result->threads = 1;
     const fo_fpenv saved = fo_fpenv_enter();
     const int64_t touched = assign_work(&s), useful = touched / MIN_PER_THREAD;
-    int threads = args->max_threads;
-    if (args->engine == FO_TEAM && useful < threads)
-        threads = (int)useful;
+    fo_crew crew = {fo_layer_active(), args->exact, args->max_threads, NULL};
+    if (!args->exact && useful < crew.members) /* OpenMP's threads are always the same number */
+        crew.members = crew.layer == FO_OPENMP && useful > 1 ? crew.members : (int)useful;
     fo_tuner *tuner = &plan->tuners[args->add];
-    const bool tuned = FO_OPENMP && args->engine == FO_TEAM && threads > 1;
+    const bool tuned = crew.layer == FO_TEAM && !args->exact && crew.members > 1;
     const double begin = tuned ? fo_seconds() : 0;
     int choice = 0;
     if (tuned) {
         const bool pool =
             args->pool && touched >= LEAST_FOR_POOL && args->max_threads <= FO_MAX_TEAM;
-        choice = fo_tuner_choose(tuner, fo_tuner_last(threads), pool);
-        threads = fo_tuner_threads(choice, threads);
+        choice = fo_tuner_choose(tuner, fo_tuner_last(crew.members), pool);
+        crew.members = fo_tuner_threads(choice, crew.members);
         if (choice == TUNER_POOL)
-            s.pool = args->pool;
+            crew.pool = args->pool;
     }
 
-    if (norm_needed(args) || args->nonfinite != FO_PROPAGATE) {
-        run(&s, scan_block, threads);
-        decide(&s);
-    }
-    if (update_follows(&s))
-        run(&s, update_block, threads);
+    const bool scans = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
+    const fo_passes passes = {scans ? scan_blocks : NULL, decide, update_blocks};
+    const int64_t grain = AT_A_TIME * plan->n_blocks / (plan->size + 1) + 1;
+    result->threads = fo_share(&crew, plan->n_blocks, grain, &passes, &s);
     if (tuned)
         fo_tuner_learn(tuner, choice, result->threads, fo_seconds() - begin, (double)touched);
     if (!result->skipped)

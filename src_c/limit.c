@@ -1,7 +1,7 @@
 /* The limit of a step: a pass that reads and writes the bytes that a step reads and writes, and
  * computes nothing. No loop over the same arrays can be faster by much; benchmarks measure against
- * it, on the arrays of the step itself, which it leaves as they are. It is cut up evenly, and run by
- * OpenMP or by one thread: nothing of the driver is in it. */
+ * it, on the arrays of the step itself, which it leaves as they are. Each thread moves an even part
+ * of the words: nothing of the driver is in it. */
 #include "kernels.h"
 #include "team.h"
 
@@ -32,5 +32,6 @@ void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t ta
     int64_t words = 0;
     for (int64_t i = 0; i < n_tensors; i++)
         words += tensors[i].words;
-    fo_team_run(FO_OPENMP_TEAM, NULL, threads, words, words, move_words, &t);
+    const fo_crew crew = {fo_layer_active(), .exact = true, .members = threads};
+    fo_share(&crew, words, words, &(fo_passes){.second = move_words}, &t);
 }

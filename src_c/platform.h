@@ -79,36 +79,38 @@ FO_INLINE fo_fpenv fo_fpenv_enter(void)
 FO_INLINE void fo_fpenv_leave(fo_fpenv saved) { fesetenv(&saved); }
 #endif
 
-/* A build without OpenMP is a whole build, with teams of one. */
-#if defined(_OPENMP)
-#include <omp.h>
-#define FO_OPENMP 1
+/* Which threading layers are built. */
+#if defined(__unix__) || defined(__APPLE__)
+#define FO_HAVE_TEAM 1
 #else
-#define FO_OPENMP 0
-FO_INLINE int omp_get_thread_num(void) { return 0; }
-FO_INLINE int omp_get_num_threads(void) { return 1; }
-FO_INLINE double omp_get_wtime(void) { return 0; }
+#define FO_HAVE_TEAM 0
+#endif
+#if defined(_OPENMP)
+#define FO_HAVE_OPENMP 1
+#else
+#define FO_HAVE_OPENMP 0
+#endif
+
+/* A function that a program need not link, where the linker allows that: its address is NULL then.
+ * (So a program in C needs an OpenMP runtime only if it asks for that layer.) */
+#if defined(__ELF__)
+#define FO_OPTIONAL __attribute__((weak))
+#else
+#define FO_OPTIONAL
 #endif
 
 /* A clock for durations. POSIX has one that nobody sets, and declares it to a file that asks
- * (_POSIX_C_SOURCE); some OpenMP runtimes read the time of day. */
-#if defined(CLOCK_MONOTONIC)
+ * (_POSIX_C_SOURCE); C has the time of day. */
 FO_INLINE double fo_seconds(void)
 {
     struct timespec now;
+#if defined(CLOCK_MONOTONIC)
     (void)clock_gettime(CLOCK_MONOTONIC, &now);
+#else
+    (void)timespec_get(&now, TIME_UTC);
+#endif
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
-#else
-FO_INLINE double fo_seconds(void) { return omp_get_wtime(); }
-#endif
-
-/* Whether the library runs threads of its own. */
-#if defined(_OPENMP) && !defined(_WIN32)
-#define FO_POSIX_THREADS 1
-#else
-#define FO_POSIX_THREADS 0
-#endif
 
 /* Before a sleeping thread is woken: has it run on any processor that the caller of the job may use
  * but the one that its waker is using. (Left alone, some kernels wake a thread where its waker runs,

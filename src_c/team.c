@@ -1,12 +1,9 @@
-/* Ways to share a pass among threads: a team of our own, a pool of the program's, an OpenMP region.
+/* Which threading layer is active; and the team, which is the library's own.
  *
- * An OpenMP region ends when its last thread has run. Right after a matrix product, whose threads
- * still spin, or on a busy machine, that thread may first have to wait milliseconds for a time
- * slice. In our own team nobody waits for a thread that has not begun: the caller works through
- * everything itself, and whoever of the team comes in time helps. But where the program's other
- * work has a pool of threads, PyTorch's say, which spin for a while after that work, each on a
- * processor that one of the team needs, it is better to have those do it. OpenMP serves where there
- * are no POSIX threads, and as a second opinion in the tests.
+ * In a team nobody waits for a thread that has not begun: the caller works through everything itself,
+ * and whoever of the team comes in time helps. But where the program's other work has a pool of
+ * threads, PyTorch's say, which spin for a while after that work, each on a processor that one of
+ * the team needs, it is better to have those do it.
  *
  * The team is one for the process. It works like this: each member has a range of the items, takes
  * from its own range first (so that from step to step a core sees the same memory), then from the
@@ -15,45 +12,74 @@
  * waits for those inside, each of which is finishing what it took last. */
 #define _GNU_SOURCE /* for fo_keep_apart */
 #include "team.h"
-#include "platform.h"
+#include <stdatomic.h>
+#include <string.h>
 
-static int run_serial(int64_t n, fo_task *task, void *context)
+/* ---- the layers ------------------------------------------------------------------------------ */
+
+static atomic_int active = FO_HAVE_TEAM ? FO_TEAM : FO_SERIAL;
+
+const char *fo_layer_name(fo_layer layer)
 {
-    task(context, 0, n);
+    static const char *const names[FO_LAYERS] = {"team", "openmp", "serial"};
+    return names[layer];
+}
+
+bool fo_layer_available(fo_layer layer)
+{
+#if FO_HAVE_OPENMP
+    if (layer == FO_OPENMP)
+        return fo_share_in_region != NULL;
+#endif
+    return layer == FO_SERIAL || (layer == FO_TEAM && FO_HAVE_TEAM);
+}
+
+fo_layer fo_layer_active(void)
+{
+    return (fo_layer)atomic_load_explicit(&active, memory_order_relaxed);
+}
+
+bool fo_layer_select(const char *name)
+{
+    for (int i = 0; i < FO_LAYERS; i++) {
+        if (strcmp(fo_layer_name((fo_layer)i), name) == 0 && fo_layer_available((fo_layer)i)) {
+            active = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+int fo_openmp_processors(void)
+{
+#if FO_HAVE_OPENMP
+    if (fo_layer_available(FO_OPENMP))
+        return fo_region_processors();
+#endif
+    return 0;
+}
+
+static int share_serially(int64_t n, const fo_passes *passes, void *context)
+{
+    if (passes->first)
+        passes->first(context, 0, n);
+    if (!passes->first || passes->between(context))
+        passes->second(context, 0, n);
     return 1;
 }
 
-/* The part of n that is a member's own. */
-static int64_t own_begin(int64_t n, int rank, int members)
-{
-    return n / members * rank + (n % members < rank ? n % members : rank);
-}
-
-/* A forked child has none of its parent's OpenMP threads, and a region would wait for them. */
+/* A forked child has none of its parent's threads, and OpenMP's runtime would wait for them. */
 static bool forked;
 
-static int run_openmp(int members, int64_t n, fo_task *task, void *context)
-{
-    int came = 1;
-    (void)members; /* of no use without OpenMP */
-    if (forked)
-        return run_serial(n, task, context);
-#pragma omp parallel num_threads(members)
-    {
-        const int rank = omp_get_thread_num(), here = omp_get_num_threads();
-        task(context, own_begin(n, rank, here), own_begin(n, rank + 1, here));
-        if (rank == 0)
-            came = here;
-    }
-    return came;
-}
+void fo_note_fork(void) { forked = true; }
 
-#if FO_POSIX_THREADS
+/* ---- the team -------------------------------------------------------------------------------- */
+
+#if FO_HAVE_TEAM
 
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
 
 #define SPINS_BEFORE_SLEEP 2000 /* some 30 to 100 microseconds */
 
@@ -214,11 +240,11 @@ static void run_own(void)
 
 static void act_in_pool(void *pool) { work_through(((const fo_pool *)pool)->rank()); }
 
-static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int64_t grain,
-                    fo_task *task, void *context)
+/* Does one pass; returns how many threads took part. The team is the caller's. */
+static int run_team(const fo_crew *crew, int64_t n, int64_t grain, fo_task *task, void *context)
 {
-    if (pthread_mutex_trylock(&team.used) != 0)
-        return run_serial(n, task, context);
+    const fo_pool *pool = forked ? NULL : crew->pool; /* its threads are the parent's, too */
+    int members = crew->members < FO_MAX_TEAM ? crew->members : FO_MAX_TEAM;
     if (!pool) {
         team.caller = pthread_self();
         start_workers(members - 1);
@@ -226,14 +252,14 @@ static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int
             members = team.workers + 1;
     }
     team.members = members;
-    team.exact = exact;
-    team.grain = exact ? n + !n : grain;
+    team.exact = crew->exact;
+    team.grain = crew->exact ? n + !n : grain;
     team.task = task;
     team.context = context;
     for (int rank = 0; rank < team.members; rank++) {
-        atomic_store_explicit(&team.member[rank].next, own_begin(n, rank, team.members),
+        atomic_store_explicit(&team.member[rank].next, fo_share_begin(n, rank, team.members),
                               memory_order_relaxed);
-        team.member[rank].end = own_begin(n, rank + 1, team.members);
+        team.member[rank].end = fo_share_begin(n, rank + 1, team.members);
     }
     atomic_store_explicit(&team.came, 0, memory_order_relaxed);
     atomic_store_explicit(&team.joined, 0, memory_order_relaxed);
@@ -241,9 +267,21 @@ static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int
         pool->run(act_in_pool, (void *)pool, (unsigned)members, 0);
     else
         run_own();
-    const int came = atomic_load_explicit(&team.came, memory_order_relaxed);
+    return atomic_load_explicit(&team.came, memory_order_relaxed);
+}
+
+static int share_in_team(const fo_crew *crew, int64_t n, int64_t grain, const fo_passes *passes,
+                         void *context)
+{
+    int first = 0, second = 0;
+    if (pthread_mutex_trylock(&team.used) != 0)
+        return share_serially(n, passes, context);
+    if (passes->first)
+        first = run_team(crew, n, grain, passes->first, context);
+    if (!passes->first || passes->between(context))
+        second = run_team(crew, n, grain, passes->second, context);
     pthread_mutex_unlock(&team.used);
-    return came;
+    return first > second ? first : second;
 }
 
 /* The child has none of its parent's workers: it starts its own when it needs them. */
@@ -253,34 +291,31 @@ static void forget_workers(void)
     pthread_mutex_init(&team.mutex, NULL);
     team.workers = 0;
     atomic_store(&team.gate, 0);
-    forked = true;
+    fo_note_fork();
 }
 
 void fo_team_init(void) { (void)pthread_atfork(NULL, NULL, forget_workers); }
 
 #else
 
-void fo_team_init(void) {}
+void fo_team_init(void) { active = fo_layer_available(FO_OPENMP) ? FO_OPENMP : FO_SERIAL; }
 
-static int run_team(bool exact, const fo_pool *pool, int members, int64_t n, int64_t grain,
-                    fo_task *task, void *context)
+static int share_in_team(const fo_crew *crew, int64_t n, int64_t grain, const fo_passes *passes,
+                         void *context)
 {
-    (void)exact, (void)pool, (void)grain;
-    return run_openmp(members, n, task, context);
+    (void)crew, (void)grain;
+    return share_serially(n, passes, context);
 }
 
 #endif
 
-int fo_team_run(fo_engine engine, const fo_pool *pool, int members, int64_t n, int64_t grain,
-                fo_task *task, void *context)
+int fo_share(const fo_crew *crew, int64_t n, int64_t grain, const fo_passes *passes, void *context)
 {
-    if (members < 2 || !FO_OPENMP)
-        return run_serial(n, task, context);
-    if (members > FO_MAX_TEAM)
-        members = FO_MAX_TEAM;
-    if (engine == FO_OPENMP_TEAM)
-        return run_openmp(members, n, task, context);
-    if (forked) /* the pool's threads are the parent's, too */
-        pool = NULL;
-    return run_team(engine == FO_EXACT_TEAM, pool, members, n, grain, task, context);
+    if (crew->members < 2 || crew->layer == FO_SERIAL || (crew->layer == FO_OPENMP && forked))
+        return share_serially(n, passes, context);
+#if FO_HAVE_OPENMP
+    if (crew->layer == FO_OPENMP)
+        return fo_share_in_region(crew->members, n, passes, context);
+#endif
+    return share_in_team(crew, n, grain, passes, context);
 }

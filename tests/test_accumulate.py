@@ -18,14 +18,6 @@ BLOCK = _core.BLOCK
 SOME = CASES[::4]
 
 
-@pytest.fixture(autouse=True)
-def _restore():
-    active = _core.isa()["active"]
-    yield
-    _core.force_threads(0)
-    _core.select_isa(active)
-
-
 # ---- the mean over micro-batches -----------------------------------------------------------------
 
 

@@ -16,17 +16,10 @@ from fastopt import _core, reference
 
 BLOCK = _core.BLOCK
 SIZES = [*range(10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, BLOCK - 1, BLOCK, BLOCK + 1]
-TEAMS = [(1, False), (2, False), (2, True), (3, False), (7, False)]  # threads, by OpenMP
+TEAMS = [("team", 1), ("team", 2), ("team", 3), ("team", 7), ("openmp", 2), ("serial", 3)]
+TEAMS = [(layer, n) for layer, n in TEAMS if layer in _core.layers()["available"]]
 STEPS = 10
 DTYPES = [np.float32, np.float64]
-
-
-@pytest.fixture(autouse=True)
-def _restore():
-    active = _core.isa()["active"]
-    yield
-    _core.force_threads(0)
-    _core.select_isa(active)
 
 
 def values(rng, shape, dtype):
@@ -68,12 +61,13 @@ def test_every_rule_equals_the_reference(name, cls, kwargs, dtype):
     ran = 0
     for isa in _core.isa()["supported"]:
         _core.select_isa(isa)
-        for team, openmp in TEAMS:
-            _core.force_threads(team, openmp=openmp)
+        for layer, team in TEAMS:
+            _core.select_layer(layer)
+            _core.force_threads(team)
             opt = cls([p.copy() for p in starts], **kwargs)
             used = {opt.step(grads).threads for grads in gradients}
-            assert used == {team if _core.has_openmp() else 1}
-            assert_same_bits(opt, twin, f"{isa}, {team} threads")
+            assert used == {1 if layer == "serial" else team}
+            assert_same_bits(opt, twin, f"{isa}, {layer}, {team} threads")
             ran += 1
     assert ran == len(_core.isa()["supported"]) * len(TEAMS)
 
@@ -193,8 +187,9 @@ def test_clipping_scaling_and_averaging_equal_the_reference(options, semantics, 
     ran = 0
     for isa in _core.isa()["supported"]:
         _core.select_isa(isa)
-        for team, openmp in TEAMS:
-            _core.force_threads(team, openmp=openmp)
+        for layer, team in TEAMS:
+            _core.select_layer(layer)
+            _core.force_threads(team)
             grads = [values(rng, p.shape, dtype) for p in starts]
             some = [None if i % 3 == 0 else g for i, g in enumerate(grads)]
             kwargs = {"lr": 0.1, "momentum": 0.9, "semantics": semantics, **options}
@@ -247,9 +242,7 @@ def test_a_number_of_threads_that_is_found_out_changes_no_bit():
         if number % 50 == 0:
             time.sleep(0.001)  # the workers fall asleep
     assert_same_bits(together, alone, f"{used} threads")
-    if not _core.has_openmp():
-        assert used == {1}
-    elif fastopt.get_num_threads() > 1:  # with one processor, the caller is done before others come
+    if fastopt.get_num_threads() > 1:  # with one processor, the caller is done before others come
         assert len(used) > 1
 
 
@@ -286,7 +279,7 @@ def test_a_pool_of_the_programs_own_changes_no_bit():
         for _ in range(steps):
             alone.step([grad])
         assert_same_bits(together, alone, f"{size} elements")
-        assert {*calls} == ({(3, 0)} if _core.has_openmp() and size >= 1 << 21 else set())
+        assert {*calls} == ({(3, 0)} if size >= 1 << 21 else set())
         calls.clear()
 
 

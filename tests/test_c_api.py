@@ -45,13 +45,6 @@ PACKAGE = Path(fastopt.__file__).parent
 HEADER = Path(fastopt.get_include(), "fastopt.h").read_text()
 
 
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    before = fastopt.get_num_threads()
-    yield
-    fastopt.set_num_threads(before)
-
-
 # ---- the interface is what it was ----------------------------------------------------------------
 
 

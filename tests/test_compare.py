@@ -946,20 +946,25 @@ def test_info_has_one_line_an_entry(capsys):
     assert main(["info"]) == 0
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     info = fastopt.build_info()
-    isa = info.pop("isa")
+    isa, threading = info.pop("isa"), info.pop("threading")
     assert list(lines) == [
         "version",
         "compiler",
         "isa compiled",
         "isa supported",
         "isa active",
+        "threading available",
+        "threading active",
         "openmp",
         "threads",
+        "borrowed_threads",
     ]
     assert lines["version"].strip() == info["version"]
     assert lines["isa compiled"].split() == isa["compiled"]
     assert lines["isa supported"].split() == isa["supported"]
     assert lines["isa active"].strip() == isa["active"]
+    assert lines["threading available"].split() == threading["available"]
+    assert lines["threading active"].strip() == threading["active"]
     assert lines["openmp"].strip() == ("yes" if info["openmp"] else "no")
     assert int(lines["threads"]) == info["threads"]
 

@@ -340,7 +340,7 @@ def test_threads_are_bounded_and_reported():
             result = opt.step([grad])
         finally:
             _core.force_threads(0)
-        assert result.threads == (bound if _core.has_openmp() else 1)
+        assert result.threads == bound
         assert SGD([small], num_threads=bound).step([np.ones(10)]).threads == 1
     assert repr(result) == f"StepResult(grad_norm=None, skipped=False, threads={result.threads})"
 

@@ -20,14 +20,6 @@ FLAGS = 0x3F  # of exceptions, on x86 in the control word
 TABLES = ["base", "avx2", "avx512"]
 
 
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    before = fastopt.get_num_threads()
-    yield
-    fastopt.set_num_threads(before)
-    _core.force_threads(0)
-
-
 def ask(expression, **env):
     """Evaluate an expression about fastopt in a fresh interpreter."""
     env = {"FASTOPT_NUM_THREADS": None, "OMP_NUM_THREADS": None, "FASTOPT_ISA": None, **env}
@@ -41,11 +33,15 @@ def ask(expression, **env):
 
 def test_build_info_says_what_was_built_and_what_runs():
     info = fastopt.build_info()
-    assert {*info} == {"version", "compiler", "isa", "openmp", "threads"}
+    assert {*info} == {
+        "version", "compiler", "isa", "threading", "openmp", "threads", "borrowed_threads"
+    }  # fmt: skip
     assert info["version"] == fastopt.__version__
     assert info["compiler"].split()[0] in ("gcc", "clang")
-    assert info["openmp"] is _core.has_openmp()
-    assert info["threads"] == (fastopt.get_num_threads() if info["openmp"] else 1)
+    layers = ["team", "openmp", "serial"] if info["openmp"] else ["team", "serial"]
+    assert info["threading"] == {"available": layers, "active": "team"}
+    assert info["threads"] == fastopt.get_num_threads()
+    assert info["borrowed_threads"] == []
     compiled, supported, active = (info["isa"][k] for k in ("compiled", "supported", "active"))
     assert compiled == [name for name in TABLES if name in compiled]
     assert supported == [name for name in compiled if name in supported]
@@ -85,8 +81,7 @@ def test_num_threads_beats_set_num_threads_beats_the_environment():
     _core.force_threads(-1)
     for limit in (1, 3):
         fastopt.set_num_threads(limit)
-        if _core.has_openmp():
-            assert (bounded.step([g]).threads, free.step([g]).threads) == (2, limit)
+        assert (bounded.step([g]).threads, free.step([g]).threads) == (2, limit)
 
 
 def test_a_bad_number_of_threads_is_refused():
@@ -243,8 +238,9 @@ def test_no_openmp_setting_of_the_process_changes():
 
     before = settings()
     fastopt.set_num_threads(before[0] + 5)
-    for openmp in (False, True):
-        _core.force_threads(before[0] + 3, openmp=openmp)
+    for layer in _core.layers()["available"]:
+        _core.select_layer(layer)
+        _core.force_threads(before[0] + 3)
         fastopt.SGD([np.ones(1 << 18)], num_threads=before[0] + 4).step([np.ones(1 << 18)])
         assert settings() == before
 
@@ -264,7 +260,7 @@ _core.force_threads(3)
 fastopt.SGD([np.ones(9999)]).step([np.ones(9999)])
 after = masks()
 new = [mask for name, mask in after.items() if name not in before]
-assert len(new) == (2 if _core.has_openmp() else 0), after
+assert len(new) == 2, after
 assert all(mask >> (s - 1) & 1 for mask in new for s in (signal.SIGINT, signal.SIGTERM)), new
 assert not any(mask >> (s - 1) & 1 for mask in new for s in (signal.SIGSEGV, signal.SIGBUS)), new
 assert all(after[name] == mask for name, mask in before.items())
@@ -358,7 +354,7 @@ def test_the_module_brings_nothing_that_changes_the_process():
     code = Path(_core.__file__).read_bytes()
     assert b"set_fast_math" not in code
     assert b"omp_get_wtime" not in code
-    assert not _core.has_openmp() or b"clock_gettime" in code
+    assert b"clock_gettime" in code
 
 
 @pytest.mark.skipif(
@@ -399,8 +395,8 @@ assert True in seen
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_workers_may_run_wherever_their_caller_may():
     """Each is kept from one processor, its waker's: not from its waker's waker's too."""
-    if len(os.sched_getaffinity(0)) < 2 or not _core.has_openmp():
-        pytest.skip("needs two processors, and threads")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
     done = python("-c", WORKERS)
     assert done.returncode == 0, done.stderr
 

@@ -22,12 +22,6 @@ FUNCTIONS = {
 KERAS = {"sgd": "velocity", "adagrad": "eps_inside", "rmsprop": "eps_inside", "adam": "eps_hat"}
 
 
-@pytest.fixture(autouse=True)
-def _restore():
-    yield
-    _core.force_threads(0)
-
-
 def as_function(cls, kwargs):
     """Return the function that is the class with these arguments, but for arrays and the step."""
     function, slots = FUNCTIONS[cls]

@@ -15,7 +15,7 @@ import pytest
 from support import advance, contents, python
 
 import fastopt
-from fastopt import SGD, Adam, functional
+from fastopt import SGD, Adam, _core, functional
 
 ROOT = Path(fastopt.__file__).parents[1]
 
@@ -259,8 +259,10 @@ def child(work):
 def succeeded(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
+FORKED_LAYERS = [name for name in _core.layers()["available"] if name != "serial"]
 STEP_AFTER_FORK = """
-_core.force_threads(3, openmp=OPENMP)
+_core.force_threads(3)
+_core.select_layer(LAYER)
 rng = np.random.default_rng(0)
 start, grad = rng.standard_normal(1 << 20), rng.standard_normal(1 << 20)
 
@@ -272,12 +274,12 @@ def train(opt, steps):
 parent = os.getpid()
 whole, forked = (fastopt.Adam([start.copy()], clip_norm=1.0) for _ in range(2))
 train(whole, 22)
-assert train(forked, 2).threads == (3 if _core.has_openmp() else 1)
+assert train(forked, 2).threads == 3
 
 def check():
     result = train(forked, 20)
-    alone = os.getpid() != parent and OPENMP  # an OpenMP team does not survive a fork
-    assert result.threads == (3 if _core.has_openmp() and not alone else 1), result
+    alone = os.getpid() != parent and LAYER == "openmp"  # whose threads do not survive a fork
+    assert result.threads == (1 if alone else 3), result
     assert forked.params[0].tobytes() == whole.params[0].tobytes(), "other bits"
 
 for _ in range(5):
@@ -302,7 +304,7 @@ thread.start()
 def step():
     opt = fastopt.SGD([np.ones(1 << 15)], lr=0.5)
     for _ in range(3):
-        assert opt.step([np.ones(1 << 15)]).threads == (3 if _core.has_openmp() else 1)
+        assert opt.step([np.ones(1 << 15)]).threads == 3
     assert (opt.params[0] == -0.5).all()
 
 def step_and_fork():
@@ -328,7 +330,7 @@ for grad in grads:
     bits.append(whole.params[0].tobytes() + whole.ema[0].tobytes())
 
 def check(number):
-    assert forked.step([grads[number]]).threads == (3 if _core.has_openmp() else 1)
+    assert forked.step([grads[number]]).threads == 3
     assert forked.params[0].tobytes() + forked.ema[0].tobytes() == bits[number], f"step {number}"
 
 def go_on(number):
@@ -458,14 +460,13 @@ for opt in optimizers:
 @pytest.mark.parametrize(
     "script",
     [
-        f"OPENMP = False\n{STEP_AFTER_FORK}",
-        f"OPENMP = True\n{STEP_AFTER_FORK}",
+        *[f"LAYER = {layer!r}\n{STEP_AFTER_FORK}" for layer in FORKED_LAYERS],
         FIFTY_FORKS,
         FORK_AMID_STEPS,
         TORN_BY_FORK,
         LOCK_AFTER_FORK,
     ],
-    ids=["step", "openmp", "fifty", "amid", "torn", "lock"],
+    ids=[*FORKED_LAYERS, "fifty", "amid", "torn", "lock"],
 )
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)

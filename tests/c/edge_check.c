@@ -353,16 +353,28 @@ static void pools(void)
     const int64_t large = 1 << 21;
     const fo_pool pool = {run_alone, rank_alone};
     const int done = pooled(large, 2, &pool, 40);
-    EXPECT(fo_has_openmp() ? done >= 4 : done == 0);
+    EXPECT(done >= 4);
     EXPECT(pooled(large, 2, NULL, 20) == 0);
     EXPECT(pooled(large, 1, &pool, 20) == 0);
     EXPECT(pooled(large / 4, 2, &pool, 40) == 0);
     EXPECT(pooled(large, 1000, &pool, 45) == 0); /* a part of a pool is another pool */
+    EXPECT(fo_layer_select("serial") && pooled(large, 2, &pool, 40) == 0);
+    EXPECT(fo_layer_select("team"));
+}
+
+static void layers(void)
+{
+    const bool openmp = fo_layer_available(FO_OPENMP);
+    EXPECT(fo_layer_active() == FO_TEAM && fo_layer_available(FO_SERIAL));
+    EXPECT(!fo_layer_select("tbb") && !fo_layer_select("") && fo_layer_active() == FO_TEAM);
+    EXPECT(fo_layer_select("openmp") == openmp && (fo_openmp_processors() > 0) == openmp);
+    EXPECT(fo_layer_active() == (openmp ? FO_OPENMP : FO_TEAM) && fo_layer_select("team"));
 }
 
 int main(void)
 {
     fo_init();
+    layers();
     allocations();
     steps();
     buffers_that_begin();

@@ -45,21 +45,26 @@ static void work(void *job_, int64_t begin, int64_t end)
 }
 
 /* Runs a job; returns how many threads took part. */
-static int run_in(const fo_pool *pool, fo_engine engine, int members, int n, int grain,
-                  unsigned nap)
+static int run_crew(fo_crew crew, int n, int grain, unsigned nap)
 {
     job j = {.alive = 0x5afe, .nap = nap};
-    const int came = fo_team_run(engine, pool, members, n, grain, work, &j);
+    const int came = fo_share(&crew, n, grain, &(fo_passes){.second = work}, &j);
     for (int i = 0; i < n; i++)
         expect(j.done[i] == 1, "an item that was not done once");
-    expect((n == 0 || came >= 1) && came <= members, "how many took part");
+    expect((n == 0 || came >= 1) && came <= crew.members, "how many took part");
     j.alive = 0;
     return came;
 }
 
-static int run(fo_engine engine, int members, int n, int grain, unsigned nap)
+static int run(int members, int n, int grain, unsigned nap)
 {
-    return run_in(NULL, engine, members, n, grain, nap);
+    return run_crew((fo_crew){.layer = FO_TEAM, .members = members}, n, grain, nap);
+}
+
+/* Runs a job in which everybody takes part. */
+static int run_exactly(int members)
+{
+    return run_crew((fo_crew){FO_TEAM, .exact = true, .members = members}, MOST, 1, 0);
 }
 
 typedef struct {
@@ -105,8 +110,8 @@ static void any_job(unsigned *state, bool may_wait)
     const bool exact = may_wait && draw(state) % 8 == 0;
     const bool pooled = draw(state) % 128 == 0;
     const fo_pool pool = {run_pool, get_pool_rank};
-    run_in(pooled && !exact ? &pool : NULL, exact ? FO_EXACT_TEAM : FO_TEAM, members, n,
-           1 + (int)(draw(state) % 3), 0);
+    run_crew((fo_crew){FO_TEAM, exact, members, pooled && !exact ? &pool : NULL}, n,
+             1 + (int)(draw(state) % 3), 0);
     if (draw(state) % 64 == 0)
         usleep(300); /* the workers fall asleep */
 }
@@ -198,8 +203,9 @@ static void run_no_pool(void (*act)(void *), void *context, unsigned threads, un
 static void openmp_in_a_child(unsigned number)
 {
     (void)number;
-    run_in(&(fo_pool){run_no_pool, get_pool_rank}, FO_TEAM, 3, 100, 1, 0);
-    expect(run(FO_OPENMP_TEAM, 3, 100, 1, 0) == 1, "OpenMP in a forked child");
+    const fo_pool pool = {run_no_pool, get_pool_rank};
+    run_crew((fo_crew){FO_TEAM, .members = 3, .pool = &pool}, 100, 1, 0);
+    expect(run_crew((fo_crew){FO_OPENMP, .members = 3}, 100, 1, 0) == 1, "OpenMP in a child");
 }
 
 /* Without threads to be had, too, and then with fewer than asked for. */
@@ -208,18 +214,18 @@ static void without_threads(unsigned number)
     const int many = 10 * FO_MAX_TEAM;
     (void)number;
     refused = 3;
-    expect(run(FO_EXACT_TEAM, many, MOST, 1, 0) == 1, "no thread could be started");
-    expect(run(FO_EXACT_TEAM, 4, MOST, 1, 0) == 1, "no thread could be started");
+    expect(run_exactly(many) == 1, "no thread could be started");
+    expect(run_exactly(4) == 1, "no thread could be started");
     refused = 1;
-    expect(run(FO_TEAM, many, MOST, 1, 0) == 1, "no thread could be started");
-    expect(run(FO_EXACT_TEAM, 4, MOST, 1, 0) == (FO_OPENMP ? 4 : 1), "threads could be started");
+    expect(run(many, MOST, 1, 0) == 1, "no thread could be started");
+    expect(run_exactly(4) == 4, "threads could be started");
 }
 
 static void new_workers(unsigned number)
 {
     (void)number;
     lingering = true;
-    expect(run(FO_EXACT_TEAM, 3, MOST, 1, 0) == (FO_OPENMP ? 3 : 1), "a team of three");
+    expect(run_exactly(3) == 3, "a team of three");
 }
 
 static pid_t parent;
@@ -239,7 +245,8 @@ static void fork_from_a_job(void)
 {
     pid_t child = 0;
     parent = getpid();
-    fo_team_run(FO_TEAM, NULL, 3, 60, 1, fork_amid, &child);
+    const fo_crew crew = {FO_TEAM, .members = 3};
+    fo_share(&crew, 60, 1, &(fo_passes){.second = fork_amid}, &child);
     succeed(child);
 }
 
@@ -254,7 +261,7 @@ static void on_one_processor(unsigned number)
 
 static void *slow_job(void *unused)
 {
-    run(FO_TEAM, 2, 2, 1, 20000);
+    run(2, 2, 1, 20000);
     return unused;
 }
 
@@ -262,14 +269,14 @@ static void *slow_job(void *unused)
 static void bystanders(void)
 {
     for (int i = 0; i < 20; i++) {
-        run(FO_EXACT_TEAM, 6, MOST, 1, 0); /* so that there are six, and awake */
-        run(FO_TEAM, 6, 1, 1, 1000);       /* one item: the others come in vain */
-        run(FO_TEAM, 2, 2, 1, 1000);       /* most are not meant */
+        run_exactly(6);     /* so that there are six, and awake */
+        run(6, 1, 1, 1000); /* one item: the others come in vain */
+        run(2, 2, 1, 1000); /* most are not meant */
     }
     pthread_t other;
     pthread_create(&other, NULL, slow_job, NULL);
     for (int i = 0; i < 40; i++)
-        run(FO_TEAM, 2, 2, 1, 1000);
+        run(2, 2, 1, 1000);
     pthread_join(other, NULL);
 }
 
