@@ -101,6 +101,8 @@ cdef extern from "fastopt.h" nogil:
         fo_status (*step)(fo_optimizer *opt, fo_result *result) noexcept nogil
         fo_status (*set_num_threads)(int32_t n) noexcept nogil
         int32_t (*get_num_threads)() noexcept nogil
+        fo_status (*set_threading_layer)(const char *name) noexcept nogil
+        const char *(*get_threading_layer)() noexcept nogil
         fo_status (*set_begun)(
             fo_optimizer *opt, int64_t i, const char *name, int32_t begun
         ) noexcept nogil

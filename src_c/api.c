@@ -417,6 +417,26 @@ static fo_status set_num_threads(int32_t n)
     return status;
 }
 
+static fo_status set_threading_layer(const char *name)
+{
+    char there[64] = "";
+    if (!name)
+        return null_pointer("name");
+    if (fo_layer_select(name))
+        return FO_OK;
+    for (int i = 0; i < FO_LAYERS; i++) {
+        const fo_layer layer = (fo_layer)i;
+        const size_t length = strlen(there);
+        if (fo_layer_available(layer))
+            snprintf(there + length, sizeof there - length, "%s%s", length ? ", " : "",
+                     fo_layer_name(layer));
+    }
+    return fail(FO_BAD_NAME, "there is no threading layer '%s' here; choose one of %s", name,
+                there);
+}
+
+static const char *get_threading_layer(void) { return fo_layer_name(fo_layer_active()); }
+
 static fo_status check_complete(const fo_optimizer *opt)
 {
     for (int64_t i = 0; i < opt->n_params; i++) {
@@ -496,6 +516,8 @@ const fo_api *fo_get_api(void)
         .step = step,
         .set_num_threads = set_num_threads,
         .get_num_threads = get_num_threads,
+        .set_threading_layer = set_threading_layer,
+        .get_threading_layer = get_threading_layer,
         .set_begun = set_begun,
         .get_begun = get_begun,
     };

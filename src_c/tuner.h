@@ -4,8 +4,8 @@
  * one that has been fastest, and now and then another, a few times in a row (threads that have just
  * worked are awake). Candidates are 1, 2, 4, ... and the most that may be; and the most of a pool,
  * if there is one. The others that are tried again are the best number, its neighbours, and the
- * pool. What a candidate costs includes waking the threads, and waiting behind whatever else the
- * machine does. */
+ * pool. The slower the one that is tried, the rarer are trials. What a candidate costs includes
+ * waking the threads, and waiting behind whatever else the machine does. */
 #ifndef FO_TUNER_H
 #define FO_TUNER_H
 
@@ -16,8 +16,9 @@ enum {
     TUNER_POOL = 9, /* the others are numbers of threads: 1, 2, 4, ..., 256 */
     TUNER_CANDIDATES,
     TUNER_MOST_TRIES = 64,
-    TUNER_PERIOD = 32 /* trials that go by without one */
+    TUNER_PERIOD = 32 /* trials that go by without one, at least */
 };
+#define TUNER_LOSS 0.01    /* of the time, at most, may go by for what trials are slower */
 #define TUNER_TRIAL_S 4e-4 /* how long it takes to wake threads, and more */
 
 typedef struct {
@@ -50,6 +51,13 @@ static inline bool fo_tuner_has(int candidate, int last, bool pool)
     return candidate == TUNER_POOL ? pool : candidate <= last;
 }
 
+/* From the beginning of a trial to the next one, in steps. */
+static inline double fo_tuner_period(const fo_tuner *t, double best)
+{
+    const double slower = t->cost[t->trial] / best - 1, rare = slower / TUNER_LOSS;
+    return t->steps_a_trial * (rare > TUNER_PERIOD ? rare : TUNER_PERIOD);
+}
+
 /* Returns a candidate: a number of threads, up to the last, which is not the first; or the pool. */
 static inline int fo_tuner_choose(fo_tuner *t, int last, bool pool)
 {
@@ -65,7 +73,7 @@ static inline int fo_tuner_choose(fo_tuner *t, int last, bool pool)
             number = i;
     }
     const int best = pool && t->cost[TUNER_POOL] < t->cost[number] ? TUNER_POOL : number;
-    if (++t->steps >= t->steps_a_trial * TUNER_PERIOD) {
+    if (++t->steps >= fo_tuner_period(t, t->cost[best])) {
         t->steps = 0;
         do
             t->trial = (t->trial + 1) % TUNER_CANDIDATES;

@@ -85,6 +85,8 @@ FUNCTIONS = [
     ("step", STATUS, OPTIMIZER, POINTER(Result)),
     ("set_num_threads", STATUS, c_int32),
     ("get_num_threads", c_int32),
+    ("set_threading_layer", STATUS, c_char_p),
+    ("get_threading_layer", c_char_p),
     ("set_begun", STATUS, OPTIMIZER, c_int64, c_char_p, c_int32),
     ("get_begun", STATUS, OPTIMIZER, c_int64, c_char_p, POINTER(c_int32)),
 ]

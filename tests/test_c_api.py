@@ -335,6 +335,13 @@ REFUSED = [
     ("get_begun", BAD_NAME, "whether exp_avg has", lambda h: (h, 0, b"exp_avg", ctypes.c_int32())),
     ("set_num_threads", BAD_VALUE, "n must be between 1 and 1024, got 0", lambda h: (0,)),
     ("set_num_threads", BAD_VALUE, "got 1025", lambda h: (1025,)),
+    ("set_threading_layer", BAD_POINTER, "name", lambda h: (None,)),
+    (
+        "set_threading_layer",
+        BAD_NAME,
+        "'tbb' here; choose one of team,.*serial",
+        lambda h: (b"tbb",),
+    ),
 ]
 
 
@@ -507,6 +514,14 @@ def test_the_number_of_threads_is_pythons():
     assert fo.get_num_threads() == 3
     assert fo.set_num_threads(5) == OK
     assert fastopt.get_num_threads() == 5
+
+
+def test_the_threading_layer_is_pythons():
+    assert fo.get_threading_layer() == b"team"
+    fastopt.set_threading_layer("serial")
+    assert fo.get_threading_layer() == b"serial"
+    assert fo.set_threading_layer(b"team") == OK
+    assert fastopt.build_info()["threading"]["active"] == "team"
 
 
 def test_an_error_belongs_to_the_thread_that_made_it():

@@ -56,9 +56,36 @@ int main(void)
 }}
 """)
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{fastopt.get_include()}", "shown.c"]
-    done = run(*CC, *flags, fastopt.get_library(), "-fopenmp", "-lm", "-oshown", cwd=tmp_path)
+    done = run(*CC, *flags, fastopt.get_library(), "-pthread", "-lm", "-oshown", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert run(tmp_path / "shown", cwd=tmp_path).returncode == 0
+
+
+LAYERS = """
+#include <fastopt.h>
+#include <stdio.h>
+int main(void)
+{
+    const fo_api *fo = fo_get_api();
+    const int status = fo->set_threading_layer("openmp");
+    printf("%s|%s", fo->get_threading_layer(), status ? fo->last_error() : "");
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_program_links_openmp_if_it_asks_for_it(wanted, tmp_path):
+    flags = ["-fopenmp", "-Wl,-u,fo_share_in_region"] if wanted else []
+    (tmp_path / "layers.c").write_text(LAYERS)
+    where = [f"-I{fastopt.get_include()}", "layers.c", fastopt.get_library()]
+    done = run(*CC, "-std=c11", *where, *flags, "-pthread", "-lm", "-olayers", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    there = wanted and fastopt.build_info()["openmp"]
+    refusal = "there is no threading layer 'openmp' here; choose one of team, serial"
+    assert run(tmp_path / "layers", cwd=tmp_path).stdout == (
+        "openmp|" if there else f"team|{refusal}"
+    )
 
 
 @pytest.fixture(scope="module")

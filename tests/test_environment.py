@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,139 @@ def test_the_affinity_bounds_the_number_of_threads():
         OMP_NUM_THREADS=None,
     )
     assert (done.stdout.strip(), done.returncode) == ("1", 0), done.stderr
+
+
+# ---- the threading layer -------------------------------------------------------------------------
+
+LAYERS = _core.layers()["available"]
+needs_openmp = pytest.mark.skipif("openmp" not in LAYERS, reason="a build without OpenMP")
+
+
+def test_the_environment_chooses_a_threading_layer():
+    for name in LAYERS:
+        chosen = ask("fastopt.build_info()['threading']['active']", FASTOPT_THREADING_LAYER=name)
+        assert chosen == name
+    assert ask("fastopt.build_info()['threading']['active']", FASTOPT_THREADING_LAYER="") == "team"
+    assert ask("fastopt.build_info()['threads']", FASTOPT_THREADING_LAYER="serial") == "1"
+
+
+def test_a_threading_layer_that_is_not_there_is_refused():
+    for name in ("tbb", "Team", "", "team "):
+        with pytest.raises(ValueError, match=f"no threading layer '{name}' here; .*'serial'"):
+            fastopt.set_threading_layer(name)
+    for bad in (None, 1, b"team"):
+        with pytest.raises(TypeError, match="name must be a string, got"):
+            fastopt.set_threading_layer(bad)
+    assert fastopt.build_info()["threading"]["active"] == "team"
+    done = python("-c", "import fastopt", FASTOPT_THREADING_LAYER="tbb")
+    assert done.returncode == 1
+    assert "ValueError: FASTOPT_THREADING_LAYER: there is no threading layer 'tbb'" in done.stderr
+
+
+def test_the_layer_decides_who_takes_part():
+    used, opt = {}, fastopt.SGD([np.ones(1 << 20)], num_threads=3)
+    small = fastopt.SGD([np.ones(100)], num_threads=3)
+    for name in LAYERS:
+        fastopt.set_threading_layer(name)
+        used[name] = {opt.step([np.ones(1 << 20)]).threads for _ in range(50)}
+        assert small.step([np.ones(100)]).threads == 1
+    assert used["serial"] == {1}
+    assert used["team"] <= {1, 2, 3}
+    assert used.get("openmp", {3}) == {3}  # always the same
+
+
+def test_a_number_of_threads_that_was_chosen_outlives_a_change_of_layer():
+    fastopt.set_num_threads(7)
+    for name in LAYERS:
+        fastopt.set_threading_layer(name)
+        assert fastopt.get_num_threads() == 7
+
+
+PLACES = """
+import os
+import numpy as np
+import fastopt
+mine = {*os.listdir("/proc/self/task")}
+opt, grads = fastopt.Adam([np.ones(1 << 18)], global_clip_norm=1.0), [np.ones(1 << 18)]
+used = {opt.step(grads).threads for _ in range(3)}
+others = {*os.listdir("/proc/self/task")} - mine
+print(fastopt.get_num_threads(), used, os.sched_getaffinity(0),
+      *[os.sched_getaffinity(int(other)) for other in others])
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_openmps_threads_stay_in_the_places_that_the_environment_gives_them():
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    done = python(
+        "-c", PLACES, FASTOPT_THREADING_LAYER="openmp", OMP_PROC_BIND="close",
+        OMP_PLACES=f"{{{cpus[0]}}},{{{cpus[1]}}}", FASTOPT_NUM_THREADS=None, OMP_NUM_THREADS=None,
+    )  # fmt: skip
+    assert done.stdout == f"2 {{2}} {{{cpus[0]}}} {{{cpus[1]}}}\n", done.stderr
+
+
+REGIONS = """
+import ctypes, os, sys
+import numpy as np
+import fastopt
+counter = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "regions")
+def count(size, steps, **kwargs):
+    opt, grads = fastopt.Adam([np.ones(size)], num_threads=3, **kwargs), [np.ones(size)]
+    before = counter.value
+    for _ in range(steps):
+        opt.step(grads)
+    return counter.value - before
+print(count(1 << 18, 5), count(1 << 18, 5, global_clip_norm=1.0), count(100, 5))
+fastopt.set_threading_layer("team")
+print(count(1 << 18, 5))
+fastopt.set_threading_layer("openmp")
+child = os.fork()
+if not child:
+    os._exit(count(1 << 18, 5))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler here")
+@pytest.mark.skipif(
+    not fastopt.build_info()["compiler"].startswith("gcc"), reason="counts GCC's regions"
+)
+def test_a_step_is_one_region_and_a_forked_child_enters_none(tmp_path):
+    library = tmp_path / "regions.so"
+    source = Path(__file__).parent / "c/count_regions.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", source, "-o", library, "-ldl"], check=True)
+    preload = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
+    done = python(
+        "-W", "ignore::DeprecationWarning", "-c", REGIONS, str(library),
+        FASTOPT_THREADING_LAYER="openmp", LD_PRELOAD=preload,
+    )  # fmt: skip
+    assert done.stdout.split() == ["5", "5", "0", "0", "0"], done.stderr
+
+
+SEEN_TOO_LATE = """
+import os, sys
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+import numpy as np
+import fastopt
+opt = fastopt.SGD([np.ones(1 << 18)], num_threads=3)
+used = {opt.step([np.ones(1 << 18)]).threads for _ in range(20)}
+fastopt.set_threading_layer("team")
+used_by_team = {opt.step([np.ones(1 << 18)]).threads for _ in range(20)}
+os._exit(0 if used == {1} and used_by_team <= {1, 2, 3} else 1)
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nothing tells of a fork here")
+def test_a_child_that_imports_after_the_fork_keeps_out_of_openmp_too():
+    done = python("-c", SEEN_TOO_LATE, FASTOPT_THREADING_LAYER="openmp")
+    assert done.returncode == 0, done.stderr
 
 
 # ---- what is left alone --------------------------------------------------------------------------

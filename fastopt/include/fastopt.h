@@ -133,6 +133,12 @@ typedef struct {
     fo_status (*set_num_threads)(int32_t n);
     int32_t (*get_num_threads)(void);
 
+    /* Whose threads run the steps of the process: "team", the library's own, from the start;
+     * "openmp", one parallel region of a fixed number of threads a step; "serial". The bits are the
+     * same. In Python, fastopt.set_threading_layer() and this are the same. */
+    fo_status (*set_threading_layer)(const char *name);
+    const char *(*get_threading_layer)(void);
+
     /* Whether a state array of parameter i holds anything yet. sgd's "momentum_buffer" does so from
      * its first use on, where FO_TORCH starts it as a copy of the gradient. Steps keep track of it
      * from the first one on. A run that is resumed, with a counter above 0 in set_param, takes the

@@ -1,12 +1,15 @@
 /* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
- * averages in a step that is skipped, momentum that some have begun and others have not, names that do not exist, the pass that measures the limit,
- * how the number of threads is found out, by a clock that is made up, and the program's own pool.
+ * averages in a step that is skipped, momentum that some have begun and others have not, names that
+ * do not exist, the pass that measures the limit, how the number of threads is found out, by a clock
+ * that is made up, the program's own pool, and who does what in an OpenMP region.
  *
  * Link with -Wl,--wrap=calloc. */
 #include "core.h"
+#include "team.h"
 #include "tuner.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -283,6 +286,14 @@ static void tuner(void)
         EXPECT(used[fastest] > 2000 * 9 / 10);
         EXPECT(used[0] == 0 || s[0] > 0);
     }
+    /* Trials of what is slower cost little of the time, whatever it costs. */
+    for (double slower = 1.05; slower < 9; slower *= 1.5) {
+        const double now[] = {0, slower * 4e-3, 4e-3};
+        fo_tuner long_steps = {0};
+        simulate(&long_steps, 2, 200, now, false, used);
+        simulate(&long_steps, 2, 20000, now, false, used);
+        EXPECT(used[1] > 0 && used[1] * (slower - 1) < 0.015 * 20000);
+    }
     pooled.trial = TUNER_POOL; /* which is under way, but the pool is gone */
     pooled.steps = 0;
     EXPECT(fo_tuner_choose(&pooled, 1, true) == TUNER_POOL);
@@ -362,6 +373,55 @@ static void pools(void)
     EXPECT(fo_layer_select("team"));
 }
 
+enum { REGION_ITEMS = 100 };
+
+typedef struct {
+    pthread_t first[REGION_ITEMS], second[REGION_ITEMS]; /* who did an item in each pass */
+    int decisions;
+    bool follows;
+} who;
+
+static void first_pass(void *who_, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i++)
+        ((who *)who_)->first[i] = pthread_self();
+}
+
+static void second_pass(void *who_, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i++)
+        ((who *)who_)->second[i] = pthread_self();
+}
+
+static bool between_passes(void *who_)
+{
+    who *w = who_;
+    EXPECT(w->first[0] && w->first[REGION_ITEMS - 1] && !w->second[0]);
+    w->decisions++;
+    return w->follows;
+}
+
+/* In an OpenMP region a thread keeps its items, in both passes and from step to step. */
+static void regions(void)
+{
+    const fo_crew crew = {FO_OPENMP, .members = 3};
+    const fo_passes passes = {first_pass, between_passes, second_pass};
+    static who steps[3];
+    for (int i = 0; i < 3; i++) {
+        steps[i].follows = i < 2;
+        EXPECT(fo_share(&crew, REGION_ITEMS, 1, &passes, &steps[i]) == 3);
+        EXPECT(steps[i].decisions == 1);
+        EXPECT(memcmp(steps[i].first, steps[0].first, sizeof steps[0].first) == 0);
+    }
+    EXPECT(memcmp(steps[0].second, steps[0].first, sizeof steps[0].first) == 0);
+    EXPECT(memcmp(steps[1].second, steps[0].first, sizeof steps[0].first) == 0);
+    EXPECT(steps[0].first[0] == pthread_self() && !steps[2].second[0]);
+    int threads = 1;
+    for (int i = 1; i < REGION_ITEMS; i++)
+        threads += !pthread_equal(steps[0].first[i], steps[0].first[i - 1]);
+    EXPECT(threads == 3);
+}
+
 static void layers(void)
 {
     const bool openmp = fo_layer_available(FO_OPENMP);
@@ -375,6 +435,8 @@ int main(void)
 {
     fo_init();
     layers();
+    if (fo_layer_available(FO_OPENMP))
+        regions();
     allocations();
     steps();
     buffers_that_begin();

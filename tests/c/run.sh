@@ -161,14 +161,15 @@ echo "-- clang: thread sanitizer, the library's own team:"
     export TSAN_OPTIONS=die_after_fork=0:ignore_noninstrumented_modules=1
     check own clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
 )
-echo "-- gcc: sanitizers, serial build:"
+echo "-- gcc: sanitizers, without OpenMP:"
 check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
 
 # The command by which docs/c-api.md builds a program from the sources.
 bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
 "$folder/train" | tail -n 1
 
-# The same bits from every compiler, and on other processors: serial builds, emulated where need be.
+# The same bits from every compiler, and on other processors: builds without OpenMP, emulated where
+# need be.
 plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base "${core[@]}" src_c/kernels.c
     tests/c/driver_check.c)
 gcc "${plain[@]}" -o "$folder/here" -lm
@@ -188,7 +189,8 @@ other_build() {
 }
 arm32=(-static -march=armv7-a -mfpu=neon)
 other_build "clang" "" digest clang
-other_build "64-bit Arm, emulated" qemu-aarch64 "" aarch64-linux-gnu-gcc -static
+other_build "64-bit Arm, emulated" qemu-aarch64 digest aarch64-linux-gnu-gcc -static
+qemu-aarch64 "$folder/there" few # and any number of threads, layout and rounding mode
 other_build "32-bit Arm, emulated" qemu-arm digest arm-linux-gnueabihf-gcc "${arm32[@]}"
 other_build "32-bit Arm, clang, emulated" qemu-arm digest \
     clang --target=arm-linux-gnueabihf "${arm32[@]}"
@@ -211,7 +213,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({driver,cpu,rules,limit,team}.c tuner.h)
+    files=({driver,cpu,rules,limit,region,team}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)
