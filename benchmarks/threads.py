@@ -10,6 +10,9 @@ the last two), and each has a bound; the exit status is 1 if one is broken.
   busy      with a process that spins on every core: within 1.5
   numpy     a training step of a NumPy MLP: not slower (1.03, for the noise)
   torch     a training step of a PyTorch MLP: likewise
+
+With ``--layer openmp`` (or ``team serial openmp``) the steps with all threads run in that threading
+layer; the bounds are those of ``team``.
 """
 
 import argparse
@@ -145,10 +148,11 @@ def busy_cores():
             process.wait()
 
 
-def turn(subject, fixed, repeats):
+def turn(subject, fixed, repeats, layer="team"):
     """Settle, warm up, and return the seconds of each step."""
     time.sleep(SETTLE_S)
     _core.force_threads(fixed)
+    fastopt.set_threading_layer(layer)
     try:
         seconds = []
         for repeat in range(-max(2, repeats // 10), repeats):
@@ -160,15 +164,17 @@ def turn(subject, fixed, repeats):
                 seconds.append(end - begin)
     finally:
         _core.force_threads(0)
+        fastopt.set_threading_layer("team")
     return seconds
 
 
-def measure(make, size, counts, seconds):
-    """Return the seconds of each step with one thread, all, and each fixed number of threads."""
-    variants = {"one": (make(size, 1), 0), "all": (make(size, ALL), 0)}
-    variants |= {count: (make(size, ALL), count) for count in counts}
-    for subject, fixed in variants.values():
-        turn(subject, fixed, 5)
+def measure(make, size, counts, seconds, layers):
+    """Return the seconds of each step with one thread, all in each layer, and fixed numbers."""
+    variants = {"one": (make(size, 1), 0, "team")}
+    variants |= {layer: (make(size, ALL), 0, layer) for layer in layers}
+    variants |= {count: (make(size, ALL), count, "team") for count in counts}
+    for subject, fixed, layer in variants.values():
+        turn(subject, fixed, 5, layer)
     begin = perf_counter()
     turn(variants["one"][0], 0, 5)
     repeats = max(5, min(500, int(TURN_S / (perf_counter() - begin) * 7)))
@@ -177,9 +183,15 @@ def measure(make, size, counts, seconds):
     names = list(variants)
     while perf_counter() < end or first < 5:
         for name in names[first % len(names) :] + names[: first % len(names)]:
-            found[name] += turn(*variants[name], repeats)
+            subject, fixed, layer = variants[name]
+            found[name] += turn(subject, fixed, repeats, layer)
         first += 1
-    return found, variants["all"][0].step().threads
+    used = {}
+    for layer in layers:
+        fastopt.set_threading_layer(layer)
+        used[layer] = variants[layer][0].step().threads
+    fastopt.set_threading_layer("team")
+    return found, used
 
 
 def main():
@@ -189,6 +201,10 @@ def main():
     parser.add_argument("situations", nargs="*", metavar="SITUATION", help="all of the above")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each line (3)")
+    parser.add_argument(
+        "--layer", nargs="+", default=["team"], choices=_core.layers()["available"],
+        help="threading layers to compare (team)",
+    )  # fmt: skip
     parser.add_argument("--no-check", action="store_true", help="exit with 0 in any case")
     args = parser.parse_args()
     unknown = set(args.situations) - set(SITUATIONS)
@@ -196,8 +212,10 @@ def main():
         parser.error(f"no such situation: {', '.join(sorted(unknown))}")
 
     print(f"microseconds, medians; all = {ALL} threads; ratio to the best fixed or one thread")
-    heading = ("situation", "size", "one", "all", "used", "ratio", "bound", "of means", "fixed")
-    line = "{:<9} {:>5} {:>10} {:>10} {:>4} {:>6} {:>6} {:>8}  {}"
+    heading = (
+        "situation", "size", "layer", "one", "all", "used", "ratio", "bound", "of means", "fixed"
+    )  # fmt: skip
+    line = "{:<9} {:>5} {:<6} {:>10} {:>10} {:>4} {:>6} {:>6} {:>8}  {}"
     print(line.format(*heading))
     broken = 0
     for situation in args.situations or SITUATIONS:
@@ -208,25 +226,27 @@ def main():
         counts = range(1, ALL + 1) if to_fixed else ()
         for size in args.sizes:
             with busy_cores() if situation == "busy" else nullcontext():
-                found, used = measure(make, SIZES[size], counts, args.seconds)
+                found, used = measure(make, SIZES[size], counts, args.seconds, args.layer)
             us = {name: median(seconds) * 1e6 for name, seconds in found.items()}
             best = min(counts, key=us.__getitem__) if to_fixed else "one"
-            ratio = us["all"] / us[best]
-            broken += ratio > bound
-            print(
-                line.format(
-                    situation,
-                    size,
-                    f"{us['one']:.1f}",
-                    f"{us['all']:.1f}",
-                    used,
-                    f"{ratio:.2f}" + "!" * (ratio > bound),
-                    f"{bound:.2f}",
-                    f"{fmean(found['all']) / fmean(found[best]):.2f}",
-                    " ".join(f"{count}:{us[count]:.1f}" for count in counts),
-                ),
-                flush=True,
-            )
+            for layer in args.layer:
+                ratio = us[layer] / us[best]
+                broken += ratio > bound
+                print(
+                    line.format(
+                        situation,
+                        size,
+                        layer,
+                        f"{us['one']:.1f}",
+                        f"{us[layer]:.1f}",
+                        used[layer],
+                        f"{ratio:.2f}" + "!" * (ratio > bound),
+                        f"{bound:.2f}",
+                        f"{fmean(found[layer]) / fmean(found[best]):.2f}",
+                        " ".join(f"{count}:{us[count]:.1f}" for count in counts),
+                    ),
+                    flush=True,
+                )
     if broken:
         print(f"{broken} bounds broken (marked !)")
     return int(broken > 0 and not args.no_check)

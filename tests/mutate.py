@@ -38,7 +38,8 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "bitwise",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
-TESTS_OF = {"team.c": THREAD_TESTS, "api.c": ["c_api"]}  # instead
+TESTS_OF = {"api.c": ["c_api"]}  # instead
+TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
 
@@ -229,7 +230,7 @@ MUTATIONS = [
     ),
     Mutation(
         "blocks that do not divide among the threads are skipped",
-        "team.c",
+        "team.h",
         "(n % members < rank ? n % members : rank)",
         "0",
     ),
@@ -242,14 +243,32 @@ MUTATIONS = [
     Mutation(
         "a forked child waits for its parent's OpenMP threads",
         "team.c",
-        "    if (forked)\n        return run_serial(n, task, context);\n",
-        "",
+        "(crew->layer == FO_OPENMP && forked)",
+        "false",
     ),
     Mutation(
         "a forked child waits for the program's pool of its parent",
         "team.c",
-        "        pool = NULL;\n",
-        "        ;\n",
+        "forked ? NULL : crew->pool",
+        "crew->pool",
+    ),
+    Mutation(
+        "an OpenMP region updates what its first pass has refused",
+        "region.c",
+        "if (second_follows)",
+        "if (second_follows || rank > 0)",
+    ),
+    Mutation(
+        "threads of an OpenMP region update before all have read",
+        "region.c",
+        "#pragma omp barrier\n            if (rank == 0)",
+        "            if (rank == 0)",
+    ),
+    Mutation(
+        "OpenMP gets as many threads as pay",
+        "driver.c",
+        "crew.layer == FO_OPENMP && useful > 1 ? crew.members : (int)useful",
+        "(int)useful",
     ),
     Mutation(
         "a forked child waits for its parent's team",
@@ -594,7 +613,7 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
         return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
-        if mutation.file == "team.c" and stress_of_threads(folder):
+        if mutation.file in ("team.c", "team.h") and stress_of_threads(folder):
             return ""
         rebuild(folder, commands)
         code, output = test(folder, TESTS_OF.get(mutation.file, TESTS))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import python
 
 import fastopt
 
@@ -86,3 +87,12 @@ def test_forks_beside_pytorchs_openmp(imports):
         timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+LENT = "import fastopt, fastopt.torch; print(fastopt.build_info()['borrowed_threads'])"
+
+
+@pytest.mark.parametrize(("switch", "lent"), [(None, "['torch']"), ("0", "[]")])
+def test_build_info_says_whether_steps_may_run_in_pytorchs_threads(switch, lent):
+    done = python("-c", LENT, FASTOPT_BORROW_THREADS=switch)
+    assert done.stdout.strip() == lent, done.stderr
