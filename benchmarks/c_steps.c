@@ -24,10 +24,13 @@ model *make(const fo_api *fo, int64_t n, int64_t size)
     fo_status status = fo->create("adam", 1, n, &m->opt);
     for (int64_t i = 0; i < n && !status; i++) {
         float *const param = arrays + (n + i) * size;
-        status = fo->set_param(m->opt, i, 0, FO_F32, size, param, &counters[i]) ||
-                 fo->set_state(m->opt, i, "exp_avg", param + n * size) ||
-                 fo->set_state(m->opt, i, "exp_avg_sq", param + 2 * n * size) ||
-                 fo->set_grad(m->opt, i, arrays + i * size);
+        const fo_array grad = fo_dense(FO_F32, arrays + i * size), p = fo_dense(FO_F32, param);
+        const fo_array exp_avg = fo_dense(FO_F32, param + n * size);
+        const fo_array exp_avg_sq = fo_dense(FO_F32, param + 2 * n * size);
+        status = fo->set_param(m->opt, i, 0, size, &p, &counters[i]) ||
+                 fo->set_state(m->opt, i, "exp_avg", &exp_avg) ||
+                 fo->set_state(m->opt, i, "exp_avg_sq", &exp_avg_sq) ||
+                 fo->set_grad(m->opt, i, &grad);
     }
     return status ? NULL : m;
 }
@@ -37,8 +40,11 @@ int run(model *m, int steps, int set_grads)
 {
     int failed = 0;
     while (steps-- > 0) {
-        for (int64_t i = 0; set_grads && i < m->n; i++)
-            failed += m->fo->set_grad(m->opt, i, m->grads + i * m->size) != FO_OK;
+        fo_array grad = fo_dense(FO_F32, m->grads);
+        for (int64_t i = 0; set_grads && i < m->n; i++) {
+            grad.data = m->grads + i * m->size;
+            failed += m->fo->set_grad(m->opt, i, &grad) != FO_OK;
+        }
         failed += m->fo->step(m->opt, NULL) != FO_OK;
     }
     return failed;

@@ -3,7 +3,7 @@
 ``fo_import()`` returns the table of functions of the fastopt that is installed.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef extern from "fastopt.h" nogil:
@@ -20,6 +20,7 @@ cdef extern from "fastopt.h" nogil:
         FO_BAD_VALUE
         FO_INCOMPLETE
         FO_NONFINITE
+        FO_UNSUPPORTED
 
     ctypedef int32_t fo_dtype
     enum:
@@ -44,6 +45,20 @@ cdef extern from "fastopt.h" nogil:
         FO_SKIP
         FO_RAISE
 
+    ctypedef struct fo_array:
+        uint32_t size
+        fo_dtype dtype
+        void *data
+        void *scales
+        void *master
+        const int64_t *rows
+        int64_t n_rows
+        int64_t row_size
+        uint64_t seed
+        int64_t reserved[2]
+
+    fo_array fo_dense(fo_dtype dtype, void *data)
+
     ctypedef struct fo_options:
         uint32_t size
         fo_semantics semantics
@@ -55,13 +70,15 @@ cdef extern from "fastopt.h" nogil:
         int32_t ema_starts
         int32_t zero_grad
         int32_t num_threads
-        int32_t reserved
+        int32_t accumulate
 
     ctypedef struct fo_result:
         uint32_t size
         int32_t threads
         int32_t has_norm
         int32_t skipped
+        int32_t accumulated
+        int32_t reserved
         int64_t nonfinite_param
         double grad_norm
 
@@ -90,14 +107,20 @@ cdef extern from "fastopt.h" nogil:
         ) noexcept nogil
         fo_status (*set_options)(fo_optimizer *opt, const fo_options *options) noexcept nogil
         fo_status (*set_param)(
-            fo_optimizer *opt, int64_t i, int32_t group, fo_dtype dtype, int64_t size, void *param,
+            fo_optimizer *opt, int64_t i, int32_t group, int64_t size, const fo_array *param,
             int64_t *step
         ) noexcept nogil
         fo_status (*set_state)(
-            fo_optimizer *opt, int64_t i, const char *name, void *state
+            fo_optimizer *opt, int64_t i, const char *name, const fo_array *state
         ) noexcept nogil
-        fo_status (*set_average)(fo_optimizer *opt, int64_t i, void *average) noexcept nogil
-        fo_status (*set_grad)(fo_optimizer *opt, int64_t i, void *grad) noexcept nogil
+        fo_status (*set_average)(
+            fo_optimizer *opt, int64_t i, const fo_array *average
+        ) noexcept nogil
+        fo_status (*set_sum)(
+            fo_optimizer *opt, int64_t i, const fo_array *sum, int32_t holds
+        ) noexcept nogil
+        fo_status (*set_grad)(fo_optimizer *opt, int64_t i, const fo_array *grad) noexcept nogil
+        fo_status (*set_accumulated)(fo_optimizer *opt, int32_t steps) noexcept nogil
         fo_status (*step)(fo_optimizer *opt, fo_result *result) noexcept nogil
         fo_status (*set_num_threads)(int32_t n) noexcept nogil
         int32_t (*get_num_threads)() noexcept nogil

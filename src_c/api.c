@@ -2,6 +2,7 @@
  * argument that can be checked is, before anything changes, and a failed call says why. */
 #include "core.h"
 #include <float.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,10 +14,13 @@ struct fo_optimizer {
     const fo_rule *rule;
     int32_t n_groups;
     int64_t n_params;
-    unsigned *needs;   /* of each group: bit j, whether its steps touch slot j */
-    fo_step_args args; /* but for max_threads, if that is 0 */
-    bool prepared;     /* the plan, for the sizes that the parameters have */
+    unsigned *needs;     /* of each group: bit j, whether its steps touch slot j */
+    fo_step_args args;   /* but for max_threads, if that is 0 */
+    int32_t accumulated; /* steps that the sums are of */
+    bool prepared;       /* the plan, for the sizes that the parameters have */
 };
+
+static const char *const dtype_name[] = {"float32", "float64"};
 
 #define MOST_ELEMENTS (INT64_C(1) << 48) /* of an array: more than there are addresses for */
 
@@ -131,6 +135,7 @@ static fo_status create(const char *name, int32_t n_groups, int64_t n_params, fo
         opt->n_groups = n_groups;
         opt->n_params = n_params;
         opt->args.loss_scale = 1;
+        opt->args.accumulate = 1;
         opt->plan = fo_plan_create(rule, n_groups, n_params);
         opt->needs = calloc((size_t)n_groups, sizeof *opt->needs);
     }
@@ -167,41 +172,48 @@ static fo_status find(const fo_optimizer *opt, const char *what, const char *con
     return *place < 0 ? bad_name(opt->rule, what, names, name) : FO_OK;
 }
 
-static fo_status find_hyper(const fo_optimizer *opt, int32_t group, const char *name,
-                            double **hyper)
+static fo_status find_hyper(const fo_optimizer *opt, int32_t group, const char *name, int *place)
 {
-    int place = 0;
-    fo_status status = check_group(opt, group);
-    if (!status)
-        status = find(opt, "hyperparameter", opt->rule->hyper_names, name, &place);
-    if (!status)
-        *hyper = &fo_plan_hypers(opt->plan, group)[place];
-    return status;
+    const fo_status status = check_group(opt, group);
+    return status ? status : find(opt, "hyperparameter", opt->rule->hyper_names, name, place);
+}
+
+static fo_status out_of_range(const fo_rule *rule, int j, double value)
+{
+    const char *name = rule->hyper_names[j];
+    const double low = rule->lows[j], high = rule->highs[j];
+    if (high != high)
+        return fail(FO_BAD_VALUE, "%s must be 0 or 1, got %g", name, value);
+    if (low == -INFINITY)
+        return fail(FO_BAD_VALUE, "%s must be a number, got %g", name, value);
+    if (high == INFINITY)
+        return fail(FO_BAD_VALUE, "%s must be >= %g, got %g", name, low, value);
+    return fail(FO_BAD_VALUE, "%s must be >= %g and < %g, got %g", name, low, high, value);
 }
 
 static fo_status set_hyper(fo_optimizer *opt, int32_t group, const char *name, double value)
 {
-    double *hyper = NULL;
+    int j = 0;
     if (!opt)
         return null_pointer("opt");
-    const fo_status status = find_hyper(opt, group, name, &hyper);
+    const fo_status status = find_hyper(opt, group, name, &j);
     if (status)
         return status;
-    if (value != value)
-        return fail(FO_BAD_VALUE, "%s must be a number, got a NaN", name);
-    *hyper = value;
+    if (!fo_rule_takes(opt->rule, j, value))
+        return out_of_range(opt->rule, j, value);
+    fo_plan_hypers(opt->plan, group)[j] = value;
     note_needs(opt, group);
     return FO_OK;
 }
 
 static fo_status get_hyper(const fo_optimizer *opt, int32_t group, const char *name, double *value)
 {
-    double *hyper = NULL;
+    int j = 0;
     if (!opt || !value)
         return null_pointer(opt ? "value" : "opt");
-    const fo_status status = find_hyper(opt, group, name, &hyper);
+    const fo_status status = find_hyper(opt, group, name, &j);
     if (!status)
-        *value = *hyper;
+        *value = fo_plan_hypers(opt->plan, group)[j];
     return status;
 }
 
@@ -246,7 +258,7 @@ static fo_status check_options(const fo_options *o)
     if (!status)
         status = check_between("num_threads", o->num_threads, 0, FO_MOST_THREADS);
     if (!status)
-        status = check_between("reserved", o->reserved, 0, 0);
+        status = check_between("accumulate", o->accumulate, 0, INT32_MAX);
     if (status)
         return status;
     if (o->clip != FO_NO_CLIP && !(o->clip_limit > 0))
@@ -274,6 +286,7 @@ static fo_status set_options(fo_optimizer *opt, const fo_options *given)
             .clip_limit = o->clip_limit,
             .nonfinite = o->nonfinite,
             .loss_scale = o->loss_scale != 0 ? o->loss_scale : 1,
+            .accumulate = o->accumulate != 0 ? o->accumulate : 1,
             .ema_decay = o->ema_decay,
             .ema_starts = o->ema_starts != 0,
             .zero_grad = o->zero_grad != 0,
@@ -306,55 +319,116 @@ static fo_status find_param(const fo_optimizer *opt, int64_t i, fo_tensor **tens
     return FO_OK;
 }
 
-static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, fo_dtype dtype,
-                           int64_t size, void *param, int64_t *step)
+/* An array that lacks what only later versions have. Each of its parts has a name to blame. */
+static fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype)
+{
+    const fo_status status = check_size("fo_array", a->size, sizeof *a);
+    if (status)
+        return status;
+    if (a->dtype != FO_F32 && a->dtype != FO_F64)
+        return fail(FO_UNSUPPORTED, "%s: there is no type %d of elements in this fastopt", what,
+                    (int)a->dtype);
+    if (a->dtype != dtype)
+        return fail(FO_UNSUPPORTED,
+                    "%s of type %s beside a parameter of type %s: they must be of one", what,
+                    dtype_name[a->dtype], dtype_name[dtype]);
+    if (a->scales || a->master || a->rows || a->n_rows || a->row_size || a->seed ||
+        a->reserved[0] || a->reserved[1])
+        return fail(FO_UNSUPPORTED, "%s: '%s' must be 0 in this fastopt", what,
+                    a->scales     ? "scales"
+                    : a->master   ? "master"
+                    : a->rows     ? "rows"
+                    : a->n_rows   ? "n_rows"
+                    : a->row_size ? "row_size"
+                    : a->seed     ? "seed"
+                                  : "reserved");
+    return FO_OK;
+}
+
+static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t size,
+                           const fo_array *param, int64_t *step)
 {
     fo_status status = check_param(opt, i);
     if (!status)
         status = check_group(opt, group);
+    if (!status && !param)
+        status = null_pointer("param");
     if (!status)
-        status = check_between("dtype", dtype, FO_F32, FO_F64);
+        status = check_array("param", param, param->dtype);
     if (status)
         return status;
     if (size < 0 || size > MOST_ELEMENTS)
         return fail(FO_BAD_VALUE, "size must be between 0 and 2**48, got %lld", (long long)size);
-    if (!param && size > 0)
-        return null_pointer("param");
+    if (!param->data && size > 0)
+        return null_pointer("data of param");
     if (!step)
         return null_pointer("step");
-    *fo_plan_tensor(opt->plan, i) =
-        (fo_tensor){.param = param, .step = step, .size = size, .dtype = dtype, .group = group};
+    *fo_plan_tensor(opt->plan, i) = (fo_tensor){
+        .param = param->data, .step = step, .size = size, .dtype = param->dtype, .group = group};
     opt->prepared = false;
     return FO_OK;
 }
 
-static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, void *state)
+/* Checks an array that a parameter is to have beside it; NULL is none. */
+static fo_status find_for(const fo_optimizer *opt, int64_t i, const char *what,
+                          const fo_array *array, fo_tensor **tensor)
+{
+    const fo_status status = find_param(opt, i, tensor);
+    return status || !array ? status : check_array(what, array, (*tensor)->dtype);
+}
+
+static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const fo_array *state)
 {
     fo_tensor *tensor = NULL;
     int place = 0;
     fo_status status = find_param(opt, i, &tensor);
     if (!status)
         status = find(opt, "state", opt->rule->slot_names, name, &place);
+    if (!status && state)
+        status = check_array(name, state, tensor->dtype);
     if (!status)
-        tensor->slot[place] = state;
+        tensor->slot[place] = state ? state->data : NULL;
     return status;
 }
 
-static fo_status set_average(fo_optimizer *opt, int64_t i, void *average)
+static fo_status set_average(fo_optimizer *opt, int64_t i, const fo_array *average)
 {
     fo_tensor *tensor = NULL;
-    const fo_status status = find_param(opt, i, &tensor);
+    const fo_status status = find_for(opt, i, "average", average, &tensor);
     if (!status)
-        tensor->ema = average;
+        tensor->ema = average ? average->data : NULL;
     return status;
 }
 
-static fo_status set_grad(fo_optimizer *opt, int64_t i, void *grad)
+static fo_status set_sum(fo_optimizer *opt, int64_t i, const fo_array *sum, int32_t holds)
 {
     fo_tensor *tensor = NULL;
-    const fo_status status = find_param(opt, i, &tensor);
+    fo_status status = find_for(opt, i, "sum", sum, &tensor);
     if (!status)
-        tensor->grad = grad;
+        status = check_between("holds", holds, 0, sum && sum->data ? 1 : 0);
+    if (!status) {
+        tensor->sum = sum ? sum->data : NULL;
+        tensor->has_sum = holds != 0;
+    }
+    return status;
+}
+
+static fo_status set_grad(fo_optimizer *opt, int64_t i, const fo_array *grad)
+{
+    fo_tensor *tensor = NULL;
+    const fo_status status = find_for(opt, i, "grad", grad, &tensor);
+    if (!status)
+        tensor->grad = grad ? grad->data : NULL;
+    return status;
+}
+
+static fo_status set_accumulated(fo_optimizer *opt, int32_t steps)
+{
+    if (!opt)
+        return null_pointer("opt");
+    const fo_status status = check_between("steps", steps, 0, INT32_MAX);
+    if (!status)
+        opt->accumulated = steps;
     return status;
 }
 
@@ -449,8 +523,11 @@ static fo_status check_complete(const fo_optimizer *opt)
                         "the number of steps of parameter %lld must be >= 0 and < 2**63 - 1, got "
                         "%lld",
                         (long long)i, (long long)*t->step);
+        if (t->grad && !t->sum && opt->args.accumulate > 1 && t->size > 0)
+            return fail(FO_INCOMPLETE, "parameter %lld lacks its sum", (long long)i);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (t->grad && !t->slot[j] && opt->needs[t->group] >> j & 1 && t->size > 0)
+            if ((t->grad || t->has_sum) && !t->slot[j] && opt->needs[t->group] >> j & 1 &&
+                t->size > 0)
                 return fail(FO_INCOMPLETE, "parameter %lld lacks its state '%s'", (long long)i,
                             opt->rule->slot_names[j]);
     }
@@ -474,13 +551,17 @@ static fo_status step(fo_optimizer *opt, fo_result *result)
     fo_step_args args = opt->args;
     if (args.max_threads == 0)
         args.max_threads = fo_get_num_threads();
+    args.add = opt->accumulated + 1 < args.accumulate;
     fo_plan_step(opt->plan, &args, &done);
+    if (!done.skipped)
+        opt->accumulated = args.add ? opt->accumulated + 1 : 0;
     if (result)
         *result = (fo_result){
             .size = sizeof *result,
             .threads = done.threads,
             .has_norm = done.has_norm,
             .skipped = done.skipped,
+            .accumulated = opt->accumulated,
             .nonfinite_param = done.skipped ? done.first_skipped : -1,
             .grad_norm = done.has_norm ? done.grad_norm : 0,
         };
@@ -512,7 +593,9 @@ const fo_api *fo_get_api(void)
         .set_param = set_param,
         .set_state = set_state,
         .set_average = set_average,
+        .set_sum = set_sum,
         .set_grad = set_grad,
+        .set_accumulated = set_accumulated,
         .step = step,
         .set_num_threads = set_num_threads,
         .get_num_threads = get_num_threads,

@@ -47,9 +47,9 @@ typedef struct {
 typedef struct {
     const char *name;
     const char *const *hyper_names; /* NULL-terminated; hyperparameters are doubles in this order */
-    const char *const *slot_names;  /* NULL-terminated */
-    int slot_needs[FO_MAX_SLOTS];   /* for fo_rule_uses_slot */
-    const double *defaults;         /* of the hyperparameters */
+    const double *defaults, *lows, *highs; /* of each; a NaN as `high`: it is 0 or 1 */
+    const char *const *slot_names;         /* NULL-terminated */
+    int slot_needs[FO_MAX_SLOTS];          /* for fo_rule_uses_slot */
     int (*variant)(const double *hypers);
     void (*consts)(const double *hypers, fo_semantics semantics, int64_t t, unsigned fresh,
                    double *consts);
@@ -64,6 +64,9 @@ const fo_rule *fo_find_rule(const char *name); /* NULL: no such rule */
  * with these fresh slots (see fo_tensor). */
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
                     unsigned fresh, double *consts);
+
+/* Whether a value is in the range of hyperparameter j. A NaN never is. */
+bool fo_rule_takes(const fo_rule *rule, int j, double value);
 
 /* Whether a step with these hyperparameters touches the slot. */
 bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot);

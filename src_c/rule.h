@@ -15,13 +15,21 @@
 #include "core.h"
 #include "platform.h"
 
-/* Hyperparameters that every rule has, ahead of its own. Flags are 0.0 or 1.0. */
-#define FO_COMMON_HYPERS(X) X(lr) X(weight_decay) X(decoupled_weight_decay) X(maximize)
+/* A rule lists its hyperparameters as X(name, default, low, high), in the order in which they are
+ * passed: those that every rule has, then its own. The range includes both ends. */
+#define FO_COMMON_HYPERS(X, lr_default)                                                            \
+    X(lr, lr_default, 0, INFINITY)                                                                 \
+    X(weight_decay, 0, 0, INFINITY)                                                                \
+    X(decoupled_weight_decay, 0, 0, FO_SWITCH)                                                     \
+    X(maximize, 0, 0, FO_SWITCH)
+#define FO_BELOW_1 0x1.fffffffffffffp-1 /* the last number before 1 */
+#define FO_SWITCH NAN                   /* as `high`: it is 0 or 1 */
 
-#define FO_FIELD(name) double name;
+#define FO_FIELD(name, standard, low, high) double name;
+#define FO_DEFAULT(name, standard, low, high) .name = standard,
 
 typedef struct {
-    FO_COMMON_HYPERS(FO_FIELD)
+    FO_COMMON_HYPERS(FO_FIELD, )
 } fo_common_hypers;
 
 /* The constants that loop.inc itself uses, ahead of the rule's own: coupled decay, g + l2*p, and

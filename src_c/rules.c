@@ -4,12 +4,16 @@
 #include "rules.def"
 #include <string.h>
 
-#define FO_HYPER_NAME(name) #name,
+#define FO_HYPER_NAME(name, standard, low, high) #name,
+#define FO_HYPER_LOW(name, standard, low, high) low,
+#define FO_HYPER_HIGH(name, standard, low, high) high,
 #define FO_SLOT_NAME(name, needs) #name,
 
 #define FO_RULE(rule, variants)                                                                    \
-    static const char *const rule##_hyper_names[] = {FO_COMMON_HYPERS(FO_HYPER_NAME)               \
-                                                         rule##_hyper_list(FO_HYPER_NAME) NULL};   \
+    static const char *const rule##_hyper_names[] = {rule##_hyper_list(FO_HYPER_NAME) NULL};       \
+    static const rule##_hypers rule##_defaults = {rule##_hyper_list(FO_DEFAULT)};                  \
+    static const double rule##_lows[] = {rule##_hyper_list(FO_HYPER_LOW)};                         \
+    static const double rule##_highs[] = {rule##_hyper_list(FO_HYPER_HIGH)};                       \
     static const char *const rule##_slot_names[] = {rule##_slot_list(FO_SLOT_NAME) NULL};          \
     _Static_assert(sizeof(rule##_hypers) <= FO_MAX_HYPERS * sizeof(double), "FO_MAX_HYPERS");      \
     _Static_assert((int)rule##_const_count <= FO_MAX_CONSTS, "FO_MAX_CONSTS");
@@ -20,9 +24,11 @@ const fo_rule fo_rules[] = {
 #define FO_RULE(rule, variants)                                                                    \
     {.name = #rule,                                                                                \
      .hyper_names = rule##_hyper_names,                                                            \
+     .defaults = (const double *)&rule##_defaults,                                                 \
+     .lows = rule##_lows,                                                                          \
+     .highs = rule##_highs,                                                                        \
      .slot_names = rule##_slot_names,                                                              \
      .slot_needs = {rule##_slot_list(FO_NEEDS)},                                                   \
-     .defaults = (const double *)&rule##_defaults,                                                 \
      .variant = rule##_variant,                                                                    \
      .consts = rule##_consts},
 #include "rules.def"
@@ -37,6 +43,13 @@ const fo_rule *fo_find_rule(const char *name)
         if (strcmp(fo_rules[i].name, name) == 0)
             return &fo_rules[i];
     return NULL;
+}
+
+bool fo_rule_takes(const fo_rule *rule, int j, double value)
+{
+    if (isnan(rule->highs[j]))
+        return value == 0 || value == 1;
+    return value >= rule->lows[j] && value <= rule->highs[j];
 }
 
 bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)

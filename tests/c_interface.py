@@ -4,7 +4,7 @@ What is here is version 1 of the ABI, which later versions of fastopt may append
 """
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 
 import numpy as np
 
@@ -20,6 +20,7 @@ VALUES = {
     "FO_BAD_VALUE": 5,
     "FO_INCOMPLETE": 6,
     "FO_NONFINITE": 7,
+    "FO_UNSUPPORTED": 8,
     "FO_F32": 0,
     "FO_F64": 1,
     "FO_TORCH": 0,
@@ -33,10 +34,26 @@ VALUES = {
     "FO_RAISE": 2,
 }
 OK, NO_MEMORY, BAD_POINTER, BAD_NAME, BAD_INDEX, BAD_VALUE, INCOMPLETE, NONFINITE = range(8)
+UNSUPPORTED = 8
 F32, F64 = range(2)
 SKIP, RAISE = 1, 2
 CLIPS = {"clip_value": 1, "clip_norm": 2, "global_clip_norm": 3}
 DTYPES = {np.dtype(np.float32): F32, np.dtype(np.float64): F64}
+
+
+class Array(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("dtype", c_int32),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("master", c_void_p),
+        ("rows", c_void_p),
+        ("n_rows", c_int64),
+        ("row_size", c_int64),
+        ("seed", c_uint64),
+        ("reserved", c_int64 * 2),
+    ]
 
 
 class Options(ctypes.Structure):
@@ -51,7 +68,7 @@ class Options(ctypes.Structure):
         ("ema_starts", c_int32),
         ("zero_grad", c_int32),
         ("num_threads", c_int32),
-        ("reserved", c_int32),
+        ("accumulate", c_int32),
     ]
 
 
@@ -61,6 +78,8 @@ class Result(ctypes.Structure):
         ("threads", c_int32),
         ("has_norm", c_int32),
         ("skipped", c_int32),
+        ("accumulated", c_int32),
+        ("reserved", c_int32),
         ("nonfinite_param", c_int64),
         ("grad_norm", c_double),
     ]
@@ -78,10 +97,12 @@ FUNCTIONS = [
     ("get_hyper", STATUS, OPTIMIZER, c_int32, c_char_p, POINTER(c_double)),
     ("uses_state", STATUS, OPTIMIZER, c_int32, c_char_p, POINTER(c_int32)),
     ("set_options", STATUS, OPTIMIZER, POINTER(Options)),
-    ("set_param", STATUS, OPTIMIZER, c_int64, c_int32, c_int32, c_int64, c_void_p, c_void_p),
-    ("set_state", STATUS, OPTIMIZER, c_int64, c_char_p, c_void_p),
-    ("set_average", STATUS, OPTIMIZER, c_int64, c_void_p),
-    ("set_grad", STATUS, OPTIMIZER, c_int64, c_void_p),
+    ("set_param", STATUS, OPTIMIZER, c_int64, c_int32, c_int64, POINTER(Array), c_void_p),
+    ("set_state", STATUS, OPTIMIZER, c_int64, c_char_p, POINTER(Array)),
+    ("set_average", STATUS, OPTIMIZER, c_int64, POINTER(Array)),
+    ("set_sum", STATUS, OPTIMIZER, c_int64, POINTER(Array), c_int32),
+    ("set_grad", STATUS, OPTIMIZER, c_int64, POINTER(Array)),
+    ("set_accumulated", STATUS, OPTIMIZER, c_int32),
     ("step", STATUS, OPTIMIZER, POINTER(Result)),
     ("set_num_threads", STATUS, c_int32),
     ("get_num_threads", c_int32),
@@ -114,6 +135,14 @@ def address(array):
     return None if array is None else array.ctypes.data
 
 
+def dense(array, **fields):
+    """Return what the interface takes an array as: None, or a descriptor of it."""
+    if array is None:
+        return None
+    given = {"dtype": DTYPES[array.dtype], "data": array.ctypes.data, **fields}
+    return Array(**{"size": ctypes.sizeof(Array), **given})
+
+
 def options(**given):
     return Options(size=ctypes.sizeof(Options), **given)
 
@@ -136,14 +165,13 @@ class COptimizer:
             for name, value in zip(opt._rule.hypers, row, strict=True):
                 self.do("set_hyper", group, name.encode(), value)
         for i, param in enumerate(self.params):
-            dtype = DTYPES[param.dtype]
             counter = address(self.state[i]["step"])
-            self.do("set_param", i, opt._group_of[i], dtype, param.size, address(param), counter)
+            self.do("set_param", i, opt._group_of[i], param.size, dense(param), counter)
             for name, array in self.state[i].items():
                 if name != "step":
-                    self.do("set_state", i, name.encode(), address(array))
+                    self.do("set_state", i, name.encode(), dense(array))
             if self.ema is not None:
-                self.do("set_average", i, address(self.ema[i]))
+                self.do("set_average", i, dense(self.ema[i]))
 
     def __del__(self):
         if hasattr(self, "handle"):
@@ -155,7 +183,7 @@ class COptimizer:
 
     def step(self, grads):
         for i, grad in enumerate(grads):
-            self.do("set_grad", i, address(grad))
+            self.do("set_grad", i, dense(grad))
         self.options.ema_starts = self.steps == 0
         self.do("set_options", self.options)
         outcome = result()

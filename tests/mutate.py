@@ -38,7 +38,7 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "bitwise",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
-TESTS_OF = {"api.c": ["c_api"]}  # instead
+TESTS_OF = {"api.c": ["c_api"], "rules.c": ["c_api"]}  # instead
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -459,20 +459,38 @@ MUTATIONS = [
     Mutation(
         "Adam: a default is not the class's",
         "rules/adam.h",
-        ".beta2 = 0.999",
-        ".beta2 = 0.99",
+        "X(beta2, 0.999,",
+        "X(beta2, 0.99,",
     ),
     Mutation(
         "C interface: a NaN is taken for a hyperparameter",
+        "rules.c",
+        "return value >= rule->lows[j] && value <= rule->highs[j];",
+        "return !(value < rule->lows[j] || value > rule->highs[j]);",
+    ),
+    Mutation(
+        "C interface: Adam's beta may be 1",
+        "rules/adam.h",
+        "X(beta1, 0.9, 0, FO_BELOW_1)",
+        "X(beta1, 0.9, 0, 1)",
+    ),
+    Mutation(
+        "C interface: an array of another type than its parameter's is taken",
         "api.c",
-        "if (value != value)",
-        "if (value != value && group < 0)",
+        "if (a->dtype != dtype)",
+        "if (a->dtype > dtype)",
+    ),
+    Mutation(
+        "C interface: the sums of a resumed run are forgotten",
+        "api.c",
+        "tensor->has_sum = holds != 0;",
+        "tensor->has_sum = false;",
     ),
     Mutation(
         "C interface: what a new hyperparameter needs is not noticed",
         "api.c",
-        "    *hyper = value;\n    note_needs(opt, group);\n",
-        "    *hyper = value;\n",
+        "[j] = value;\n    note_needs(opt, group);\n",
+        "[j] = value;\n",
     ),
     Mutation(
         "C interface: a struct of another size is taken",
@@ -513,8 +531,8 @@ MUTATIONS = [
     Mutation(
         "C interface: a parameter keeps the state of the one before it",
         "api.c",
-        "(fo_tensor){.param = param,",
-        "(fo_tensor){.slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param,",
+        "        .param = param->data, .step",
+        "        .slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param->data, .step",
     ),
 ]
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,6 @@ from c_interface import (
     BAD_POINTER,
     BAD_VALUE,
     CLIPS,
-    F32,
-    F64,
     FUNCTIONS,
     INCOMPLETE,
     NONFINITE,
@@ -25,12 +24,15 @@ from c_interface import (
     OPTIMIZER,
     RAISE,
     SKIP,
+    UNSUPPORTED,
     VALUES,
     Api,
+    Array,
     COptimizer,
     Options,
     Result,
     create,
+    dense,
     fo,
     options,
     result,
@@ -39,7 +41,8 @@ from oracle import CASE_IDS, CASES, assert_same_bits
 from support import python
 
 import fastopt
-from fastopt import _core
+from fastopt import SGD, Adagrad, Adam, RMSprop, _core
+from fastopt._options import flag, real
 
 PACKAGE = Path(fastopt.__file__).parent
 HEADER = Path(fastopt.get_include(), "fastopt.h").read_text()
@@ -60,7 +63,7 @@ def test_the_table_begins_with_what_version_1_of_the_abi_has():
 def test_no_number_of_the_interface_has_changed():
     found = {name: int(value) for name, value in re.findall(r"\b(FO_\w+) = (\d+)", HEADER)}
     assert {name: found[name] for name in VALUES} == VALUES
-    assert (ctypes.sizeof(Options), ctypes.sizeof(Result)) == (56, 32)
+    assert [*map(ctypes.sizeof, (Array, Options, Result))] == [80, 56, 40]
 
 
 def test_cython_sees_all_that_the_header_has():
@@ -76,8 +79,10 @@ def test_cython_sees_all_that_the_header_has():
         assert " ".join(declared.split()) == given
     for name in re.findall(r"\b(FO_\w+) = ", header):
         assert re.search(rf"^        {name}$", cython, re.MULTILINE)
-    for text in re.findall(r"typedef struct \{(.*?)\} fo_(?:options|result);", header, re.DOTALL):
-        fields = re.findall(r"(\w+ \w+);", text)
+    structs = re.findall(r"typedef struct \{(.*?)\} fo_(array|options|result);", header, re.DOTALL)
+    assert [name for _, name in structs] == ["array", "options", "result"]
+    for text, _ in structs:
+        fields = [line.strip().rstrip(";") for line in text.splitlines() if line.strip()]
         assert fields
         assert "\n".join(f"        {field}" for field in fields) in cython
 
@@ -225,18 +230,18 @@ class Small:
         for i in range(2):
             self.set_param(i)
             self.set_state(i)
-            assert fo.set_grad(self.handle, i, self.grads[i].ctypes.data) == OK
+            assert fo.set_grad(self.handle, i, dense(self.grads[i])) == OK
 
     def __del__(self):
         fo.destroy(self.handle)
 
     def set_param(self, i):
-        param, counter = self.params[i].ctypes.data, self.counters[i:].ctypes.data
-        assert fo.set_param(self.handle, i, i, i, self.params[i].size, param, counter) == OK
+        param, counter = self.params[i], self.counters[i:].ctypes.data
+        assert fo.set_param(self.handle, i, i, param.size, dense(param), counter) == OK
 
     def set_state(self, i):
         for name, arrays in zip((b"exp_avg", b"exp_avg_sq"), self.state, strict=True):
-            assert fo.set_state(self.handle, i, name, arrays[i].ctypes.data) == OK
+            assert fo.set_state(self.handle, i, name, dense(arrays[i])) == OK
 
     def arrays(self):
         return [*self.params, *self.grads, self.counters, *self.state[0], *self.state[1]]
@@ -247,7 +252,13 @@ class Small:
 
 INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 HERE = np.zeros(8)  # somewhere to point to
-THERE = HERE.ctypes.data
+THERE, ARRAY = HERE.ctypes.data, dense(HERE)
+
+
+def other(dtype):
+    return dense(HERE, dtype=dtype)
+
+
 REFUSED = [
     ("create", BAD_POINTER, "opt must not be NULL", lambda h: (b"adam", 1, 1, None)),
     ("create", BAD_POINTER, "rule must not be NULL", lambda h: (None, 1, 1, OPTIMIZER())),
@@ -268,7 +279,10 @@ REFUSED = [
         lambda h: (h, 0, b"LR", 1.0),
     ),
     ("set_hyper", BAD_NAME, "'', but", lambda h: (h, 0, b"", 1.0)),
-    ("set_hyper", BAD_VALUE, "lr must be a number", lambda h: (h, 0, b"lr", np.nan)),
+    ("set_hyper", BAD_VALUE, "lr must be >= 0, got nan", lambda h: (h, 0, b"lr", np.nan)),
+    ("set_hyper", BAD_VALUE, "lr must be >= 0, got -1", lambda h: (h, 0, b"lr", -1.0)),
+    ("set_hyper", BAD_VALUE, "beta1 must be >= 0 and < 1, got 1", lambda h: (h, 0, b"beta1", 1.0)),
+    ("set_hyper", BAD_VALUE, "amsgrad must be 0 or 1, got 2", lambda h: (h, 1, b"amsgrad", 2.0)),
     ("get_hyper", BAD_POINTER, "opt", lambda h: (None, 0, b"lr", ctypes.c_double())),
     ("get_hyper", BAD_POINTER, "value", lambda h: (h, 0, b"lr", None)),
     ("get_hyper", BAD_POINTER, "name", lambda h: (h, 0, None, ctypes.c_double())),
@@ -303,28 +317,62 @@ REFUSED = [
     ("set_options", BAD_VALUE, "ema_decay", lambda h: (h, options(ema_decay=np.nan))),
     ("set_options", BAD_VALUE, "num_threads", lambda h: (h, options(num_threads=1025))),
     ("set_options", BAD_VALUE, "num_threads", lambda h: (h, options(num_threads=-1))),
-    ("set_options", BAD_VALUE, "reserved .*got 1", lambda h: (h, options(reserved=1))),
-    ("set_param", BAD_POINTER, "opt", lambda h: (None, 0, 0, F64, 1, THERE, THERE)),
-    ("set_param", BAD_INDEX, "no parameter 2", lambda h: (h, 2, 0, F64, 1, THERE, THERE)),
-    ("set_param", BAD_INDEX, "no parameter -1", lambda h: (h, -1, 0, F64, 1, THERE, THERE)),
-    ("set_param", BAD_INDEX, "no group 2", lambda h: (h, 0, 2, F64, 1, THERE, THERE)),
-    ("set_param", BAD_VALUE, "dtype", lambda h: (h, 0, 0, 2, 1, THERE, THERE)),
-    ("set_param", BAD_VALUE, "dtype", lambda h: (h, 0, 0, -1, 1, THERE, THERE)),
-    ("set_param", BAD_VALUE, "size .* -1", lambda h: (h, 0, 0, F32, -1, THERE, THERE)),
-    ("set_param", BAD_VALUE, "size .* 92", lambda h: (h, 0, 0, F32, INT64_MAX, THERE, THERE)),
-    ("set_param", BAD_POINTER, "param", lambda h: (h, 0, 0, F32, 1, None, THERE)),
-    ("set_param", BAD_POINTER, "step", lambda h: (h, 0, 0, F32, 1, THERE, None)),
-    ("set_state", BAD_POINTER, "opt", lambda h: (None, 0, b"exp_avg", THERE)),
-    ("set_state", BAD_POINTER, "name", lambda h: (h, 0, None, THERE)),
-    ("set_state", BAD_INDEX, "no parameter 2", lambda h: (h, 2, b"exp_avg", THERE)),
-    ("set_state", BAD_NAME, "'step'", lambda h: (h, 0, b"step", THERE)),
-    ("set_average", BAD_POINTER, "opt", lambda h: (None, 0, THERE)),
-    ("set_average", BAD_INDEX, "no parameter 2", lambda h: (h, 2, THERE)),
-    ("set_grad", BAD_POINTER, "opt", lambda h: (None, 0, THERE)),
-    ("set_grad", BAD_INDEX, "no parameter -1", lambda h: (h, -1, THERE)),
+    ("set_options", BAD_VALUE, "accumulate .*got -1", lambda h: (h, options(accumulate=-1))),
+    ("set_param", BAD_POINTER, "opt", lambda h: (None, 0, 0, 1, ARRAY, THERE)),
+    ("set_param", BAD_INDEX, "no parameter 2", lambda h: (h, 2, 0, 1, ARRAY, THERE)),
+    ("set_param", BAD_INDEX, "no parameter -1", lambda h: (h, -1, 0, 1, ARRAY, THERE)),
+    ("set_param", BAD_INDEX, "no group 2", lambda h: (h, 0, 2, 1, ARRAY, THERE)),
+    ("set_param", UNSUPPORTED, "param: .*no type 2", lambda h: (h, 0, 0, 1, other(2), THERE)),
+    ("set_param", UNSUPPORTED, "no type -1", lambda h: (h, 0, 0, 1, other(-1), THERE)),
+    ("set_param", BAD_VALUE, "size of fo_array", lambda h: (h, 0, 0, 1, Array(), THERE)),
+    ("set_param", BAD_VALUE, "size .* -1", lambda h: (h, 0, 0, -1, ARRAY, THERE)),
+    ("set_param", BAD_VALUE, "size .* 92", lambda h: (h, 0, 0, INT64_MAX, ARRAY, THERE)),
+    ("set_param", BAD_POINTER, "param", lambda h: (h, 0, 0, 1, None, THERE)),
+    ("set_param", BAD_POINTER, "data", lambda h: (h, 0, 0, 1, dense(HERE, data=None), THERE)),
+    ("set_param", BAD_POINTER, "step", lambda h: (h, 0, 0, 1, ARRAY, None)),
+    *[
+        (
+            "set_param",
+            UNSUPPORTED,
+            f"param: '{name}' must be 0",
+            lambda h, name=name: (
+                h,
+                0,
+                0,
+                1,
+                dense(HERE, **{name: (0, 1) if name == "reserved" else 1}),
+                THERE,
+            ),
+        )
+        for name in ("scales", "master", "rows", "n_rows", "row_size", "seed", "reserved")
+    ],
+    (
+        "set_state",
+        UNSUPPORTED,
+        "exp_avg of type float64 beside .* float32",
+        lambda h: (h, 0, b"exp_avg", ARRAY),
+    ),
+    ("set_average", UNSUPPORTED, "average of type float64", lambda h: (h, 0, ARRAY)),
+    ("set_sum", UNSUPPORTED, "sum of type float64", lambda h: (h, 0, ARRAY, 0)),
+    ("set_grad", UNSUPPORTED, "grad of type float64", lambda h: (h, 0, ARRAY)),
+    ("set_grad", BAD_VALUE, "size of fo_array", lambda h: (h, 1, dense(HERE, size=79))),
+    ("set_sum", BAD_POINTER, "opt", lambda h: (None, 0, ARRAY, 0)),
+    ("set_sum", BAD_INDEX, "no parameter 2", lambda h: (h, 2, ARRAY, 0)),
+    ("set_sum", BAD_VALUE, "holds .* 0 and 1, got 2", lambda h: (h, 1, ARRAY, 2)),
+    ("set_sum", BAD_VALUE, "holds .* 0 and 0, got 1", lambda h: (h, 1, None, 1)),
+    ("set_accumulated", BAD_POINTER, "opt", lambda h: (None, 0)),
+    ("set_accumulated", BAD_VALUE, "steps", lambda h: (h, -1)),
+    ("set_state", BAD_POINTER, "opt", lambda h: (None, 0, b"exp_avg", ARRAY)),
+    ("set_state", BAD_POINTER, "name", lambda h: (h, 0, None, ARRAY)),
+    ("set_state", BAD_INDEX, "no parameter 2", lambda h: (h, 2, b"exp_avg", ARRAY)),
+    ("set_state", BAD_NAME, "'step'", lambda h: (h, 0, b"step", ARRAY)),
+    ("set_average", BAD_POINTER, "opt", lambda h: (None, 0, ARRAY)),
+    ("set_average", BAD_INDEX, "no parameter 2", lambda h: (h, 2, ARRAY)),
+    ("set_grad", BAD_POINTER, "opt", lambda h: (None, 0, ARRAY)),
+    ("set_grad", BAD_INDEX, "no parameter -1", lambda h: (h, -1, ARRAY)),
     ("step", BAD_POINTER, "opt", lambda h: (None, result())),
-    ("step", BAD_VALUE, "sizeof.fo_result., 32 in this fastopt, got 0", lambda h: (h, Result())),
-    ("step", BAD_VALUE, "sizeof.fo_result.", lambda h: (h, Result(size=41))),
+    ("step", BAD_VALUE, "sizeof.fo_result., 40 in this fastopt, got 0", lambda h: (h, Result())),
+    ("step", BAD_VALUE, "sizeof.fo_result.", lambda h: (h, Result(size=49))),
     ("set_begun", BAD_POINTER, "opt", lambda h: (None, 0, b"exp_avg", 0)),
     ("set_begun", BAD_POINTER, "name", lambda h: (h, 0, None, 0)),
     ("set_begun", BAD_INDEX, "no parameter 2", lambda h: (h, 2, b"exp_avg", 0)),
@@ -371,13 +419,12 @@ def test_a_momentum_buffer_begins_with_its_first_use_and_says_so():
         return begun.value
 
     def bind(handle):
-        arguments = F64, 3, w.ctypes.data, counter.ctypes.data
-        assert fo.set_param(handle, 0, 0, *arguments) == OK
-        assert fo.set_state(handle, 0, name, buffer.ctypes.data) == OK
+        assert fo.set_param(handle, 0, 0, 3, dense(w), counter.ctypes.data) == OK
+        assert fo.set_state(handle, 0, name, dense(buffer)) == OK
 
     def step(handle, value):
         grad = np.full(3, value)
-        assert fo.set_grad(handle, 0, grad.ctypes.data) == fo.step(handle, None) == OK
+        assert fo.set_grad(handle, 0, dense(grad)) == fo.step(handle, None) == OK
         return buffer[0]
 
     first = create("sgd", 1, 1)
@@ -432,7 +479,7 @@ def refused_step(small, status, message, outcome=None):
 def test_a_step_that_lacks_something_says_what_and_changes_nothing(k):
     small = Small()
     small.set_param(k)  # which forgets its arrays
-    assert fo.set_grad(small.handle, k, small.grads[k].ctypes.data) == OK
+    assert fo.set_grad(small.handle, k, dense(small.grads[k])) == OK
     refused_step(small, INCOMPLETE, f"parameter {k} lacks its state 'exp_avg'")
     small.set_state(k)
     assert fo.set_state(small.handle, k, b"exp_avg_sq", None) == OK
@@ -452,9 +499,10 @@ def test_a_parameter_that_was_not_set_is_missed():
     handle = create("sgd", 1, 1)
     for name, *arguments in (
         ("step", None),
-        ("set_state", 0, b"momentum_buffer", THERE),
-        ("set_average", 0, THERE),
-        ("set_grad", 0, THERE),
+        ("set_state", 0, b"momentum_buffer", ARRAY),
+        ("set_average", 0, ARRAY),
+        ("set_sum", 0, ARRAY, 0),
+        ("set_grad", 0, ARRAY),
     ):
         assert getattr(fo, name)(handle, *arguments) == INCOMPLETE
         assert fo.last_error() == b"parameter 0 is not set yet"
@@ -472,6 +520,78 @@ def test_a_gradient_that_is_not_finite_is_refused_where_that_is_asked_for(k, bad
     small.grads[k][-1] = 1
     assert fo.step(small.handle, outcome) == OK
     assert (outcome.skipped, outcome.nonfinite_param) == (0, -1)
+
+
+TRIED = [-np.inf, -1.0, -5e-324, -0.0, 0.5, np.nextafter(1.0, 0), 1.0, 7.0, np.inf, np.nan]
+
+
+def in_range(check, name, value):
+    """Whether a class takes it."""
+    if check is flag:
+        return value in (0, 1)
+    try:
+        check(name, float(value))
+    except ValueError:
+        return False
+    return True
+
+
+def test_ranges_of_hyperparameters_are_those_of_the_class():
+    value = ctypes.c_double()
+    for rule, cls in (("sgd", SGD), ("adagrad", Adagrad), ("rmsprop", RMSprop), ("adam", Adam)):
+        handle, checks = create(rule, 1, 1), {**cls._checks}
+        for name in ("beta1", "beta2"):
+            checks[name] = partial(real, below=1.0)
+        for name in _core.Rule(rule).hypers:
+            assert fo.get_hyper(handle, 0, name.encode(), value) == OK
+            for tried in TRIED:
+                takes = fo.set_hyper(handle, 0, name.encode(), tried) == OK
+                assert takes == in_range(checks[name], name, tried), (name, tried)
+        fo.destroy(handle)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_gradients_accumulate_as_in_the_class(k):
+    rng = np.random.default_rng(k)
+    start = rng.standard_normal(1000, np.float32)
+    opt = Adam([start.copy(), start[:9].copy()], accumulate=k)
+    small, outcome = COptimizer(opt, accumulate=k), result()
+    sums = [np.zeros_like(p) for p in opt.params]
+    for i, total in enumerate(sums):
+        small.do("set_sum", i, dense(total), 0)
+    for number in range(7):
+        grads = [rng.standard_normal(p.shape, np.float32) for p in opt.params]
+        if number % k == 0:
+            grads[1] = None
+        opt.step(grads)
+        outcome = small.step(grads)
+        assert outcome.accumulated == (number + 1) % k
+        for mine, theirs in zip(opt.params, small.params, strict=True):
+            assert mine.tobytes() == theirs.tobytes()
+
+
+def test_a_run_goes_on_between_two_updates():
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(9), [rng.standard_normal(9) for _ in range(4)]
+    whole, first = (SGD([start.copy()], accumulate=3, momentum=0.9) for _ in range(2))
+    for grad in grads:
+        whole.step([grad])
+    for grad in grads[:2]:
+        first.step([grad])
+    resumed, outcome = COptimizer(first, accumulate=3), result()
+    total = first.state_dict()["accumulated"]["sums"][0]
+    resumed.do("set_sum", 0, dense(total), 1)
+    resumed.do("set_accumulated", 2)
+    for accumulated, grad in zip((0, 1), grads[2:], strict=True):
+        outcome = resumed.step([grad])
+        assert outcome.accumulated == accumulated
+    assert resumed.params[0].tobytes() == whole.params[0].tobytes()
+
+
+def test_a_step_that_accumulates_needs_sums():
+    small = Small()
+    assert fo.set_options(small.handle, options(accumulate=2)) == OK
+    refused_step(small, INCOMPLETE, "parameter 0 lacks its sum")
 
 
 def test_a_parameter_without_a_gradient_is_left_out():

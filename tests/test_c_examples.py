@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from c_interface import FUNCTIONS, VALUES, Api, Options, Result
+from c_interface import FUNCTIONS, VALUES, Api, Array, Options, Result
 from support import python
 
 import fastopt
@@ -108,7 +108,7 @@ def test_the_cython_module_builds_with_one_command_and_learns(module):
 def test_the_cython_module_passes_errors_on(module):
     code = "import numpy, least_squares; least_squares.fit(numpy.ones((3, 2)), numpy.ones(3), {})"
     done = run(sys.executable, "-c", code.format("numpy.nan"), cwd=module)
-    assert "RuntimeError: lr must be a number, got a NaN" in done.stderr
+    assert "RuntimeError: lr must be >= 0, got nan" in done.stderr
 
 
 ANOTHER_TABLE = """
@@ -169,13 +169,15 @@ def test_a_module_is_imported_only_where_the_table_is_what_it_was_built_for(
 def test_the_compiler_lays_the_structs_out_as_version_1_of_the_abi_does(tmp_path):
     members = [
         (f"fo_{struct.__name__.lower()}", name, getattr(struct, name).offset)
-        for struct in (Options, Result, Api)
+        for struct in (Array, Options, Result, Api)
         for name, *_ in struct._fields_
     ]
-    assert len(members) == 11 + 6 + 2 + len(FUNCTIONS)
+    assert len(members) == 10 + 11 + 8 + 2 + len(FUNCTIONS)
     checks = [f"offsetof({struct}, {name}) == {at}" for struct, name, at in members]
     checks += [f"{name} == {value}" for name, value in VALUES.items()]
-    checks += [f"sizeof(fo_{s.__name__.lower()}) == {ctypes.sizeof(s)}" for s in (Options, Result)]
+    checks += [
+        f"sizeof(fo_{s.__name__.lower()}) == {ctypes.sizeof(s)}" for s in (Array, Options, Result)
+    ]
     text = "".join(f'_Static_assert({check}, "{check}");\n' for check in checks)
     (tmp_path / "layout.c").write_text(f"#include <fastopt.h>\n#include <stddef.h>\n{text}")
     flags = ["-std=c11", "-fsyntax-only", f"-I{fastopt.get_include()}"]

@@ -48,6 +48,18 @@ static float loss(float x[POINTS][FEATURES], const float *y, const float *slope,
     return sum / (2 * POINTS);
 }
 
+/* Tells the optimizer where parameter i, its gradient and its state are. */
+static void set(fo_optimizer *opt, int64_t i, int64_t size, float *param, float *grad, float *m,
+                float *v, int64_t *steps)
+{
+    const fo_array param_ = fo_dense(FO_F32, param), grad_ = fo_dense(FO_F32, grad);
+    const fo_array m_ = fo_dense(FO_F32, m), v_ = fo_dense(FO_F32, v);
+    check(fo->set_param(opt, i, 0, size, &param_, steps));
+    check(fo->set_state(opt, i, "exp_avg", &m_));
+    check(fo->set_state(opt, i, "exp_avg_sq", &v_));
+    check(fo->set_grad(opt, i, &grad_));
+}
+
 int main(void)
 {
     static float x[POINTS][FEATURES], y[POINTS];
@@ -67,14 +79,8 @@ int main(void)
     fo = fo_get_api();
     check(fo->create("adam", 1, 2, &opt));
     check(fo->set_hyper(opt, 0, "lr", 0.05));
-    check(fo->set_param(opt, 0, 0, FO_F32, FEATURES, slope, &slope_steps));
-    check(fo->set_state(opt, 0, "exp_avg", slope_m));
-    check(fo->set_state(opt, 0, "exp_avg_sq", slope_v));
-    check(fo->set_grad(opt, 0, slope_grad));
-    check(fo->set_param(opt, 1, 0, FO_F32, 1, &intercept, &intercept_steps));
-    check(fo->set_state(opt, 1, "exp_avg", &intercept_m));
-    check(fo->set_state(opt, 1, "exp_avg_sq", &intercept_v));
-    check(fo->set_grad(opt, 1, &intercept_grad));
+    set(opt, 0, FEATURES, slope, slope_grad, slope_m, slope_v, &slope_steps);
+    set(opt, 1, 1, &intercept, &intercept_grad, &intercept_m, &intercept_v, &intercept_steps);
 
     for (int step = 0; step < STEPS; step++) {
         const float now = loss(x, y, slope, intercept, slope_grad, &intercept_grad);

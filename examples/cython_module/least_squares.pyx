@@ -37,16 +37,20 @@ def fit(const double[:, ::1] X, const double[::1] y, double lr=0.05, int steps=1
         raise ValueError(f"X of shape {np.shape(X)} and y of {np.shape(y)} do not fit")
     cdef double[::1] w = np.zeros(n), grad = np.zeros(n)
     cdef double[::1] exp_avg = np.zeros(n), exp_avg_sq = np.zeros(n)
+    cdef fastopt.fo_array weights = fastopt.fo_dense(fastopt.FO_F64, &w[0])
+    cdef fastopt.fo_array gradients = fastopt.fo_dense(fastopt.FO_F64, &grad[0])
+    cdef fastopt.fo_array mean = fastopt.fo_dense(fastopt.FO_F64, &exp_avg[0])
+    cdef fastopt.fo_array mean_of_squares = fastopt.fo_dense(fastopt.FO_F64, &exp_avg_sq[0])
     cdef int64_t count = 0
     cdef fastopt.fo_status status = fastopt.FO_OK
     cdef fastopt.fo_optimizer *opt
     check(fo.create(b"adam", 1, 1, &opt))
     try:
         check(fo.set_hyper(opt, 0, b"lr", lr))
-        check(fo.set_param(opt, 0, 0, fastopt.FO_F64, n, &w[0], &count))
-        check(fo.set_state(opt, 0, b"exp_avg", &exp_avg[0]))
-        check(fo.set_state(opt, 0, b"exp_avg_sq", &exp_avg_sq[0]))
-        check(fo.set_grad(opt, 0, &grad[0]))
+        check(fo.set_param(opt, 0, 0, n, &weights, &count))
+        check(fo.set_state(opt, 0, b"exp_avg", &mean))
+        check(fo.set_state(opt, 0, b"exp_avg_sq", &mean_of_squares))
+        check(fo.set_grad(opt, 0, &gradients))
         with nogil:
             while count < steps and status == fastopt.FO_OK:
                 gradient(X, y, w, grad)

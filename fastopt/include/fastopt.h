@@ -5,10 +5,11 @@
  *     fo->create("adam", 1, 2, &opt);                      one group, two parameters
  *     fo->set_hyper(opt, 0, "lr", 0.01);
  *     for each parameter i, with zeros in its state and in its counter:
- *         fo->set_param(opt, i, 0, FO_F32, size, param, &step);
- *         fo->set_state(opt, i, "exp_avg", m);
- *         fo->set_state(opt, i, "exp_avg_sq", v);
- *         fo->set_grad(opt, i, grad);
+ *         const fo_array p = fo_dense(FO_F32, param), g = fo_dense(FO_F32, grad), ...;
+ *         fo->set_param(opt, i, 0, size, &p, &step);
+ *         fo->set_state(opt, i, "exp_avg", &m);
+ *         fo->set_state(opt, i, "exp_avg_sq", &v);
+ *         fo->set_grad(opt, i, &g);
  *     for each batch: write the gradients, then
  *         if (fo->step(opt, NULL) != FO_OK) puts(fo->last_error());
  *     fo->destroy(opt);
@@ -42,7 +43,8 @@ enum {
     FO_BAD_INDEX = 4,   /* there is no such group or parameter */
     FO_BAD_VALUE = 5,   /* a number, or the size of a struct, is out of range */
     FO_INCOMPLETE = 6,  /* the step needs an array that was not set */
-    FO_NONFINITE = 7    /* FO_RAISE, and a gradient holds a NaN or an infinity */
+    FO_NONFINITE = 7,   /* FO_RAISE, and a gradient holds a NaN or an infinity */
+    FO_UNSUPPORTED = 8  /* no such type of elements, or none such beside the parameter's */
 };
 
 typedef int32_t fo_dtype;
@@ -56,6 +58,28 @@ enum { FO_NO_CLIP = 0, FO_CLIP_VALUE = 1, FO_CLIP_NORM = 2, FO_GLOBAL_CLIP_NORM 
 
 typedef int32_t fo_nonfinite;
 enum { FO_PROPAGATE = 0, FO_SKIP = 1, FO_RAISE = 2 };
+
+/* An array of the caller's: the type of its elements, where they lie, and what some types will need
+ * besides. All that is not in use is 0; fo_dense() makes the usual ones. */
+typedef struct {
+    uint32_t size;       /* sizeof(fo_array) */
+    fo_dtype dtype;      /* of the elements */
+    void *data;          /* as many as the parameter has */
+    void *scales;        /* reserved, for types that have a scale for each block of elements */
+    void *master;        /* reserved, for what the elements lack in precision */
+    const int64_t *rows; /* reserved, for gradients of some rows: which rows, */
+    int64_t n_rows;      /* how many */
+    int64_t row_size;    /* and elements of each */
+    uint64_t seed;       /* reserved, for stochastic rounding */
+    int64_t reserved[2];
+} fo_array;
+
+/* An array without anything special. (In a step's loop, make it once.) */
+static inline fo_array fo_dense(fo_dtype dtype, void *data)
+{
+    fo_array array = {sizeof(fo_array), dtype, data, 0, 0, 0, 0, 0, 0, {0, 0}};
+    return array;
+}
 
 /* Options of all steps to come. A zero is the default of every field:
  *
@@ -72,15 +96,17 @@ typedef struct {
     int32_t ema_starts;     /* not 0: the averages become copies of the parameters */
     int32_t zero_grad;      /* not 0: gradients are zeroed afterwards */
     int32_t num_threads;    /* at most; 0: as many as set_num_threads says */
-    int32_t reserved;       /* 0 */
+    int32_t accumulate; /* steps whose mean gradient makes an update, with set_sum; 0: each does */
 } fo_options;
 
 /* What a step did. The caller sets `size` to sizeof(fo_result). */
 typedef struct {
     uint32_t size;
-    int32_t threads;         /* that took part */
-    int32_t has_norm;        /* whether the step needed the norm */
-    int32_t skipped;         /* whether nothing was updated, because of FO_SKIP or FO_RAISE */
+    int32_t threads;     /* that took part */
+    int32_t has_norm;    /* whether the step needed the norm */
+    int32_t skipped;     /* whether nothing was updated, because of FO_SKIP or FO_RAISE */
+    int32_t accumulated; /* steps that the sums are of by now; 0 after an update */
+    int32_t reserved;
     int64_t nonfinite_param; /* then the first parameter with such a gradient; or -1 */
     double grad_norm;        /* of all unscaled gradients, before clipping */
 } fo_result;
@@ -104,7 +130,7 @@ typedef struct {
     fo_status (*create)(const char *rule, int32_t n_groups, int64_t n_params, fo_optimizer **opt);
     void (*destroy)(fo_optimizer *opt); /* NULL is nothing to destroy */
 
-    /* A group's hyperparameters; flags are 0 or 1. A NaN is refused; for ranges see the class. */
+    /* A group's hyperparameters; flags are 0 or 1. The ranges are those of the class. */
     fo_status (*set_hyper)(fo_optimizer *opt, int32_t group, const char *name, double value);
     fo_status (*get_hyper)(const fo_optimizer *opt, int32_t group, const char *name, double *value);
 
@@ -114,15 +140,21 @@ typedef struct {
 
     fo_status (*set_options)(fo_optimizer *opt, const fo_options *options); /* NULL: the defaults */
 
-    /* Parameter i: `size` elements, and the number of its steps so far, which a step advances. */
-    fo_status (*set_param)(fo_optimizer *opt, int64_t i, int32_t group, fo_dtype dtype,
-                           int64_t size, void *param, int64_t *step);
+    /* Parameter i: `size` elements, and the number of its steps so far, which a step advances. It
+     * forgets the parameter's other arrays. */
+    fo_status (*set_param)(fo_optimizer *opt, int64_t i, int32_t group, int64_t size,
+                           const fo_array *param, int64_t *step);
 
-    /* Its state, its average and its gradient: arrays of its size and type. NULL takes one away. A
-     * parameter without a gradient is left out of the step. */
-    fo_status (*set_state)(fo_optimizer *opt, int64_t i, const char *name, void *state);
-    fo_status (*set_average)(fo_optimizer *opt, int64_t i, void *average);
-    fo_status (*set_grad)(fo_optimizer *opt, int64_t i, void *grad);
+    /* Its state, its average, the sum of its gradients for `accumulate` (and whether that holds any
+     * yet, 0 or 1) and its gradient. NULL takes one away. A parameter without a gradient is left out
+     * of the step. */
+    fo_status (*set_state)(fo_optimizer *opt, int64_t i, const char *name, const fo_array *state);
+    fo_status (*set_average)(fo_optimizer *opt, int64_t i, const fo_array *average);
+    fo_status (*set_sum)(fo_optimizer *opt, int64_t i, const fo_array *sum, int32_t holds);
+    fo_status (*set_grad)(fo_optimizer *opt, int64_t i, const fo_array *grad);
+
+    /* For a run that is resumed between two updates: how many steps the sums are of. */
+    fo_status (*set_accumulated)(fo_optimizer *opt, int32_t steps);
 
     /* Updates everything or, if it fails or skips, nothing. `result` may be NULL. It takes no memory
      * from the heap but in the first step after set_param. */

@@ -6,16 +6,16 @@
  * torch adds eps outside the root, keras inside. */
 #ifndef T
 
-#define adagrad_hyper_list(X) X(lr_decay) X(eps)
+#define adagrad_hyper_list(X)                                                                      \
+    FO_COMMON_HYPERS(X, 1e-2)                                                                      \
+    X(lr_decay, 0, 0, INFINITY)                                                                    \
+    X(eps, 1e-10, 0, INFINITY)
 #define adagrad_slot_list(X) X(sum, ALWAYS)
 enum { ADAGRAD_STEP = FO_COMMON_CONSTS, ADAGRAD_EPS_IN, ADAGRAD_EPS_OUT, adagrad_const_count };
 
 typedef struct {
-    FO_COMMON_HYPERS(FO_FIELD)
     adagrad_hyper_list(FO_FIELD)
 } adagrad_hypers;
-
-static const adagrad_hypers adagrad_defaults = {.lr = 1e-2, .eps = 1e-10};
 
 static inline int adagrad_variant(const double *hypers)
 {

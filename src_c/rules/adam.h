@@ -10,7 +10,13 @@
  * and keras's eps' is eps itself. AdamW is weight decay's business, not this file's. */
 #ifndef T
 
-#define adam_hyper_list(X) X(beta1) X(beta2) X(eps) X(amsgrad) X(bias_correction)
+#define adam_hyper_list(X)                                                                         \
+    FO_COMMON_HYPERS(X, 1e-3)                                                                      \
+    X(beta1, 0.9, 0, FO_BELOW_1)                                                                   \
+    X(beta2, 0.999, 0, FO_BELOW_1)                                                                 \
+    X(eps, 1e-8, 0, INFINITY)                                                                      \
+    X(amsgrad, 0, 0, FO_SWITCH)                                                                    \
+    X(bias_correction, 1, 0, FO_SWITCH)
 #define adam_slot_list(X) X(exp_avg, ALWAYS) X(exp_avg_sq, ALWAYS) X(max_exp_avg_sq, ADAM_AMSGRAD)
 enum { ADAM_AMSGRAD = 1 };
 enum {
@@ -24,12 +30,8 @@ enum {
 };
 
 typedef struct {
-    FO_COMMON_HYPERS(FO_FIELD)
     adam_hyper_list(FO_FIELD)
 } adam_hypers;
-
-static const adam_hypers adam_defaults = {
-    .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1};
 
 static inline int adam_variant(const double *hypers)
 {

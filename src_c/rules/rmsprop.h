@@ -10,7 +10,12 @@
  * negative: torch's floor is 0, keras has none, since its eps is added before the root. */
 #ifndef T
 
-#define rmsprop_hyper_list(X) X(alpha) X(eps) X(momentum) X(centered)
+#define rmsprop_hyper_list(X)                                                                      \
+    FO_COMMON_HYPERS(X, 1e-2)                                                                      \
+    X(alpha, 0.99, 0, INFINITY)                                                                    \
+    X(eps, 1e-8, 0, INFINITY)                                                                      \
+    X(momentum, 0, 0, INFINITY)                                                                    \
+    X(centered, 0, 0, FO_SWITCH)
 #define rmsprop_slot_list(X)                                                                       \
     X(square_avg, ALWAYS) X(momentum_buffer, RMSPROP_MOMENTUM) X(grad_avg, RMSPROP_CENTERED)
 enum { RMSPROP_MOMENTUM = 1, RMSPROP_CENTERED = 2 };
@@ -27,11 +32,8 @@ enum {
 };
 
 typedef struct {
-    FO_COMMON_HYPERS(FO_FIELD)
     rmsprop_hyper_list(FO_FIELD)
 } rmsprop_hypers;
-
-static const rmsprop_hypers rmsprop_defaults = {.lr = 1e-2, .alpha = 0.99, .eps = 1e-8};
 
 static inline int rmsprop_variant(const double *hypers)
 {

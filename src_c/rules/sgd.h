@@ -11,17 +11,18 @@
  *       Nesterov                          -momentum        lr */
 #ifndef T
 
-#define sgd_hyper_list(X) X(momentum) X(dampening) X(nesterov)
+#define sgd_hyper_list(X)                                                                          \
+    FO_COMMON_HYPERS(X, 1e-3)                                                                      \
+    X(momentum, 0, 0, INFINITY)                                                                    \
+    X(dampening, 0, -INFINITY, INFINITY)                                                           \
+    X(nesterov, 0, 0, FO_SWITCH)
 #define sgd_slot_list(X) X(momentum_buffer, SGD_MOMENTUM | BEGINS)
 enum { SGD_MOMENTUM = 1 };
 enum { SGD_MU = FO_COMMON_CONSTS, SGD_IN, SGD_OUT, SGD_LOOK, sgd_const_count };
 
 typedef struct {
-    FO_COMMON_HYPERS(FO_FIELD)
     sgd_hyper_list(FO_FIELD)
 } sgd_hypers;
-
-static const sgd_hypers sgd_defaults = {.lr = 1e-3};
 
 static inline int sgd_variant(const double *hypers)
 {
