@@ -24,8 +24,10 @@ from c_interface import (
     OPTIMIZER,
     RAISE,
     SKIP,
+    UNSUPPORTED,
     Result,
     create,
+    dense,
     fo,
     options,
     result,
@@ -37,6 +39,8 @@ import fastopt
 from fastopt import reference
 
 OPERATIONS = 40
+HERE = np.zeros(1)
+LAYERS = fastopt.build_info()["threading"]["available"]
 CLASSES = {cls._rule.name: cls for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop)}
 CLASSES["adam"] = fastopt.Adam
 SLOTS = {
@@ -45,7 +49,7 @@ SLOTS = {
     "rmsprop": ["square_avg", "momentum_buffer", "grad_avg"],
     "adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
 }
-FLAGS = {"lr": [0.1, 1e-3, 0.0, -0.5], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.9, 0.5]}
+FLAGS = {"lr": [0.1, 1e-3, 0.0, 0.5], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.9, 0.5]}
 FLAGS |= {name: [0.0, 1.0] for name in ("maximize", "decoupled_weight_decay", "centered")}
 FLAGS |= {name: [0.0, 1.0] for name in ("nesterov", "amsgrad", "bias_correction")}
 FLAGS |= {"dampening": [0.0, 0.5], "alpha": [0.9, 0.5], "eps": [1e-8, 0.1], "lr_decay": [0.0, 0.1]}
@@ -130,8 +134,7 @@ class Sequence:
     def bind(self, i):
         """Hand over a parameter and all its arrays."""
         p = self.params[i]
-        dtype, size = DTYPES[p.param.dtype], p.param.size
-        self.do("set_param", i, p.group, dtype, size, p.param.ctypes.data, p.counter.ctypes.data)
+        self.do("set_param", i, p.group, p.param.size, dense(p.param), p.counter.ctypes.data)
         p.fresh = False
         for name in p.state:
             self.set_state(i, name)
@@ -141,11 +144,11 @@ class Sequence:
 
     def set_state(self, i, name, there=True):
         array = self.params[i].state[name]
-        self.do("set_state", i, name.encode(), array.ctypes.data if there else None)
+        self.do("set_state", i, name.encode(), dense(array) if there else None)
         self.params[i].bound[name] = there
 
     def set_average(self, i, there=True):
-        self.do("set_average", i, self.params[i].average.ctypes.data if there else None)
+        self.do("set_average", i, dense(self.params[i].average) if there else None)
         self.params[i].bound["average"] = there
 
     def check_numbers(self):
@@ -184,7 +187,7 @@ class Sequence:
                 if chance(self.rng, 0.05):
                     p.grad = p.param
                 p.bound["grad"] = chance(self.rng, 0.9)
-                self.do("set_grad", i, p.grad.ctypes.data if p.bound["grad"] else None)
+                self.do("set_grad", i, dense(p.grad) if p.bound["grad"] else None)
             if zero and p.grad is p.param:
                 p.bound["grad"] = False
                 self.do("set_grad", i, None)
@@ -396,6 +399,9 @@ class Sequence:
         self.history.add("threads", str(n))
         assert fo.set_num_threads(n) == OK
         assert fo.get_num_threads() == fastopt.get_num_threads() == n
+        layer = pick(self.rng, LAYERS)
+        self.history.add("layer", layer)
+        assert fo.set_threading_layer(layer.encode()) == OK
 
     # ---- calls that are refused
 
@@ -403,9 +409,10 @@ class Sequence:
         rng, n, n_groups = self.rng, len(self.params), self.n_groups
         h, i = self.handle, int(rng.integers(n))
         p, slot = self.params[i], SLOTS[self.rule][0].encode()
-        there, counter = p.param.ctypes.data, p.counter.ctypes.data
+        there, counter = dense(p.param), p.counter.ctypes.data
+        other = dense(p.param, dtype=1 - DTYPES[p.param.dtype])
         whole, number = ctypes.c_int32(7), ctypes.c_double(7)
-        nan, dtype = math.nan, DTYPES[p.param.dtype]
+        nan = math.nan
         name, status, *arguments = pick(
             rng,
             [
@@ -422,14 +429,21 @@ class Sequence:
                 ("set_options", BAD_VALUE, h, options(loss_scale=nan, zero_grad=1)),
                 ("set_options", BAD_VALUE, h, options(nonfinite=3, semantics=1)),
                 ("set_options", BAD_VALUE, h, options(ema_decay=1.5, semantics=1)),
-                ("set_options", BAD_VALUE, h, options(reserved=1, semantics=1)),
+                ("set_options", BAD_VALUE, h, options(accumulate=-1, semantics=1)),
                 ("set_options", BAD_VALUE, h, options(num_threads=-1, semantics=1)),
-                ("set_param", BAD_INDEX, h, n, 0, dtype, p.param.size, there, counter),
-                ("set_param", BAD_INDEX, h, i, n_groups, dtype, p.param.size, there, counter),
-                ("set_param", BAD_VALUE, h, i, 0, 2, p.param.size, there, counter),
-                ("set_param", BAD_VALUE, h, i, 0, dtype, -1, there, counter),
-                ("set_param", BAD_POINTER, h, i, 0, dtype, 3, None, counter),
-                ("set_param", BAD_POINTER, h, i, 0, dtype, p.param.size, there, None),
+                ("set_hyper", BAD_VALUE, h, 0, b"weight_decay", -0.5),
+                ("set_hyper", BAD_VALUE, h, 0, b"maximize", 0.5),
+                ("set_param", BAD_INDEX, h, n, 0, p.param.size, there, counter),
+                ("set_param", BAD_INDEX, h, i, n_groups, p.param.size, there, counter),
+                ("set_param", UNSUPPORTED, h, i, 0, p.param.size, dense(HERE, dtype=2), counter),
+                ("set_param", BAD_VALUE, h, i, 0, -1, there, counter),
+                ("set_param", BAD_POINTER, h, i, 0, 3, None, counter),
+                ("set_param", BAD_POINTER, h, i, 0, p.param.size, there, None),
+                ("set_state", UNSUPPORTED, h, i, slot, other),
+                ("set_average", UNSUPPORTED, h, i, other),
+                ("set_grad", UNSUPPORTED, h, i, other),
+                ("set_grad", UNSUPPORTED, h, i, dense(p.param, seed=1)),
+                ("set_threading_layer", BAD_NAME, b"tbb"),
                 ("set_state", BAD_NAME, h, i, b"step", there),
                 ("set_state", BAD_INDEX, h, n, slot, there),
                 ("set_state", BAD_POINTER, h, i, None, there),
