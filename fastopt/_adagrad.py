@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastopt import _core
+from fastopt._hypers import checks
 from fastopt._options import real
 from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
@@ -90,12 +91,7 @@ class Adagrad(Optimizer):
     """
 
     _rule = _core.Rule("adagrad")
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "lr_decay": real,
-        "initial_accumulator_value": real,
-        "eps": real,
-    }
+    _checks: ClassVar = checks(_rule) | {"initial_accumulator_value": real}
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastopt import _core
-from fastopt._options import flag, pair, real
+from fastopt._hypers import checks
+from fastopt._options import pair
 from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
@@ -101,7 +102,8 @@ class Adam(Optimizer):
     """
 
     _rule = _core.Rule("adam")
-    _checks: ClassVar = {**Optimizer._checks, "eps": real, "amsgrad": flag, "bias_correction": flag}
+    _checks: ClassVar = checks(_rule)
+    _beta_checks: ClassVar = (_checks.pop("beta1"), _checks.pop("beta2"))
 
     def __init__(
         self,
@@ -152,9 +154,9 @@ class Adam(Optimizer):
         self, group: Mapping[str, Any], where: str, completed_steps: int
     ) -> dict[str, float]:
         values = super()._checked(group, where, completed_steps)
-        for index, beta in enumerate(pair(f"{where}betas", group["betas"])):
-            name = f"{where}betas[{index}]"
-            values[f"beta{index + 1}"] = real(name, beta, below=1.0)
+        betas = pair(f"{where}betas", group["betas"])
+        for index, (check, beta) in enumerate(zip(self._beta_checks, betas, strict=True)):
+            values[f"beta{index + 1}"] = check(f"{where}betas[{index}]", beta)
         return values
 
 

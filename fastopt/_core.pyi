@@ -48,6 +48,7 @@ class Rule:
     hypers: tuple[str, ...]
     slots: tuple[str, ...]
     begins: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]]
     def __init__(self, name: str) -> None: ...
     def used_slots(self, row: Sequence[float]) -> tuple[str, ...]: ...
 

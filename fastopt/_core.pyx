@@ -241,9 +241,11 @@ cdef tuple strings(const char *const *names):
 
 
 cdef class Rule:
-    """Names of a rule's hyperparameters and slots, as the C core lists them.
+    """A rule's hyperparameters and slots, as the C core lists them.
 
-    `begins` are the slots of which a rule has to know whether a step has written them yet.
+    `ranges` has the least and the greatest value of each hyperparameter; a NaN as the greatest says
+    that it is a switch. `begins` are the slots of which a rule has to know whether a step has
+    written them yet.
     """
 
     cdef const fo_rule *rule
@@ -251,6 +253,7 @@ cdef class Rule:
     cdef readonly tuple hypers
     cdef readonly tuple slots
     cdef readonly tuple begins
+    cdef readonly dict ranges
 
     def __cinit__(self, str name not None):
         self.rule = fo_find_rule(name.encode())
@@ -258,6 +261,9 @@ cdef class Rule:
             raise ValueError(f"no rule named {name!r}")
         self.name = name
         self.hypers = strings(self.rule.hyper_names)
+        self.ranges = {
+            hyper: (self.rule.lows[j], self.rule.highs[j]) for j, hyper in enumerate(self.hypers)
+        }
         self.slots = strings(self.rule.slot_names)
         self.begins = tuple(
             [slot for j, slot in enumerate(self.slots) if fo_rule_slot_begins(self.rule, j)]

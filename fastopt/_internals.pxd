@@ -18,6 +18,8 @@ cdef extern from "core.h" nogil:
     ctypedef struct fo_rule:
         const char *name
         const char *const *hyper_names
+        const double *lows
+        const double *highs
         const char *const *slot_names
     const fo_rule fo_rules[]
     const int fo_rule_count

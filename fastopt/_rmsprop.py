@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fastopt import _core
-from fastopt._options import flag, real
+from fastopt._hypers import checks
 from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
@@ -99,13 +99,7 @@ class RMSprop(Optimizer):
     """
 
     _rule = _core.Rule("rmsprop")
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "alpha": real,
-        "eps": real,
-        "momentum": real,
-        "centered": flag,
-    }
+    _checks: ClassVar = checks(_rule)
 
     def __init__(
         self,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 from fastopt import _core
-from fastopt._options import flag, real
+from fastopt._hypers import checks
 from fastopt.optimizer import LearningRate, NoDecay, Optimizer
 
 
@@ -102,12 +101,7 @@ class SGD(Optimizer):
     """
 
     _rule = _core.Rule("sgd")
-    _checks: ClassVar = {
-        **Optimizer._checks,
-        "momentum": real,
-        "dampening": partial(real, low=-float("inf")),
-        "nesterov": flag,
-    }
+    _checks: ClassVar = checks(_rule)
 
     def __init__(
         self,

@@ -28,14 +28,14 @@ array([ 2.9, -2.1])
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
-from math import inf
+from collections.abc import Sequence
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
 
 from fastopt import _core
+from fastopt._hypers import check
 from fastopt._options import flag, pair, real
 from fastopt._params import Array
 from fastopt.threads import checked_threads
@@ -44,45 +44,25 @@ __all__ = ["adagrad", "adam", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
-_any_number = partial(real, low=-inf)
-_SWITCH = (flag, 0.0, 0.0)
-_AT_LEAST_0 = (real, 0.0, inf)
-_COMMON: dict[str, tuple[Callable[[str, Any], float], float, float]] = {
-    "lr": (_any_number, -inf, inf),
-    "weight_decay": _AT_LEAST_0,
-    "decoupled_weight_decay": _SWITCH,
-    "maximize": _SWITCH,
-}
+_ANY_NUMBER, _UP_TO_1 = (-inf, inf), (0.0, 1.0)
+_any_number = check(*_ANY_NUMBER)
 
 
-def _update(rule: str, arguments: tuple[str, ...], **checks: Any) -> _core.Update:
-    return _core.Update(_core.Rule(rule), _COMMON | checks, (*("params", "grads"), *arguments))
+def _update(name: str, *slots: str, **ranges: tuple[float, float]) -> _core.Update:
+    """Return a rule as a function, with its ranges of hyperparameters but for these."""
+    rule = _core.Rule(name)
+    checks = {
+        hyper: (check(low, high), low, 0.0 if isnan(high) else high)
+        for hyper, (low, high) in (rule.ranges | {"lr": _ANY_NUMBER} | ranges).items()
+    }
+    return _core.Update(rule, checks, ("params", "grads", *slots))
 
 
-_sgd = _update(
-    "sgd",
-    ("momentum_buffers",),
-    momentum=_AT_LEAST_0,
-    dampening=(_any_number, -inf, inf),
-    nesterov=_SWITCH,
-)
-_adagrad = _update("adagrad", ("sums",), lr_decay=_AT_LEAST_0, eps=_AT_LEAST_0)
-_rmsprop = _update(
-    "rmsprop",
-    ("square_avgs", "momentum_buffers", "grad_avgs"),
-    alpha=_AT_LEAST_0,
-    eps=_AT_LEAST_0,
-    momentum=_AT_LEAST_0,
-    centered=_SWITCH,
-)
+_sgd = _update("sgd", "momentum_buffers")
+_adagrad = _update("adagrad", "sums")
+_rmsprop = _update("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
 _adam = _update(
-    "adam",
-    ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
-    beta1=(partial(real, high=1.0), 0.0, 1.0),
-    beta2=(partial(real, high=1.0), 0.0, 1.0),
-    eps=_AT_LEAST_0,
-    amsgrad=_SWITCH,
-    bias_correction=_SWITCH,
+    "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
 
 

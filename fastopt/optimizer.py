@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 import numpy as np
 
 from fastopt import _core
+from fastopt._hypers import Check
 from fastopt._lenders import Lenders
 from fastopt._options import choice, count, flag, frozen, real
 from fastopt._params import (
@@ -59,12 +60,7 @@ class Optimizer:
 
     _rule: ClassVar[_core.Rule]
     # How each hyperparameter of a group is checked. All values are floats to the C core.
-    _checks: ClassVar[dict[str, Callable[[str, Any], float]]] = {
-        "lr": real,
-        "weight_decay": real,
-        "maximize": flag,
-        "decoupled_weight_decay": flag,
-    }
+    _checks: ClassVar[dict[str, Check]]
 
     param_groups: list[dict[str, Any]]
     _called: list[int]  # groups whose learning rate is to be called
