@@ -32,7 +32,12 @@ ISAS = {
     ],
 }
 
-CORE = [f"src_c/{name}.c" for name in ("api", "cpu", "driver", "limit", "region", "rules", "team")]
+CORE = [
+    f"src_c/{name}.c"
+    for name in (
+        "api", "gradient", "limit", "machine", "plan", "region", "rules", "step", "team"
+    )
+]  # fmt: skip
 KERNELS = "src_c/kernels.c"
 CORE_MODULE = "fastopt._core"
 INCLUDE = ["src_c", "fastopt/include"]

@@ -4,7 +4,6 @@
 #include <float.h>
 #include <math.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -474,12 +473,6 @@ static fo_status get_begun(const fo_optimizer *opt, int64_t i, const char *name,
 }
 
 /* ---- the step -------------------------------------------------------------------------------- */
-
-static atomic_int num_threads = 1;
-
-int fo_get_num_threads(void) { return atomic_load_explicit(&num_threads, memory_order_relaxed); }
-
-void fo_set_num_threads(int n) { atomic_store_explicit(&num_threads, n, memory_order_relaxed); }
 
 static int32_t get_num_threads(void) { return fo_get_num_threads(); }
 

@@ -1,4 +1,4 @@
-/* Which threading layer is active; and the team, which is the library's own.
+/* The team of the library's own threads, and who else may do its work.
  *
  * In a team nobody waits for a thread that has not begun: the caller works through everything itself,
  * and whoever of the team comes in time helps. But where the program's other work has a pool of
@@ -13,51 +13,6 @@
 #define _GNU_SOURCE /* for fo_keep_apart */
 #include "team.h"
 #include <stdatomic.h>
-#include <string.h>
-
-/* ---- the layers ------------------------------------------------------------------------------ */
-
-static atomic_int active = FO_HAVE_TEAM ? FO_TEAM : FO_SERIAL;
-
-const char *fo_layer_name(fo_layer layer)
-{
-    static const char *const names[FO_LAYERS] = {"team", "openmp", "serial"};
-    return names[layer];
-}
-
-bool fo_layer_available(fo_layer layer)
-{
-#if FO_HAVE_OPENMP
-    if (layer == FO_OPENMP)
-        return fo_share_in_region != NULL;
-#endif
-    return layer == FO_SERIAL || (layer == FO_TEAM && FO_HAVE_TEAM);
-}
-
-fo_layer fo_layer_active(void)
-{
-    return (fo_layer)atomic_load_explicit(&active, memory_order_relaxed);
-}
-
-bool fo_layer_select(const char *name)
-{
-    for (int i = 0; i < FO_LAYERS; i++) {
-        if (strcmp(fo_layer_name((fo_layer)i), name) == 0 && fo_layer_available((fo_layer)i)) {
-            active = i;
-            return true;
-        }
-    }
-    return false;
-}
-
-int fo_openmp_processors(void)
-{
-#if FO_HAVE_OPENMP
-    if (fo_layer_available(FO_OPENMP))
-        return fo_region_processors();
-#endif
-    return 0;
-}
 
 static int share_serially(int64_t n, const fo_passes *passes, void *context)
 {
@@ -298,7 +253,7 @@ void fo_team_init(void) { (void)pthread_atfork(NULL, NULL, forget_workers); }
 
 #else
 
-void fo_team_init(void) { active = fo_layer_available(FO_OPENMP) ? FO_OPENMP : FO_SERIAL; }
+void fo_team_init(void) {}
 
 static int share_in_team(const fo_crew *crew, int64_t n, int64_t grain, const fo_passes *passes,
                          void *context)

@@ -1,0 +1,72 @@
+/* A block's gradient before the rule sees it: gathered where it is laid out otherwise than its
+ * parameter, unscaled and summed where gradients accumulate, zeroed when all is done. */
+#include "plan.h"
+#include <string.h>
+
+#define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
+
+/* Copies n elements of the gradient, from `offset` in the parameter's memory order, to `to`; or,
+ * where `to` is NULL, zeroes them in place. */
+static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
+{
+    const int last = t->grad_ndim - 1;
+    const ptrdiff_t step = t->grad_strides[last];
+    const size_t item = fo_item_size[t->dtype];
+    ptrdiff_t index[MAX_DIMS];
+    char *at = t->grad;
+    for (int axis = last; axis >= 0; axis--) {
+        index[axis] = (ptrdiff_t)(offset % t->grad_shape[axis]);
+        offset /= t->grad_shape[axis];
+        at += index[axis] * t->grad_strides[axis];
+    }
+    while (n > 0) {
+        const int64_t left = t->grad_shape[last] - index[last], run = n < left ? n : left;
+        if (!to) {
+            for (int64_t i = 0; i < run; i++)
+                memset(at + i * step, 0, item);
+        } else if (item == sizeof(float)) {
+            for (int64_t i = 0; i < run; i++)
+                memcpy(to + i * (int64_t)sizeof(float), at + i * step, sizeof(float));
+        } else {
+            for (int64_t i = 0; i < run; i++)
+                memcpy(to + i * (int64_t)sizeof(double), at + i * step, sizeof(double));
+        }
+        n -= run;
+        if (to)
+            to += (size_t)run * item;
+        at -= index[last] * step;
+        index[last] = 0;
+        for (int axis = last - 1; axis >= 0; axis--) { /* the odometer's next number */
+            at += t->grad_strides[axis];
+            if (++index[axis] < t->grad_shape[axis])
+                break;
+            at -= index[axis] * t->grad_strides[axis];
+            index[axis] = 0;
+        }
+    }
+}
+
+const void *fo_gather_grad(const fo_tensor *t, int64_t offset, int64_t n, char *buffer)
+{
+    gather(t, offset, n, buffer);
+    return buffer;
+}
+
+const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                         char *buffer)
+{
+    const char *sum = (const char *)t->sum + (size_t)offset * fo_item_size[t->dtype];
+    const void *grad = t->grad ? contiguous_grad(t, offset, n, buffer) : NULL;
+    s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, s->scale,
+                             s->args->add ? 1 : (double)s->args->accumulate);
+    return buffer;
+}
+
+void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n)
+{
+    const size_t item = fo_item_size[t->dtype];
+    if (t->grad_ndim == 0)
+        memset((char *)t->grad + (size_t)offset * item, 0, (size_t)n * item);
+    else
+        gather(t, offset, n, NULL);
+}

@@ -1,0 +1,281 @@
+/* A step: every tensor of every group, block by block, in one pass.
+ *
+ * Threads take contiguous ranges of the blocks' numbers. Where a norm or a look for non-finite
+ * values is asked for, a pass that reads all gradients comes first, and one thread then decides. */
+#define _POSIX_C_SOURCE 199309L /* for fo_seconds */
+#include "plan.h"
+#include "platform.h"
+#include "rule.h"
+#include "team.h"
+#include <math.h>
+#include <string.h>
+
+#define AT_A_TIME (1 << 13)      /* elements that a thread takes, on average and at least */
+#define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
+#define MIN_FOR_POOL (1 << 21)   /* elements; to wait for all of its threads must not matter */
+
+#define CACHE_LINE 64    /* bytes */
+#define MIN_TO_ALIGN 256 /* elements */
+
+/* ---- what is done to a block ----------------------------------------------------------------- */
+
+typedef void block_pass(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                        char *buffer);
+
+static void scan_block(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                       char *buffer)
+{
+    const fo_tensor *t = &s->plan->tensors[tensor];
+    if (!has_gradient(s, t))
+        return;
+    const void *grad = effective_grad(s, t, offset, n, buffer);
+    const double scale = unscale(s, t);
+    const double sum = s->table->sum_of_squares[t->dtype](n, grad, scale);
+    s->plan->block_sum[block] = sum;
+    /* A finite sum has finite terms; one that is not may have overflowed. */
+    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
+}
+
+/* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
+ * in two, and none of the other arrays if they begin alike. */
+static void update(const tensor_work *w, size_t item, int64_t n, char *param, const char *grad,
+                   void **slot, double gmax)
+{
+    const int64_t head =
+        n < MIN_TO_ALIGN ? 0 : (int64_t)((-(uintptr_t)param & (CACHE_LINE - 1)) / item);
+    if (head > 0) {
+        w->update(head, param, grad, slot, w->consts, w->gscale, gmax);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            slot[j] = slot[j] ? (char *)slot[j] + (size_t)head * item : NULL;
+    }
+    w->update(n - head, param + (size_t)head * item, grad + (size_t)head * item, slot, w->consts,
+              w->gscale, gmax);
+}
+
+static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+                         char *buffer)
+{
+    const fo_tensor *t = &s->plan->tensors[tensor];
+    const tensor_work *w = &s->plan->tensor_works[tensor];
+    const size_t start = (size_t)offset * fo_item_size[t->dtype];
+    char *param = (char *)t->param + start;
+    (void)block;
+    const bool part = has_gradient(s, t) && !s->result->skipped;
+    if (part && s->args->add) {
+        memcpy((char *)t->sum + start, fo_mean_grad(s, t, offset, n, buffer),
+               (size_t)n * fo_item_size[t->dtype]);
+    } else if (part) {
+        void *slot[FO_MAX_SLOTS];
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
+        const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
+        update(w, fo_item_size[t->dtype], n, param, effective_grad(s, t, offset, n, buffer), slot,
+               gmax);
+    }
+    if (t->ema && !s->result->skipped && !s->args->add) {
+        char *ema = (char *)t->ema + start;
+        if (s->args->ema_starts)
+            memcpy(ema, param, (size_t)n * fo_item_size[t->dtype]);
+        else
+            s->table->average[t->dtype](n, ema, param, s->args->ema_decay);
+    }
+    if (t->grad && s->args->zero_grad)
+        fo_zero_grad(t, offset, n);
+}
+
+/* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
+ * only once: what need not stay in cache need not be cut up. */
+FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
+{
+    const fo_plan *plan = s->plan;
+    const int64_t *first = plan->first_block;
+    _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
+    const fo_fpenv saved = fo_fpenv_enter();
+
+    int64_t tensor = 0, above = plan->n_tensors; /* bisect for the tensor that holds `begin` */
+    while (above - tensor > 1) {
+        const int64_t middle = tensor + (above - tensor) / 2;
+        if (first[middle] <= begin)
+            tensor = middle;
+        else
+            above = middle;
+    }
+    for (int64_t block = begin, blocks; block < end; block += blocks) {
+        while (block >= first[tensor + 1])
+            tensor++;
+        const fo_tensor *t = &plan->tensors[tensor];
+        blocks = once && t->grad_ndim == 0 && !t->ema && !t->sum ? first[tensor + 1] - block : 1;
+        if (blocks > end - block)
+            blocks = end - block;
+        const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
+        const int64_t left = t->size - offset;
+        pass(s, tensor, block, offset, left < most ? left : most, buffer);
+    }
+    fo_fpenv_leave(saved);
+}
+
+static void scan_blocks(void *step_, int64_t begin, int64_t end)
+{
+    for_blocks(step_, begin, end, scan_block, false);
+}
+
+static void update_blocks(void *step_, int64_t begin, int64_t end)
+{
+    const fo_step *s = step_;
+    for_blocks(s, begin, end, update_block, !s->args->zero_grad);
+}
+
+/* ---- the step -------------------------------------------------------------------------------- */
+
+static bool norm_needed(const fo_step_args *args)
+{
+    return !args->add && (args->clip == FO_CLIP_NORM || args->clip == FO_GLOBAL_CLIP_NORM);
+}
+
+/* The factor that clips a gradient of this norm; NaN for a NaN norm. */
+static double clip_factor(const fo_step_args *args, double norm)
+{
+    const double limit = args->clip_limit;
+    if (isinf(limit)) /* no limit, and 1 for any norm but a NaN */
+        return norm != norm ? norm : 1;
+    if (args->semantics == FO_KERAS && args->clip == FO_GLOBAL_CLIP_NORM) {
+        const double most = 1 / limit, inverse = 1 / norm;
+        return limit * (inverse < most ? inverse : most) + (norm - norm); /* NaN for Inf, too */
+    }
+    if (args->semantics == FO_KERAS)
+        return limit / (norm > limit || norm != norm ? norm : limit);
+    const double factor = limit / (norm + 1e-6);
+    return factor < 1 || factor != factor ? factor : 1;
+}
+
+/* Chooses each tensor's loop and computes its constants. Within a group, tensors that follow one
+ * another with the same step count and fresh slots share them. Returns how many elements the step
+ * will touch. */
+static int64_t assign_work(const fo_step *s)
+{
+    fo_plan *plan = s->plan;
+    const double *hypers = plan->hypers;
+    const int *needs = plan->rule->slot_needs;
+    int64_t touched = 0;
+    for (int32_t j = 0; j < plan->n_groups; j++, hypers += FO_MAX_HYPERS) {
+        const int variant = plan->rule->variant(hypers);
+        group_work *c = &plan->group_works[j];
+        for (int dtype = 0; dtype < 2; dtype++)
+            c->update[dtype] = s->table->update[dtype][plan->rule - fo_rules][variant];
+        c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
+        c->skipped = 0;
+        for (int k = 0; k < FO_MAX_SLOTS; k++)
+            if ((needs[k] & BEGINS) && !fo_slot_used(needs[k], variant))
+                c->skipped |= FO_SLOT(k);
+        c->consts = NULL;
+    }
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        const bool part = has_gradient(s, t);
+        if (part || (t->ema && !s->args->add))
+            touched += t->size;
+        if (!part)
+            continue;
+        group_work *c = &plan->group_works[t->group];
+        if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {
+            double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
+            fo_rule_consts(plan->rule, plan->hypers + (size_t)t->group * FO_MAX_HYPERS,
+                           s->args->semantics, *t->step + 1, t->fresh, consts);
+            c->step = *t->step;
+            c->fresh = t->fresh;
+            c->consts = consts;
+        }
+        const double scale = unscale(s, t);
+        plan->tensor_works[i] =
+            (tensor_work){c->update[t->dtype], c->consts, c->maximize ? -scale : scale};
+    }
+    return touched;
+}
+
+/* Adds the blocks' sums in order, looks for non-finite values, clips. */
+static void resolve_clipping(const fo_step *s)
+{
+    fo_plan *plan = s->plan;
+    const fo_step_args *args = s->args;
+    double total = 0;
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!has_gradient(s, t))
+            continue;
+        double sum = 0;
+        for (int64_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++) {
+            sum += plan->block_sum[b];
+            if (!plan->block_finite[b] && !s->result->skipped && args->nonfinite != FO_PROPAGATE) {
+                s->result->skipped = true;
+                s->result->first_skipped = i;
+            }
+        }
+        total += sum;
+        if (args->clip == FO_CLIP_NORM)
+            plan->tensor_works[i].gscale *= clip_factor(args, sqrt(sum));
+    }
+    s->result->has_norm = norm_needed(args);
+    s->result->grad_norm = sqrt(total);
+    if (args->clip == FO_GLOBAL_CLIP_NORM) {
+        const double factor = clip_factor(args, s->result->grad_norm);
+        for (int64_t i = 0; i < plan->n_tensors; i++)
+            plan->tensor_works[i].gscale *= factor;
+    }
+}
+
+/* Between the passes: returns whether the second follows. */
+static bool decide(void *step_)
+{
+    const fo_step *s = step_;
+    resolve_clipping(s);
+    return !s->result->skipped || (s->args->nonfinite == FO_SKIP && s->args->zero_grad);
+}
+
+/* After a step: counts it, and notes which slots and sums hold something. */
+static void advance_counters(const fo_step *s)
+{
+    fo_tensor *t = s->plan->tensors;
+    const bool add = s->args->add, begins = s->plan->begins;
+    for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++) {
+        if (!has_gradient(s, t))
+            continue;
+        if (!add && begins)
+            t->fresh = (*t->step == 0 ? ~0u : t->fresh) & s->plan->group_works[t->group].skipped;
+        if (!add)
+            ++*t->step;
+        if (t->sum)
+            t->has_sum = add;
+    }
+}
+
+void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+{
+    fo_step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale};
+    memset(result, 0, sizeof *result);
+    const fo_fpenv saved = fo_fpenv_enter();
+    const int64_t touched = assign_work(&s), useful = touched / MIN_PER_THREAD;
+    fo_crew crew = {fo_layer_active(), args->exact, args->max_threads, NULL};
+    if (!args->exact && useful < crew.members) /* OpenMP's threads are always the same number */
+        crew.members = crew.layer == FO_OPENMP && useful > 1 ? crew.members : (int)useful;
+    fo_tuner *tuner = &plan->tuners[args->add];
+    const bool tuned = crew.layer == FO_TEAM && !args->exact && crew.members > 1;
+    const double begin = tuned ? fo_seconds() : 0;
+    int choice = 0;
+    if (tuned) {
+        const bool pool = args->pool && touched >= MIN_FOR_POOL && args->max_threads <= FO_MAX_TEAM;
+        choice = fo_tuner_choose(tuner, fo_tuner_last(crew.members), pool);
+        crew.members = fo_tuner_threads(choice, crew.members);
+        if (choice == TUNER_POOL)
+            crew.pool = args->pool;
+    }
+
+    const bool scans = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
+    const fo_passes passes = {scans ? scan_blocks : NULL, decide, update_blocks};
+    const int64_t grain = AT_A_TIME * plan->n_blocks / (plan->size + 1) + 1;
+    result->threads = fo_share(&crew, plan->n_blocks, grain, &passes, &s);
+    if (tuned)
+        fo_tuner_learn(tuner, choice, result->threads, fo_seconds() - begin, (double)touched);
+    if (!result->skipped)
+        advance_counters(&s);
+    fo_fpenv_leave(saved);
+}
