@@ -35,7 +35,7 @@ ISAS = {
 CORE = [
     f"src_c/{name}.c"
     for name in (
-        "api", "gradient", "limit", "machine", "plan", "region", "rules", "step", "team"
+        "api", "gradient", "limit", "machine", "plan", "region", "rules", "step", "storage", "team"
     )
 ]  # fmt: skip
 KERNELS = "src_c/kernels.c"

@@ -1034,7 +1034,7 @@ cdef class Plan:
             if k < self.n:
                 tensor.size = cnp.PyArray_SIZE(array)
                 is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
-                tensor.dtype = FO_F64 if is_double else FO_F32
+                tensor.dtype = fo_one_dtype(FO_F64 if is_double else FO_F32)
                 tensor.group = groups[i]
                 self.layouts[k].target = &tensor.param
             else:
@@ -1936,7 +1936,7 @@ cdef class Update:
                     param = array
                     tensor.param = cnp.PyArray_DATA(array)
                     tensor.size = cnp.PyArray_SIZE(array)
-                    tensor.dtype = (
+                    tensor.dtype = fo_one_dtype(
                         FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else FO_F32
                     )
                     nbytes = tensor.size * cnp.PyArray_ITEMSIZE(array)

@@ -27,6 +27,10 @@ cdef extern from "core.h" nogil:
     bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
     bint fo_rule_slot_begins(const fo_rule *rule, int slot)
 
+    ctypedef struct fo_dtypes:
+        pass
+    fo_dtypes fo_one_dtype(fo_dtype dtype)
+
     ctypedef struct fo_tensor:
         void *param
         void *slot[FO_MAX_SLOTS]
@@ -36,7 +40,7 @@ cdef extern from "core.h" nogil:
         unsigned fresh
         int64_t *step
         int64_t size
-        fo_dtype dtype
+        fo_dtypes dtype
         int32_t group
         void *grad
         int32_t grad_ndim

@@ -19,8 +19,6 @@ struct fo_optimizer {
     bool prepared;       /* the plan, for the sizes that the parameters have */
 };
 
-static const char *const dtype_name[] = {"float32", "float64"};
-
 #define MOST_ELEMENTS (INT64_C(1) << 48) /* of an array: more than there are addresses for */
 
 /* ---- errors --------------------------------------------------------------------------------- */
@@ -324,13 +322,13 @@ static fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype
     const fo_status status = check_size("fo_array", a->size, sizeof *a);
     if (status)
         return status;
-    if (a->dtype != FO_F32 && a->dtype != FO_F64)
+    if (a->dtype < 0 || a->dtype >= fo_storage_count)
         return fail(FO_UNSUPPORTED, "%s: there is no type %d of elements in this fastopt", what,
                     (int)a->dtype);
-    if (a->dtype != dtype)
+    if (fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)
         return fail(FO_UNSUPPORTED,
                     "%s of type %s beside a parameter of type %s: they must be of one", what,
-                    dtype_name[a->dtype], dtype_name[dtype]);
+                    fo_storages[a->dtype].name, fo_storages[dtype].name);
     if (a->scales || a->master || a->rows || a->n_rows || a->row_size || a->seed ||
         a->reserved[0] || a->reserved[1])
         return fail(FO_UNSUPPORTED, "%s: '%s' must be 0 in this fastopt", what,
@@ -362,8 +360,11 @@ static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t 
         return null_pointer("data of param");
     if (!step)
         return null_pointer("step");
-    *fo_plan_tensor(opt->plan, i) = (fo_tensor){
-        .param = param->data, .step = step, .size = size, .dtype = param->dtype, .group = group};
+    *fo_plan_tensor(opt->plan, i) = (fo_tensor){.param = param->data,
+                                                .step = step,
+                                                .size = size,
+                                                .dtype = fo_one_dtype(param->dtype),
+                                                .group = group};
     opt->prepared = false;
     return FO_OK;
 }
@@ -373,7 +374,15 @@ static fo_status find_for(const fo_optimizer *opt, int64_t i, const char *what,
                           const fo_array *array, fo_tensor **tensor)
 {
     const fo_status status = find_param(opt, i, tensor);
-    return status || !array ? status : check_array(what, array, (*tensor)->dtype);
+    return status || !array ? status : check_array(what, array, (*tensor)->dtype.of.param);
+}
+
+/* Has a tensor take an array, or none. */
+static void take(const fo_array *array, void **data, uint8_t *dtype)
+{
+    *data = array ? array->data : NULL;
+    if (array)
+        *dtype = (uint8_t)array->dtype;
 }
 
 static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const fo_array *state)
@@ -384,9 +393,9 @@ static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const
     if (!status)
         status = find(opt, "state", opt->rule->slot_names, name, &place);
     if (!status && state)
-        status = check_array(name, state, tensor->dtype);
+        status = check_array(name, state, tensor->dtype.of.param);
     if (!status)
-        tensor->slot[place] = state ? state->data : NULL;
+        take(state, &tensor->slot[place], &tensor->dtype.of.slot[place]);
     return status;
 }
 
@@ -395,7 +404,7 @@ static fo_status set_average(fo_optimizer *opt, int64_t i, const fo_array *avera
     fo_tensor *tensor = NULL;
     const fo_status status = find_for(opt, i, "average", average, &tensor);
     if (!status)
-        tensor->ema = average ? average->data : NULL;
+        take(average, &tensor->ema, &tensor->dtype.of.ema);
     return status;
 }
 
@@ -406,7 +415,7 @@ static fo_status set_sum(fo_optimizer *opt, int64_t i, const fo_array *sum, int3
     if (!status)
         status = check_between("holds", holds, 0, sum && sum->data ? 1 : 0);
     if (!status) {
-        tensor->sum = sum ? sum->data : NULL;
+        take(sum, &tensor->sum, &tensor->dtype.of.sum);
         tensor->has_sum = holds != 0;
     }
     return status;
@@ -417,7 +426,7 @@ static fo_status set_grad(fo_optimizer *opt, int64_t i, const fo_array *grad)
     fo_tensor *tensor = NULL;
     const fo_status status = find_for(opt, i, "grad", grad, &tensor);
     if (!status)
-        tensor->grad = grad ? grad->data : NULL;
+        take(grad, &tensor->grad, &tensor->dtype.of.grad);
     return status;
 }
 

@@ -42,6 +42,32 @@ typedef struct {
     int (*rank)(void); /* omp_get_thread_num: of the thread that acts; from run to run the same */
 } fo_pool;
 
+/* ---- how elements are stored ------------------------------------------------------------------ */
+
+typedef struct {
+    const char *name;
+    size_t bytes;        /* of an element */
+    fo_dtype arithmetic; /* the type that rules compute in: itself, or what it is decoded to */
+} fo_storage;
+
+extern const fo_storage fo_storages[]; /* by fo_dtype */
+extern const int fo_storage_count;
+
+/* The types of a tensor's arrays; the arithmetic of all is the same. */
+typedef union {
+    struct {
+        uint8_t param, slot[FO_MAX_SLOTS], ema, sum, grad;
+    } of;
+    uint64_t all; /* to compare them at once */
+} fo_dtypes;
+
+/* All of one type. */
+static inline fo_dtypes fo_one_dtype(fo_dtype dtype)
+{
+    const uint8_t d = (uint8_t)dtype;
+    return (fo_dtypes){.of = {d, {d, d, d}, d, d, d}};
+}
+
 /* ---- rules ---------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -83,7 +109,7 @@ typedef struct {
     void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
     int64_t *step;            /* steps taken so far; a step with a gradient adds one */
     int64_t size;             /* elements */
-    fo_dtype dtype;
+    fo_dtypes dtype;
     int32_t group;
 
     /* bound anew at each step */

@@ -11,7 +11,7 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
 {
     const int last = t->grad_ndim - 1;
     const ptrdiff_t step = t->grad_strides[last];
-    const size_t item = fo_item_size[t->dtype];
+    const size_t item = fo_storages[t->dtype.of.grad].bytes;
     ptrdiff_t index[MAX_DIMS];
     char *at = t->grad;
     for (int axis = last; axis >= 0; axis--) {
@@ -24,7 +24,7 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
         if (!to) {
             for (int64_t i = 0; i < run; i++)
                 memset(at + i * step, 0, item);
-        } else if (item == sizeof(float)) {
+        } else if (item == sizeof(float)) { /* sizes that a compiler knows are copied faster */
             for (int64_t i = 0; i < run; i++)
                 memcpy(to + i * (int64_t)sizeof(float), at + i * step, sizeof(float));
         } else {
@@ -46,25 +46,36 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
     }
 }
 
-const void *fo_gather_grad(const fo_tensor *t, int64_t offset, int64_t n, char *buffer)
+const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                         char *buffer)
 {
-    gather(t, offset, n, buffer);
+    _Alignas(64) char stored[FO_BLOCK * sizeof(double)];
+    const fo_dtype dtype = t->dtype.of.grad;
+    if (t->grad_ndim == 0)
+        return decoded(s, dtype, t->grad, offset, n, buffer);
+    if (!s->table->load[dtype]) {
+        gather(t, offset, n, buffer);
+        return buffer;
+    }
+    gather(t, offset, n, stored);
+    s->table->load[dtype](n, buffer, stored);
     return buffer;
 }
 
 const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
                          char *buffer)
 {
-    const char *sum = (const char *)t->sum + (size_t)offset * fo_item_size[t->dtype];
-    const void *grad = t->grad ? contiguous_grad(t, offset, n, buffer) : NULL;
-    s->table->mean[t->dtype](n, buffer, t->has_sum ? sum : NULL, grad, s->scale,
-                             s->args->add ? 1 : (double)s->args->accumulate);
+    _Alignas(64) char summed[FO_BLOCK * sizeof(double)];
+    const void *sum = t->has_sum ? decoded(s, t->dtype.of.sum, t->sum, offset, n, summed) : NULL;
+    const void *grad = t->grad ? contiguous_grad(s, t, offset, n, buffer) : NULL;
+    s->table->mean[arithmetic_of(t)](n, buffer, sum, grad, s->scale,
+                                     s->args->add ? 1 : (double)s->args->accumulate);
     return buffer;
 }
 
 void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n)
 {
-    const size_t item = fo_item_size[t->dtype];
+    const size_t item = fo_storages[t->dtype.of.grad].bytes;
     if (t->grad_ndim == 0)
         memset((char *)t->grad + (size_t)offset * item, 0, (size_t)n * item);
     else

@@ -1,8 +1,9 @@
-/* All loops, for both types, under the instruction set that this compilation is for: FO_ISA names
+/* All loops, for both types that rules compute in and for all that store them, under the instruction set that this compilation is for: FO_ISA names
  * it, the compiler's flags choose it, and the table is all that can be seen from outside. */
 #include "kernels.h"
 #include "rule.h"
 #include "rules.def"
+#include <string.h>
 
 #define FO_EACH_VARIANT_1(X, rule) X(rule, 0)
 #define FO_EACH_VARIANT_2(X, rule) X(rule, 0) X(rule, 1)
@@ -22,6 +23,30 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 #include "typed.inc"
 #undef T
 #undef FO_T
+
+#include "codecs.inc"
+
+#define FO_C_f32 float
+#define FO_C_f64 double
+#define FO_NATIVE(name, bytes, text)
+#define FO_CODED(name, T, bytes, text)                                                             \
+    static void load_n_##name(int64_t n, void *to_, const void *from_)                             \
+    {                                                                                              \
+        FO_C_##T *to = to_;                                                                        \
+        const unsigned char *from = from_;                                                         \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            to[i] = load_##name(from + i * (bytes));                                               \
+    }                                                                                              \
+    static void store_n_##name(int64_t n, void *to_, const void *from_)                            \
+    {                                                                                              \
+        unsigned char *to = to_;                                                                   \
+        const FO_C_##T *from = from_;                                                              \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            store_##name(to + i * (bytes), from[i]);                                               \
+    }
+#include "storage.def"
+#undef FO_NATIVE
+#undef FO_CODED
 
 /* Of a step, only the memory traffic. */
 typedef uint32_t word FO_UNALIGNED;
@@ -68,6 +93,20 @@ static void move(int64_t from, int64_t to, void *const *updated, int n_updated, 
 
 const fo_table FO_CAT(fo_table, FO_ISA) = {
     .name = FO_STRING(FO_ISA),
+#define FO_NATIVE(name, bytes, text) NULL,
+#define FO_CODED(name, T, bytes, text) load_n_##name,
+    .load =
+        {
+#include "storage.def"
+        },
+#undef FO_CODED
+#define FO_CODED(name, T, bytes, text) store_n_##name,
+    .store =
+        {
+#include "storage.def"
+        },
+#undef FO_NATIVE
+#undef FO_CODED
     .update =
         {
             {

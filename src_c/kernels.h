@@ -13,6 +13,19 @@ enum {
     FO_RULE_COUNT
 };
 
+enum {
+#define FO_NATIVE(name, bytes, text) FO_DTYPE_##name,
+#define FO_CODED(name, T, bytes, text) FO_DTYPE_##name,
+#include "storage.def"
+#undef FO_NATIVE
+#undef FO_CODED
+    FO_DTYPES
+};
+
+/* Decodes n elements to the type that rules compute in; encodes such. */
+typedef void fo_load(int64_t n, void *to, const void *from);
+typedef void fo_store(int64_t n, void *to, const void *from);
+
 /* Updates n elements. gscale and gmax scale and clip the gradient, consts are the rule's. */
 typedef void fo_update(int64_t n, void *param, const void *grad, void *const *slot,
                        const double *consts, double gscale, double gmax);
@@ -34,7 +47,9 @@ typedef void fo_move(int64_t from, int64_t to, void *const *updated, int n_updat
 
 typedef struct {
     const char *name;
-    fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by dtype */
+    fo_load *load[FO_DTYPES]; /* NULL: there is nothing to decode */
+    fo_store *store[FO_DTYPES];
+    fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by the type that it computes in */
     fo_sum_of_squares *sum_of_squares[2];
     fo_all_finite *all_finite[2];
     fo_average *average[2];

@@ -10,11 +10,14 @@ typedef struct {
     fo_update *update;
     const double *consts;
     double gscale;
+    unsigned slots; /* that the update touches */
+    bool coded;     /* something is not stored in the type that the rule computes in */
 } tensor_work;
 
 /* What the tensors of a group have in common at a step. */
 typedef struct {
-    fo_update *update[2]; /* by dtype */
+    fo_update *update[2]; /* by the type that it computes in */
+    unsigned slots;       /* that it touches */
     bool maximize;
     unsigned skipped;     /* slots that begin, but not with this step */
     const double *consts; /* computed last, and for what; NULL: not yet */
@@ -39,7 +42,16 @@ struct fo_plan {
     bool *block_finite; /* whether all its values are */
 };
 
-static const size_t fo_item_size[] = {sizeof(float), sizeof(double)};
+/* The type that a tensor's rule computes in, and the bytes of an element of that. */
+static inline fo_dtype arithmetic_of(const fo_tensor *t)
+{
+    return fo_storages[t->dtype.of.param].arithmetic;
+}
+
+static inline size_t arithmetic_bytes(const fo_tensor *t)
+{
+    return arithmetic_of(t) == FO_F32 ? sizeof(float) : sizeof(double);
+}
 
 /* One step. */
 typedef struct {
@@ -49,6 +61,26 @@ typedef struct {
     const fo_table *table;
     double scale; /* 1 / loss_scale */
 } fo_step;
+
+/* n elements of an array, from `offset` on: where they are, if rules compute in that type; or else
+ * decoded, in the buffer. */
+static inline void *decoded(const fo_step *s, fo_dtype dtype, const void *data, int64_t offset,
+                            int64_t n, void *buffer)
+{
+    const char *at = (const char *)data + (size_t)offset * fo_storages[dtype].bytes;
+    if (!s->table->load[dtype])
+        return (void *)at;
+    s->table->load[dtype](n, buffer, at);
+    return buffer;
+}
+
+/* Puts them back, if they were decoded. */
+static inline void encode(const fo_step *s, fo_dtype dtype, void *data, int64_t offset, int64_t n,
+                          const void *buffer)
+{
+    if (s->table->store[dtype])
+        s->table->store[dtype](n, (char *)data + (size_t)offset * fo_storages[dtype].bytes, buffer);
+}
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
 static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
@@ -61,8 +93,10 @@ static inline double unscale(const fo_step *s, const fo_tensor *t) { return t->s
 
 /* ---- a block's gradient: n elements from `offset` on, in the parameter's memory order ------------ */
 
-/* Copies them into the buffer, from a gradient that is laid out otherwise; returns that. */
-const void *fo_gather_grad(const fo_tensor *t, int64_t offset, int64_t n, char *buffer);
+/* Copies and decodes them into the buffer, from a gradient that is laid out or stored otherwise;
+ * returns that. */
+const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
+                         char *buffer);
 
 /* Their sum over micro-batches so far; at the last one, their mean. */
 const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
@@ -71,20 +105,22 @@ const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, i
 /* Zeroes them in place. */
 void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n);
 
-/* As they are given, as contiguous memory. */
-static inline const void *contiguous_grad(const fo_tensor *t, int64_t offset, int64_t n,
-                                          char *buffer)
+/* As they are given, in contiguous memory, in the type that the rule computes in. */
+static inline const void *contiguous_grad(const fo_step *s, const fo_tensor *t, int64_t offset,
+                                          int64_t n, char *buffer)
 {
-    if (t->grad_ndim == 0)
-        return (const char *)t->grad + (size_t)offset * fo_item_size[t->dtype];
-    return fo_gather_grad(t, offset, n, buffer);
+    const fo_dtype dtype = t->dtype.of.grad;
+    if (t->grad_ndim == 0 && !s->table->load[dtype])
+        return (const char *)t->grad + (size_t)offset * fo_storages[dtype].bytes;
+    return fo_read_grad(s, t, offset, n, buffer);
 }
 
 /* As the rule takes them. */
 static inline const void *effective_grad(const fo_step *s, const fo_tensor *t, int64_t offset,
                                          int64_t n, char *buffer)
 {
-    return t->sum ? fo_mean_grad(s, t, offset, n, buffer) : contiguous_grad(t, offset, n, buffer);
+    return t->sum ? fo_mean_grad(s, t, offset, n, buffer)
+                  : contiguous_grad(s, t, offset, n, buffer);
 }
 
 #endif

@@ -17,6 +17,8 @@
 #define CACHE_LINE 64    /* bytes */
 #define MIN_TO_ALIGN 256 /* elements */
 
+#define STRETCH 512 /* elements that are decoded at once */
+
 /* ---- what is done to a block ----------------------------------------------------------------- */
 
 typedef void block_pass(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
@@ -30,10 +32,11 @@ static void scan_block(const fo_step *s, int64_t tensor, int64_t block, int64_t 
         return;
     const void *grad = effective_grad(s, t, offset, n, buffer);
     const double scale = unscale(s, t);
-    const double sum = s->table->sum_of_squares[t->dtype](n, grad, scale);
+    const fo_dtype type = arithmetic_of(t);
+    const double sum = s->table->sum_of_squares[type](n, grad, scale);
     s->plan->block_sum[block] = sum;
     /* A finite sum has finite terms; one that is not may have overflowed. */
-    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[t->dtype](n, grad, scale);
+    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[type](n, grad, scale);
 }
 
 /* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
@@ -52,33 +55,74 @@ static void update(const tensor_work *w, size_t item, int64_t n, char *param, co
               w->gscale, gmax);
 }
 
+/* The same where something is stored in another type than the rule computes in: stretches that fit
+ * the first cache are decoded, updated and encoded again. */
+static void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t offset,
+                         int64_t n, const char *grad, double gmax)
+{
+    _Alignas(64) char buffers[1 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
+    for (int64_t end = offset + n; offset < end; offset += STRETCH) {
+        const int64_t m = end - offset < STRETCH ? end - offset : STRETCH;
+        void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[FO_MAX_SLOTS]);
+        void *slot[FO_MAX_SLOTS] = {NULL};
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            if (w->slots & FO_SLOT(j))
+                slot[j] = decoded(s, t->dtype.of.slot[j], t->slot[j], offset, m, buffers[j]);
+        w->update(m, param, grad, slot, w->consts, w->gscale, gmax);
+        encode(s, t->dtype.of.param, t->param, offset, m, param);
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            if (w->slots & FO_SLOT(j))
+                encode(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
+        grad += (size_t)m * arithmetic_bytes(t);
+    }
+}
+
+static void average(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n)
+{
+    _Alignas(64) char buffers[2][STRETCH * sizeof(double)];
+    const fo_dtype type = arithmetic_of(t);
+    const int64_t most = fo_one_dtype(type).all == t->dtype.all ? n : STRETCH;
+    for (int64_t end = offset + n; offset < end; offset += most) {
+        const int64_t m = end - offset < most ? end - offset : most;
+        const void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[0]);
+        void *ema = decoded(s, t->dtype.of.ema, t->ema, offset, m, buffers[1]);
+        if (s->args->ema_starts)
+            memcpy(ema, param, (size_t)m * arithmetic_bytes(t));
+        else
+            s->table->average[type](m, ema, param, s->args->ema_decay);
+        encode(s, t->dtype.of.ema, t->ema, offset, m, ema);
+    }
+}
+
 static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
                          char *buffer)
 {
     const fo_tensor *t = &s->plan->tensors[tensor];
     const tensor_work *w = &s->plan->tensor_works[tensor];
-    const size_t start = (size_t)offset * fo_item_size[t->dtype];
-    char *param = (char *)t->param + start;
     (void)block;
     const bool part = has_gradient(s, t) && !s->result->skipped;
     if (part && s->args->add) {
-        memcpy((char *)t->sum + start, fo_mean_grad(s, t, offset, n, buffer),
-               (size_t)n * fo_item_size[t->dtype]);
-    } else if (part) {
-        void *slot[FO_MAX_SLOTS];
-        for (int j = 0; j < FO_MAX_SLOTS; j++)
-            slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
-        const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        update(w, fo_item_size[t->dtype], n, param, effective_grad(s, t, offset, n, buffer), slot,
-               gmax);
-    }
-    if (t->ema && !s->result->skipped && !s->args->add) {
-        char *ema = (char *)t->ema + start;
-        if (s->args->ema_starts)
-            memcpy(ema, param, (size_t)n * fo_item_size[t->dtype]);
+        const void *mean = fo_mean_grad(s, t, offset, n, buffer);
+        if (s->table->store[t->dtype.of.sum])
+            encode(s, t->dtype.of.sum, t->sum, offset, n, mean);
         else
-            s->table->average[t->dtype](n, ema, param, s->args->ema_decay);
+            memcpy((char *)t->sum + (size_t)offset * arithmetic_bytes(t), mean,
+                   (size_t)n * arithmetic_bytes(t));
+    } else if (part) {
+        const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
+        const void *grad = effective_grad(s, t, offset, n, buffer);
+        if (w->coded) {
+            update_coded(s, t, w, offset, n, grad, gmax);
+        } else {
+            const size_t item = arithmetic_bytes(t), start = (size_t)offset * item;
+            void *slot[FO_MAX_SLOTS];
+            for (int j = 0; j < FO_MAX_SLOTS; j++)
+                slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
+            update(w, item, n, (char *)t->param + start, grad, slot, gmax);
+        }
     }
+    if (t->ema && !s->result->skipped && !s->args->add)
+        average(s, t, offset, n);
     if (t->grad && s->args->zero_grad)
         fo_zero_grad(t, offset, n);
 }
@@ -104,7 +148,8 @@ FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pa
         while (block >= first[tensor + 1])
             tensor++;
         const fo_tensor *t = &plan->tensors[tensor];
-        blocks = once && t->grad_ndim == 0 && !t->ema && !t->sum ? first[tensor + 1] - block : 1;
+        const bool whole = once && t->grad_ndim == 0 && !t->ema && !t->sum;
+        blocks = whole && !plan->tensor_works[tensor].coded ? first[tensor + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;
         const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
@@ -160,12 +205,15 @@ static int64_t assign_work(const fo_step *s)
     for (int32_t j = 0; j < plan->n_groups; j++, hypers += FO_MAX_HYPERS) {
         const int variant = plan->rule->variant(hypers);
         group_work *c = &plan->group_works[j];
-        for (int dtype = 0; dtype < 2; dtype++)
-            c->update[dtype] = s->table->update[dtype][plan->rule - fo_rules][variant];
+        for (int type = 0; type < 2; type++)
+            c->update[type] = s->table->update[type][plan->rule - fo_rules][variant];
+        c->slots = 0;
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
         c->skipped = 0;
         for (int k = 0; k < FO_MAX_SLOTS; k++)
-            if ((needs[k] & BEGINS) && !fo_slot_used(needs[k], variant))
+            if (fo_slot_used(needs[k], variant))
+                c->slots |= FO_SLOT(k);
+            else if (needs[k] & BEGINS)
                 c->skipped |= FO_SLOT(k);
         c->consts = NULL;
     }
@@ -186,8 +234,12 @@ static int64_t assign_work(const fo_step *s)
             c->consts = consts;
         }
         const double scale = unscale(s, t);
-        plan->tensor_works[i] =
-            (tensor_work){c->update[t->dtype], c->consts, c->maximize ? -scale : scale};
+        const fo_dtype type = arithmetic_of(t);
+        plan->tensor_works[i] = (tensor_work){.update = c->update[type],
+                                              .consts = c->consts,
+                                              .gscale = c->maximize ? -scale : scale,
+                                              .slots = c->slots,
+                                              .coded = fo_one_dtype(type).all != t->dtype.all};
     }
     return touched;
 }

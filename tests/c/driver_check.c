@@ -290,7 +290,7 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
         for (int64_t e = 0; e < t->size; e++)
             store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
         *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size};
-        bound->dtype = t->dtype;
+        bound->dtype = fo_one_dtype(t->dtype);
         bound->group = i % 3 == 2;
         bound->ema = options[option].args.ema_decay != 0 ? t->ema : NULL;
         bound->sum = options[option].args.accumulate > 1 ? t->sum : NULL;

@@ -97,7 +97,7 @@ static fo_step_result step(fo_step_args args, float value)
                                                .ema = averages[i],
                                                .step = &steps[i],
                                                .size = SIZE,
-                                               .dtype = FO_F32,
+                                               .dtype = fo_one_dtype(FO_F32),
                                                .grad = i == 0 ? NULL : grads[i]};
     }
     grads[1][0] = grads[1][SIZE - 1] = grads[2][SIZE - 1] = value;
@@ -160,7 +160,7 @@ static void buffers_that_begin(void)
                                                .slot = {&buffer[i]},
                                                .step = &taken[i],
                                                .size = 1,
-                                               .dtype = FO_F64,
+                                               .dtype = fo_one_dtype(FO_F64),
                                                .grad = &grad[i],
                                                .fresh = i == 0 ? FO_SLOT(0) : 0};
     EXPECT(fo_plan_prepare(plan) == FO_OK);
@@ -347,8 +347,8 @@ static int pooled(int64_t size, int threads, const fo_pool *pool, int steps)
     fo_step_args args = {.loss_scale = 1, .max_threads = threads, .pool = pool};
     fo_step_result result;
     EXPECT(param && plan);
-    *fo_plan_tensor(plan, 0) =
-        (fo_tensor){.param = param, .step = &count, .size = size, .dtype = FO_F32, .grad = param};
+    *fo_plan_tensor(plan, 0) = (fo_tensor){
+        .param = param, .step = &count, .size = size, .dtype = fo_one_dtype(FO_F32), .grad = param};
     EXPECT(fo_plan_prepare(plan) == FO_OK);
     calls_of_pool = 0;
     for (int i = 0; i < steps; i++)
