@@ -441,8 +441,8 @@ MUTATIONS = [
     Mutation(
         "averages follow micro-batches",
         "step.c",
-        "if (t->ema && !s->result->skipped && !s->args->add) {",
-        "if (t->ema && !s->result->skipped) {",
+        "if (t->ema && !s->result->skipped && !s->args->add)\n",
+        "if (t->ema && !s->result->skipped)\n",
     ),
     Mutation(
         "sums are scaled twice",
@@ -477,8 +477,8 @@ MUTATIONS = [
     Mutation(
         "C interface: an array of another type than its parameter's is taken",
         "api.c",
-        "if (a->dtype != dtype)",
-        "if (a->dtype > dtype)",
+        "if (fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)",
+        "if (fo_storages[a->dtype].arithmetic > fo_storages[dtype].arithmetic)",
     ),
     Mutation(
         "C interface: the sums of a resumed run are forgotten",
@@ -531,8 +531,8 @@ MUTATIONS = [
     Mutation(
         "C interface: a parameter keeps the state of the one before it",
         "api.c",
-        "        .param = param->data, .step",
-        "        .slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param->data, .step",
+        "(fo_tensor){.param = param->data,",
+        "(fo_tensor){.slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param->data,",
     ),
 ]
 

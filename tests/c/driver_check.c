@@ -100,6 +100,7 @@ typedef struct {
     ptrdiff_t shape[MAX_AXES], strides[MAX_AXES];
     int axes;
     char *grad_block;
+    unsigned swapped;
 } tensor;
 
 static uint64_t random_state;
@@ -249,6 +250,46 @@ static void append_grads(record *r, const tensor *tensors)
             append(r, grad_at(&tensors[i], e), item(tensors[i].dtype));
 }
 
+/* Which arrays of float32 are stored with their bytes swapped, in a build that has that type. */
+enum { SWAPPED = FO_F64 + 1, IN_PARAM = 1, IN_STATE = 2, IN_EMA = 4, IN_SUM = 8, IN_GRAD = 16 };
+
+static void swap(char *at, int64_t elements)
+{
+    for (; elements > 0; elements--, at += sizeof(uint32_t)) {
+        const char bytes[] = {at[3], at[2], at[1], at[0]};
+        memcpy(at, bytes, sizeof bytes);
+    }
+}
+
+static void swap_arrays(const tensor *t, unsigned which)
+{
+    if (which & IN_PARAM)
+        swap(t->param, t->size);
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (which & IN_STATE)
+            swap(t->slot[j], t->size);
+    if (which & IN_EMA)
+        swap(t->ema, t->size);
+    if (which & IN_SUM)
+        swap(t->sum, t->size);
+}
+
+static void swap_grad(const tensor *t, unsigned which)
+{
+    for (int64_t e = 0; e < t->size && (which & IN_GRAD); e++)
+        swap(grad_at(t, e), 1);
+}
+
+static fo_dtypes dtypes(unsigned which)
+{
+    const uint8_t s = which & IN_STATE ? SWAPPED : FO_F32;
+    return (fo_dtypes){.of = {.param = which & IN_PARAM ? SWAPPED : FO_F32,
+                              .slot = {s, s, s},
+                              .ema = which & IN_EMA ? SWAPPED : FO_F32,
+                              .sum = which & IN_SUM ? SWAPPED : FO_F32,
+                              .grad = which & IN_GRAD ? SWAPPED : FO_F32}};
+}
+
 static bool same(const record *a, const record *b)
 {
     return a->length == b->length && (a->length == 0 || memcmp(a->bytes, b->bytes, a->length) == 0);
@@ -266,7 +307,7 @@ static void expect(bool holds, const char *what, const char *config)
 
 /* The steps of one configuration and option from the same start, always with the same values. */
 static void run(const char *config, fo_semantics semantics, int option, bool exact, int team,
-                layout how, int rounding, record *r)
+                layout how, unsigned swapped, int rounding, record *r)
 {
     static record before, after;
     char name[16];
@@ -290,7 +331,9 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
         for (int64_t e = 0; e < t->size; e++)
             store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
         *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size};
-        bound->dtype = fo_one_dtype(t->dtype);
+        t->swapped = t->dtype == FO_F32 ? swapped : 0;
+        bound->dtype = t->dtype == FO_F32 ? dtypes(swapped) : fo_one_dtype(t->dtype);
+        swap_arrays(t, t->swapped & IN_PARAM); /* the others are zero */
         bound->group = i % 3 == 2;
         bound->ema = options[option].args.ema_decay != 0 ? t->ema : NULL;
         bound->sum = options[option].args.accumulate > 1 ? t->sum : NULL;
@@ -328,6 +371,7 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
             if (args.nonfinite == FO_SKIP && !bad && t->dtype == FO_F64)
                 for (int64_t e = 0; e < t->size && e < 2; e++)
                     store(t->dtype, grad_at(t, e), 1.3e154); /* the sum of squares overflows */
+            swap_grad(t, t->swapped);
         }
         before.length = after.length = 0;
         if (bad)
@@ -344,6 +388,10 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
         expect(exact ? result.threads == team : result.threads <= team, "threads", config);
         if (result.has_norm)
             append(r, &result.grad_norm, sizeof result.grad_norm);
+    }
+    for (int i = 0; i < TENSORS; i++) {
+        swap_arrays(&tensors[i], tensors[i].swapped);
+        swap_grad(&tensors[i], tensors[i].swapped);
     }
     append_arrays(r, tensors);
     append_grads(r, tensors);
@@ -389,7 +437,7 @@ int main(int argc, char **argv)
         for (fo_semantics semantics = FO_TORCH; semantics <= FO_KERAS; semantics++) {
             fo_isa_select("base");
             for (int i = 0; i < COUNT(options); i++) {
-                run(configs[c], semantics, i, false, 1, DENSE, FE_TONEAREST, &standard[i]);
+                run(configs[c], semantics, i, false, 1, DENSE, 0, FE_TONEAREST, &standard[i]);
                 add_to_digest(&standard[i]);
             }
             for (int team = 0; team < n_teams; team++)
@@ -401,7 +449,10 @@ int main(int argc, char **argv)
                         const int rounding = modes[cases % COUNT(modes)];
                         const int way = cases++ / COUNT(modes) % ways;
                         fo_layer_select(layers[way]);
-                        run(configs[c], semantics, i, way % 2, teams[team], how, rounding, &r);
+                        const unsigned swapped =
+                            fo_storage_count > SWAPPED ? (unsigned)cases % 32 : 0;
+                        run(configs[c], semantics, i, way % 2, teams[team], how, swapped, rounding,
+                            &r);
                         expect(same(&r, &standard[i]), fo_isa_name(isa), configs[c]);
                     }
                 }

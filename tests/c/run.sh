@@ -161,8 +161,8 @@ echo "-- clang: thread sanitizer, the library's own team:"
     export TSAN_OPTIONS=die_after_fork=0:ignore_noninstrumented_modules=1
     check own clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
 )
-echo "-- gcc: sanitizers, without OpenMP:"
-check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas
+echo "-- gcc: sanitizers, without OpenMP, with a type of elements that is for tests:"
+check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas -DFO_TEST_STORAGE
 
 # The command by which docs/c-api.md builds a program from the sources.
 bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
@@ -198,7 +198,7 @@ other_build "32-bit Arm, clang, emulated" qemu-arm digest \
 if [[ $(uname -m) == x86_64 ]]; then
     # Here, and on an emulated processor of 2008: the same bits, and together every line and branch.
     of_loops=(-O2 -fno-profile-arcs -fno-test-coverage)
-    compile gcc "$folder/coverage" -O0 -g -fopenmp --coverage
+    compile gcc "$folder/coverage" -O0 -g -fopenmp -DFO_TEST_STORAGE --coverage
     of_loops=()
     programs gcc "$folder/coverage" -fopenmp --coverage
     cd "$folder/coverage"
