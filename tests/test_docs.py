@@ -13,14 +13,22 @@ from c_interface import FUNCTIONS
 import fastopt
 
 ROOT = Path(__file__).parent.parent
+NEED_A_FRAMEWORK = ("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch")
+
+
+def modules_below(paths, name):
+    """Yield the names of a package's modules, and import none that needs a framework."""
+    for module in pkgutil.iter_modules(paths, f"{name}."):
+        if not module.name.startswith(NEED_A_FRAMEWORK):
+            yield module.name
+            if module.ispkg:
+                yield from modules_below(importlib.import_module(module.name).__path__, module.name)
+
+
 MODULES = ["fastopt"] + [
-    module.name
-    for module in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
-    if module.name not in ("fastopt.__main__", "fastopt._core")
-    # These need a framework.
-    and not module.name.startswith(
-        ("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch", "fastopt._torch")
-    )
+    name
+    for name in modules_below(fastopt.__path__, "fastopt")
+    if name not in ("fastopt.__main__", "fastopt._core")
 ]
 
 

@@ -11,7 +11,6 @@ import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fastopt import _tensors
-from fastopt._torch_threads import share_threads
 from fastopt.keras._step import (
     RefusedError,
     Settings,
@@ -24,6 +23,9 @@ from fastopt.keras._step import (
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.keras needs PyTorch 2.13 or newer, this is {torch.__version__}")
+
+# Only now: with an older PyTorch its own error would name the other adapter.
+from fastopt.torch._threads import share_threads
 
 _DTYPES = (torch.float32, torch.float64)
 

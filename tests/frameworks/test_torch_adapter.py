@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 import fastopt
 import fastopt.torch
-from fastopt import _torch_threads
+from fastopt.torch import _optimizer, _threads
 
 CONFIGS = [
     ("SGD", {"lr": 0.1}),
@@ -967,7 +967,7 @@ def test_threads_are_torchs_and_fastopts_bound():
             fastopt.set_num_threads(ours)
             opt.step()
             assert opt._run.plan.num_threads == bound
-            assert opt._run.plan.pool == (_torch_threads.POOL if theirs <= ours else 0)
+            assert opt._run.plan.pool == (_threads.POOL if theirs <= ours else 0)
     finally:
         torch.set_num_threads(before[0])
         fastopt.set_num_threads(before[1])
@@ -983,8 +983,8 @@ def in_process(*arguments, seconds=120):
 
 
 POOL = """
-    import ctypes, os, threading, torch, fastopt
-    from fastopt import _torch_threads
+    import ctypes, os, threading, torch, fastopt.torch
+    from fastopt.torch import _run, _threads
     torch.set_num_threads(3)
     fastopt.set_num_threads(3)
     seen = []  # by call of the pool, the threads that act
@@ -998,7 +998,7 @@ POOL = """
             acting.add(threading.get_native_id())
             ctypes.CFUNCTYPE(None, ctypes.c_void_p)(act)(context)
 
-        theirs = type(pool)(_torch_threads._POOL[0])
+        theirs = type(pool)(_threads._POOL[0])
         theirs(ctypes.cast(watched, ctypes.c_void_p), context, threads, flags)
         seen.append(acting)
 
@@ -1014,11 +1014,10 @@ POOL = """
     grads = [torch.randn(1 << 21) for _ in range(4)]
     torch.randn(1 << 21).sqrt_()  # PyTorch's threads are there now
     there = {int(name) for name in os.listdir("/proc/self/task")}
-    import fastopt.torch
-    found = _torch_threads.POOL
+    found = _threads.POOL
     assert found != 0
-    functions = type(_torch_threads._POOL)(
-        ctypes.cast(pool, ctypes.c_void_p).value, _torch_threads._POOL[1]
+    functions = type(_threads._POOL)(
+        ctypes.cast(pool, ctypes.c_void_p).value, _threads._POOL[1]
     )
 
     def share_threads(plan):
@@ -1026,7 +1025,7 @@ POOL = """
         if plan.pool == found:
             plan.pool = ctypes.addressof(functions)
 
-    really, fastopt.torch.share_threads = fastopt.torch.share_threads, share_threads
+    really, _run.share_threads = _run.share_threads, share_threads
     together = train(fastopt.torch, 3)
     assert torch.equal(together, train(fastopt.torch, 1))
     assert len(seen) >= 4, seen
@@ -1064,9 +1063,10 @@ def test_a_child_that_comes_late_to_fastopt_waits_for_no_thread_of_its_parents()
 
 def test_docstring_examples():
     runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(fastopt.torch):
-        if "__resume_at_" not in test.name:  # what torch.compile makes of a part of a method
-            runner.run(test)
+    for module in fastopt.torch, _optimizer:
+        for test in doctest.DocTestFinder().find(module):
+            if "__resume_at_" not in test.name:  # what torch.compile makes of a part of a method
+                runner.run(test)
     result = runner.summarize()
     assert (result.failed, result.attempted) == (0, 33)
 

@@ -1,4 +1,4 @@
-"""PyTorch's own threads, for the steps of its adapters."""
+"""PyTorch's own threads, for steps on its tensors, in this adapter and in Keras's."""
 
 from __future__ import annotations
 

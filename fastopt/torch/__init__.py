@@ -1,0 +1,145 @@
+"""PyTorch's optimizers on fastopt's kernels: ``import fastopt.torch as optim``.
+
+Each class is a subclass of its namesake in ``torch.optim``, with the same signature, defaults,
+errors and state; only the update differs. Dense float32 and float64 tensors in the CPU's memory are
+updated in place by fastopt's kernels, all of them in one call; for every other parameter the
+namesake's own update runs.
+
+State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names.
+
+``Optimizer``, ``lr_scheduler`` and ``swa_utils`` are PyTorch's own, for scripts that look here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import Optimizer, lr_scheduler, swa_utils
+
+from fastopt import _core
+from fastopt.torch._optimizer import KernelOptimizer
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
+
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(f"fastopt.torch needs PyTorch 2.13 or newer, this is {torch.__version__}")
+
+
+class SGD(KernelOptimizer, torch.optim.SGD):
+    """:class:`torch.optim.SGD`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.SGD` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.SGD([w], lr=0.1, momentum=0.9)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.4000, -1.6000])
+    """
+
+    _rule = _core.Rule("sgd")
+    _namesake = torch.optim.SGD
+    _counts = False
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        # The namesake's first step makes the buffer, of the gradient: so does the rule's.
+        buffer = torch.zeros_like(param, memory_format=torch.preserve_format)
+        self.state[param]["momentum_buffer"] = buffer
+
+
+class Adagrad(KernelOptimizer, torch.optim.Adagrad):
+    """:class:`torch.optim.Adagrad`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adagrad` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adagrad([w], lr=1.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adagrad")
+    _namesake = torch.optim.Adagrad
+    _state_lists = 4
+
+
+class RMSprop(KernelOptimizer, torch.optim.RMSprop):
+    """:class:`torch.optim.RMSprop`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.RMSprop` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.RMSprop([w], lr=0.1)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.0000, -1.0000])
+    """
+
+    _rule = _core.Rule("rmsprop")
+    _namesake = torch.optim.RMSprop
+    _state_lists = 6
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        # The namesake takes a momentum below 0, which only a group can have, for none.
+        return super()._row({**group, "momentum": max(float(group["momentum"]), 0.0)})
+
+
+class Adam(KernelOptimizer, torch.optim.Adam):
+    """:class:`torch.optim.Adam`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adam` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adam([w], lr=1.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adam")
+    _namesake: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    _state_lists = 6
+    _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True}
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
+        return super()._row(values)
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """:class:`torch.optim.AdamW`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.AdamW` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.AdamW([w], lr=1.0, weight_decay=0.5)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([0.5000, 0.0000])
+    """
+
+    _namesake = torch.optim.AdamW

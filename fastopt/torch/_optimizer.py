@@ -1,0 +1,225 @@
+"""What the classes share: a step, PyTorch's hooks around it, and PyTorch's update as fallback."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.autograd import profiler
+from torch.optim import optimizer as torch_optimizer
+
+from fastopt import _core
+from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, reasons, warn
+from fastopt.torch._run import RefusedError, Run
+
+
+class KernelOptimizer(torch.optim.Optimizer):
+    """What the classes share: a step whose update is fastopt's."""
+
+    _rule: ClassVar[_core.Rule]
+    _namesake: ClassVar[type[torch.optim.Optimizer]]
+    _state_lists: ClassVar[int]  # that the namesake's _init_group takes
+    _counts: ClassVar[bool] = True  # steps, in state["step"]
+    _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True, "decoupled_weight_decay": False}
+
+    param_groups: list[dict[str, Any]]
+    _run: Run | None = None
+    _refusal: str | None = None  # why all of the latest step was PyTorch's, if it was
+    _refused: tuple[int, int] = (0, 0)  # the parameters and elements of that step
+    _has_warned = False
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again and returns the loss.
+
+        Returns
+        -------
+        object
+            What `closure` returned; None without one.
+        """
+        if torch.compiler.is_compiling():
+            loss = None if closure is None else _loss_of(closure)
+            self._leave_to_namesake_eagerly(COMPILED)
+            _own_step(self._namesake)(self)
+            return loss
+        loss = None if closure is None else _loss_of(closure)
+        if torch._C._len_torch_dispatch_stack():  # a mode wants to see every operation on a tensor
+            self._leave_to_namesake(DISPATCHED)
+            _own_step(self._namesake)(self)
+            return loss
+        # GradScaler leaves both to optimizers with fused=True.
+        grad_scale, found_inf = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        if found_inf is not None and found_inf.item():
+            return loss
+        run = self._run
+        if run is None or not (run.is_current(self) and run.read_gradients()):
+            self._run = self._refusal = None
+            run = Run(self, run)
+            run.read_gradients()
+        rest = None  # all of them
+        try:
+            if run.others:
+                others = [p for p in run.others if p.grad is not None]
+                if run.params:
+                    run.prepare(self, others)
+                if not self._has_warned:
+                    size = sum(param.numel() for param in others)
+                    if size > run.size():
+                        self._warn(run.left(), run.size() + size)
+                self._step_of_namesake(others)
+                rest = run.params
+                # A subclass of a tensor may have run any code there.
+                run.read_gradients()
+                if run.plan is not None and not run.tensors.in_place():
+                    run.grads = None
+            if run.params:
+                run.step(self, grad_scale)
+            self._run = run
+        except RefusedError as refused:
+            self._leave_to_namesake(str(refused))
+            if rest is None:
+                _own_step(self._namesake)(self)
+            else:
+                self._step_of_namesake(rest)
+        except BaseException:
+            run.undo()
+            raise
+        finally:
+            run.gradients.release()
+        return loss
+
+    @functools.wraps(_step)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or profiler._is_profiler_enabled
+        ):
+            # PyTorch puts its hooks around a step that a subclass or somebody else has put in the
+            # place of this one, which is called from there.
+            outermost = getattr(type(self).step, "__code__", None)
+            if outermost is not self._observed_step.__code__:
+                return self._observed_step(*args, **kwargs)
+        return self._step(*args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]  # so PyTorch does not put its hooks around it
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _step_of_namesake(self, params: list[torch.Tensor]) -> None:
+        """Run the update of the class in torch.optim, for some parameters alone."""
+        groups, chosen = self.param_groups, set(params)
+        subset = [{**g, "params": [p for p in g["params"] if p in chosen]} for g in groups]
+        self.param_groups = [group for group in subset if group["params"]]
+        try:
+            _own_step(self._namesake)(self)
+        finally:
+            self.param_groups = groups
+
+    def _leave_to_namesake(self, why: str) -> None:
+        """Remember that all of this step is PyTorch's, and warn, once, before it begins."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        size = sum(p.numel() for p in params)
+        self._run, self._refusal, self._refused = None, why, (len(params), size)
+        if not self._has_warned and size > 0:
+            self._warn([(param, why) for param in params], size)
+
+    _leave_to_namesake_eagerly = torch._disable_dynamo(_leave_to_namesake)
+
+    def _warn(self, left: list[tuple[torch.Tensor, str]], size: int) -> None:
+        """Warn that PyTorch updates most of a step's elements."""
+        warn(self, left, size)
+        self._has_warned = True  # if it was an error, it has to be one again
+
+    def __repr__(self) -> str:
+        text: str = super().__repr__()
+        if self._refusal is not None:
+            few, (many, size) = (0, 0), self._refused
+        elif self._run is not None:
+            few = len(self._run.params), sum(p.numel() for p in self._run.params)
+            others = self._run.others
+            many, size = few[0] + len(others), few[1] + sum(p.numel() for p in others)
+        else:
+            return text
+        return (
+            f"{text[:-1]}fastopt updates {few[0]} of {many} parameters, "
+            f"{few[1]} of {size} elements\n)"
+        )
+
+    def fastopt_info(self) -> list[dict[str, Any]]:
+        """Tell for each parameter what updates it.
+
+        Returns
+        -------
+        list of dict
+            In the order of the parameters: ``"group"`` and ``"index"``, its place in
+            ``param_groups``; ``"name"``, if it was given one, else None; ``"runs"``, which is
+            ``"fastopt"`` or ``"torch"``; and ``"why"``, the reason for the latter, else None. It
+            is about a step that would follow now, with the gradients that are there now.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> w, h = torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)
+        >>> for info in fastopt.torch.SGD([w, h]).fastopt_info():
+        ...     print(info["runs"], info["why"])
+        fastopt None
+        torch its dtype is torch.bfloat16
+        """
+        if torch.compiler.is_compiling():
+            info: list[dict[str, Any]] = self._info_eagerly(COMPILED)
+            return info
+        return self._info(DISPATCHED if torch._C._len_torch_dispatch_stack() else self._refusal)
+
+    def _info(self, refusal: str | None) -> list[dict[str, Any]]:
+        whys = iter(reasons(self)[0])
+        alone = set() if self._run is None else self._run.updated(self)
+        result = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for index, (name, param) in enumerate(zip(names, group["params"], strict=True)):
+                why = next(whys)
+                if why in (SHARES, MIXED) and id(param) in alone:  # with what is not updated
+                    why = None
+                why = why or refusal
+                runs = "fastopt" if why is None else "torch"
+                result.append(
+                    {"group": number, "index": index, "name": name, "runs": runs, "why": why}
+                )
+        return result
+
+    _info_eagerly = torch._disable_dynamo(_info)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = self._refusal = None
+
+    # ---- what a rule needs to know --------------------------------------------------------------
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        """Return a group's hyperparameters in the order of the rule."""
+        values = {**group, **self._fixed}
+        return [float(values[name]) for name in self._rule.hypers]
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        """Make the state of a parameter that has a gradient, as the namesake does."""
+        lists: list[list[Any]] = [[] for _ in range(self._state_lists)]
+        self._init_group({**group, "params": [param]}, *lists)
+
+
+def _loss_of(closure: Callable[[], Any]) -> Any:
+    with torch.enable_grad():
+        return closure()
+
+
+def _own_step(namesake: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return a class's step without PyTorch's hooks around it."""
+    step: Any = namesake.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]

@@ -1,0 +1,287 @@
+"""A bound step: an optimizer's parameters, and a plan over the memory of those that are fit.
+
+A run borrows the memory of parameters and state. The next step makes another one as soon as a
+parameter, a state tensor, a group or an option that matters has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch.autograd.graph import increment_version
+
+from fastopt import _core, _tensors
+from fastopt.torch._fitness import (
+    KINDS,
+    extents,
+    is_by_dtype,
+    is_fixed,
+    is_plain,
+    pieces,
+    reasons,
+    unfit,
+    unfit_group,
+)
+from fastopt.torch._threads import share_threads
+
+
+class Owner(Protocol):
+    """What a run knows of its optimizer."""
+
+    _rule: ClassVar[_core.Rule]
+    _counts: ClassVar[bool]
+    state: Any
+    param_groups: list[dict[str, Any]]
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]: ...
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None: ...
+
+
+class RefusedError(Exception):
+    """The kernels cannot do this step, and have changed nothing."""
+
+
+class Run:
+    """An optimizer's parameters, sorted by who updates them, and a plan for those that are fit.
+
+    Making one changes nothing; the plan, and the state that it needs, are made by the first step.
+    It does not refer to the optimizer, so that this goes, with its state, as soon as it is dropped.
+    """
+
+    plan: _core.Plan | None = None
+
+    def __init__(self, optimizer: Owner, previous: Run | None) -> None:
+        self.state, self.groups = optimizer.state, optimizer.param_groups
+        self.params: list[torch.Tensor] = []
+        self.group_of: list[int] = []
+        self.others: list[torch.Tensor] = []
+        self.why: list[str] = []
+        self.unfit: list[tuple[torch.Tensor, int]] = []  # the others, but for those that share
+        self.lacking: list[tuple[torch.Tensor, dict[str, Any] | None]] = []
+        watched = []
+        waiting = []  # for their first gradient
+        # Those that had a gradient before are not waited for: they may get one in every other step.
+        active = set() if previous is None else {*previous.params, *previous.others}
+        self.lists = [group["params"] for group in self.groups]
+        self.unfit_groups = [unfit_group(group) for group in self.groups]
+        self.by_dtype = [is_by_dtype(group) for group in self.groups]
+        self.read_groups(optimizer)
+        whys, sharing = reasons(optimizer)
+        places = [(p, n) for n, group in enumerate(self.groups) for p in group["params"]]
+        for i, ((param, number), why) in enumerate(zip(places, whys, strict=True)):
+            has = self.state.get(param) or {}
+            lacks = why is None and any(has.get(name) is None for name in self.used[number])
+            if param.grad is None and (lacks or param not in active):
+                waiting.append(param)
+                if i in sharing:
+                    watched.append(param)
+            elif why is not None:
+                watched.append(param)
+                self.others.append(param)
+                self.why.append(why)
+                if i not in sharing:
+                    self.unfit.append((param, number))
+            else:
+                self.params.append(param)
+                self.group_of.append(number)
+        # What the others have in memory, and who shares it, has to stay as it is.
+        plain = [param for param in watched if is_plain(param)]
+        self.watched = _tensors.Tensors(torch.Tensor, plain, False) if plain else None
+        self.extents = [(p, extents(p)) for p in watched if not is_plain(p)]
+        arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
+        self.gradients = _tensors.Gradients(torch.Tensor, KINDS, self.params, arrays, waiting)
+        self.grads: list[Any] | None = None
+        self.full_size: int = sum(param.numel() for param in self.params)
+
+    def read_groups(self, optimizer: Owner) -> None:
+        """Take over the groups' hyperparameters."""
+        self.rows = [
+            [0.0] * len(optimizer._rule.hypers) if unfit else optimizer._row(group)
+            for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
+        ]
+        self.used = [optimizer._rule.used_slots(row) for row in self.rows]
+        # Only when all of it could be read: what raised has to raise again.
+        self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
+        self.look_again = not all(
+            is_fixed(value)
+            for group in self.groups
+            for name, value in group.items()
+            if name not in ("params", "param_names")
+        )
+
+    def read_gradients(self) -> bool:
+        """Find the gradients, and hold them; tell whether all are fit, and where expected."""
+        self.grads = self.gradients.read()
+        return self.grads is not None
+
+    def is_current(self, optimizer: Owner) -> bool:
+        """Tell whether this is still what the optimizer needs; take over hyperparameters."""
+        if (
+            self.plan is None
+            or optimizer.state is not self.state
+            or optimizer.param_groups is not self.groups
+            or not self.seen.unchanged()
+            or not self.tensors.in_place()
+            or (self.watched is not None and not self.watched.in_place())
+            or (self.extents and any(extents(param) != seen for param, seen in self.extents))
+        ):
+            return False
+        if self.look_again or not self.seen_groups.unchanged():
+            if (
+                len(self.groups) != len(self.lists)
+                or any(g["params"] is not p for g, p in zip(self.groups, self.lists, strict=True))
+                or self.unfit_groups != [unfit_group(group) for group in self.groups]
+                or self.by_dtype != [is_by_dtype(group) for group in self.groups]
+            ):
+                return False
+            used = self.used
+            self.read_groups(optimizer)
+            if self.used != used:
+                return False
+            for number, row in enumerate(self.rows):
+                self.plan.set_hypers(number, row)
+        return all(
+            param.grad is None
+            or self.unfit_groups[number]
+            or unfit(param, self.state.get(param) or {}, self.used[number])
+            for param, number in self.unfit
+        )
+
+    def updated(self, optimizer: Owner) -> set[int]:
+        """Return the ids of what the kernels would update in a step that followed now."""
+        try:
+            current = self.is_current(optimizer) and self.read_gradients()
+        finally:
+            self.gradients.release()
+        return set(map(id, self.params)) if current else set()
+
+    def left(self) -> list[tuple[torch.Tensor, str]]:
+        """Return what PyTorch updates in this step, and why."""
+        pairs = zip(self.others, self.why, strict=True)
+        return [(param, why) for param, why in pairs if param.grad is not None]
+
+    def size(self) -> int:
+        """Return the number of elements that the kernels update in this step."""
+        if self.gradients.missing == 0:
+            return self.full_size
+        return sum(param.numel() for param in self.params if param.grad is not None)
+
+    def make_plan(self, optimizer: Owner) -> _core.Plan:
+        """Make the state that is lacking, and a plan that borrows the tensors."""
+        rule, state = optimizer._rule, self.state
+        starts, slots, steps = [], [], []
+        for param, number in zip(self.params, self.group_of, strict=True):
+            used = self.used[number]
+            had = state.get(param) or {}
+            lacks = any(had.get(name) is None for name in used)
+            if lacks:
+                self.lacking.append((param, dict(had) if param in state else None))
+                optimizer._make_state(param, self.groups[number])
+            has = state.get(param) or {}
+            slots.append([has[name] if name in used else None for name in rule.slots])
+            steps.append(has.get("step") if optimizer._counts else None)
+            starts.append(0 if lacks else 1)  # which is all that a rule without `step` looks at
+        counters = [step.data_ptr() for step in steps if step is not None]
+        if len(set(counters)) < len(counters):
+            raise ValueError("two parameters share a step counter")
+        self.held = held = [
+            t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None
+        ]
+        self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
+        # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
+        # are each the gradient of a tensor, all of whose elements are one. (Not the parameters,
+        # whose hooks may lead back here where Python could not see it, and never free them.)
+        self.referrers = [tensor.new_empty(()).expand(tensor.shape) for tensor in held]
+        for referrer, tensor in zip(self.referrers, held, strict=True):
+            referrer.grad = tensor
+        arrays = self.tensors.arrays
+        array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
+        self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
+        states = [state[param] for param in self.params if param in state]
+        self.seen = _tensors.Snapshot([state, *states, *self.lists])
+        return _core.Plan(
+            rule,
+            arrays[: len(self.params)],
+            [tuple(array_of.get(id(slot)) for slot in row) for row in slots],
+            None,
+            self.counters.arrays,
+            self.group_of,
+            self.rows,
+            [f"parameter {i}" for i in range(len(self.params))],
+            semantics=0,
+            clip=0,
+            clip_limit=0.0,
+            nonfinite=0,
+            ema_decay=0.0,
+            num_threads=0,
+            completed_steps=0,
+        )
+
+    def prepare(
+        self, optimizer: Owner, others: list[torch.Tensor] | None = None
+    ) -> tuple[_core.Plan, list[Any]]:
+        """Return the plan and the gradients, or raise RefusedError and leave all as it was.
+
+        `others`, which have a gradient, are to be updated before it.
+        """
+        try:
+            if self.grads is None:
+                raise ValueError("the gradients are not what they were a moment ago")
+            if self.plan is None:
+                with torch.no_grad():
+                    self.plan = self.make_plan(optimizer)
+            if not self.counters.read():
+                raise ValueError("a step counter is not a whole number")
+            if others:
+                self.plan.check_gradients(self.grads)
+                if self.meets(others):
+                    raise ValueError("gradients or state share memory with another parameter's")
+        except (TypeError, ValueError) as error:
+            self.undo()
+            raise RefusedError(f"the kernels refuse: {error}") from error
+        return self.plan, self.grads
+
+    def meets(self, others: list[torch.Tensor]) -> bool:
+        """Tell whether memory that one of the two updates writes is memory of the other."""
+        states = [self.state.get(param) or {} for param in others]
+        slots = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
+        written = pieces([*others, *slots])
+        read = pieces([param.grad for param in others if param.grad is not None])
+        owned = [*self.params, *self.held]
+        return _tensors.meet(torch.Tensor, written, [*owned, *self.gradients.held]) or (
+            _tensors.meet(torch.Tensor, read, owned)
+        )
+
+    def undo(self) -> None:
+        """Take back the state that was made for a step that did not come to pass."""
+        if self.lacking:
+            for param, had in self.lacking:
+                if had is None:
+                    self.state.pop(param, None)
+                else:
+                    self.state[param].clear()
+                    self.state[param].update(had)
+            self.lacking, self.plan = [], None
+
+    def step(self, optimizer: Owner, grad_scale: torch.Tensor | None) -> None:
+        """Update the parameters that are fit, or raise RefusedError and leave all as it was."""
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        plan, grads = self.prepare(optimizer)
+        try:
+            share_threads(plan)
+            plan.step(grads, scale, False)
+        except (TypeError, ValueError) as error:
+            self.undo()
+            raise RefusedError(f"the kernels refuse: {error}") from error
+        self.lacking = []
+        self.counters.write()
+        updated = self.params
+        if self.gradients.missing:
+            updated = [p for p, grad in zip(updated, grads, strict=True) if grad is not None]
+        increment_version(updated)
+        if grad_scale is not None:  # as fused=True leaves them
+            with torch.no_grad():
+                torch._foreach_div_([param.grad for param in updated], scale)
