@@ -42,6 +42,7 @@ KERNELS = "src_c/kernels.c"
 CORE_MODULE = "fastopt._core"
 INCLUDE = ["src_c", "fastopt/include"]
 HEADERS = sorted(str(path) for folder in INCLUDE for path in Path(folder).rglob("*.[hid]*"))
+BRIDGE = sorted(map(str, Path("fastopt").rglob("*.px[di]")))  # what _core.pyx includes and cimports
 
 
 class BuildExt(build_ext):
@@ -123,7 +124,9 @@ def extension(name, sources, **options):
 setup(
     ext_modules=cythonize(
         [
-            extension(CORE_MODULE, ["fastopt/_core.pyx"], depends=[KERNELS, *CORE, *HEADERS]),
+            extension(
+                CORE_MODULE, ["fastopt/_core.pyx"], depends=[KERNELS, *CORE, *HEADERS, *BRIDGE]
+            ),
             extension("fastopt._tensors", ["fastopt/_tensors.pyx"]),
         ]
     ),

@@ -1,140 +1,111 @@
-"""fastopt.h, the C interface, for Cython. The header is its manual; docs/c-api.md has more.
+"""What of the C core the Cython module uses: its inside, of which src_c/core.h is the manual."""
 
-``fo_import()`` returns the table of functions of the fastopt that is installed.
-"""
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from fastopt cimport (
+    FO_F32,
+    FO_F64,
+    FO_OK,
+    FO_RAISE,
+    fo_clip,
+    fo_dtype,
+    fo_get_api,
+    fo_nonfinite,
+    fo_semantics,
+    fo_status,
+)
 
 
-cdef extern from "fastopt.h" nogil:
+cdef extern from "core.h" nogil:
     enum:
-        FO_ABI
+        FO_BLOCK
+        FO_MAX_SLOTS
+        FO_MAX_HYPERS
+    unsigned FO_SLOT(int j)
+    ctypedef enum fo_layer:
+        FO_LAYERS
+    ctypedef struct fo_pool:
+        pass
+    ctypedef struct fo_rule:
+        const char *name
+        const char *const *hyper_names
+        const double *lows
+        const double *highs
+        const char *const *slot_names
+    const fo_rule fo_rules[]
+    const int fo_rule_count
+    const fo_rule *fo_find_rule(const char *name)
+    bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
+    bint fo_rule_slot_begins(const fo_rule *rule, int slot)
 
-    ctypedef int32_t fo_status
-    enum:
-        FO_OK
-        FO_NO_MEMORY
-        FO_BAD_POINTER
-        FO_BAD_NAME
-        FO_BAD_INDEX
-        FO_BAD_VALUE
-        FO_INCOMPLETE
-        FO_NONFINITE
-        FO_UNSUPPORTED
+    ctypedef struct fo_dtypes:
+        pass
+    fo_dtypes fo_one_dtype(fo_dtype dtype)
 
-    ctypedef int32_t fo_dtype
-    enum:
-        FO_F32
-        FO_F64
-
-    ctypedef int32_t fo_semantics
-    enum:
-        FO_TORCH
-        FO_KERAS
-
-    ctypedef int32_t fo_clip
-    enum:
-        FO_NO_CLIP
-        FO_CLIP_VALUE
-        FO_CLIP_NORM
-        FO_GLOBAL_CLIP_NORM
-
-    ctypedef int32_t fo_nonfinite
-    enum:
-        FO_PROPAGATE
-        FO_SKIP
-        FO_RAISE
-
-    ctypedef struct fo_array:
-        uint32_t size
-        fo_dtype dtype
-        void *data
-        void *scales
-        void *master
-        const int64_t *rows
-        int64_t n_rows
-        int64_t row_size
-        uint64_t seed
-        int64_t reserved[2]
-
-    fo_array fo_dense(fo_dtype dtype, void *data)
-
-    ctypedef struct fo_options:
-        uint32_t size
+    ctypedef struct fo_tensor:
+        void *param
+        void *slot[FO_MAX_SLOTS]
+        void *ema
+        void *sum
+        bint has_sum
+        unsigned fresh
+        int64_t *step
+        int64_t size
+        fo_dtypes dtype
+        int32_t group
+        void *grad
+        int32_t grad_ndim
+        const Py_ssize_t *grad_shape
+        const Py_ssize_t *grad_strides
+    ctypedef struct fo_step_args:
         fo_semantics semantics
         fo_clip clip
-        fo_nonfinite nonfinite
         double clip_limit
+        fo_nonfinite nonfinite
         double loss_scale
+        int64_t accumulate
+        bint add
         double ema_decay
-        int32_t ema_starts
-        int32_t zero_grad
-        int32_t num_threads
-        int32_t accumulate
-
-    ctypedef struct fo_result:
-        uint32_t size
-        int32_t threads
-        int32_t has_norm
-        int32_t skipped
-        int32_t accumulated
-        int32_t reserved
-        int64_t nonfinite_param
+        bint ema_starts
+        bint zero_grad
+        int max_threads
+        bint exact
+        const fo_pool *pool
+    ctypedef struct fo_step_result:
         double grad_norm
-
-    ctypedef struct fo_optimizer:
+        bint has_norm
+        bint skipped
+        int64_t first_skipped
+        int threads
+    ctypedef struct fo_plan:
         pass
+    fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
+    void fo_plan_destroy(fo_plan *plan)
+    fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
+    double *fo_plan_hypers(fo_plan *plan, int32_t group)
+    fo_status fo_plan_prepare(fo_plan *plan)
+    int64_t fo_plan_size(const fo_plan *plan)
+    void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 
-    ctypedef struct fo_api:
-        uint32_t abi
-        uint32_t size
-        const char *(*last_error)() noexcept nogil
-        const char *(*rule_name)(int32_t j) noexcept nogil
-        const char *(*hyper_name)(const char *rule, int32_t j) noexcept nogil
-        const char *(*state_name)(const char *rule, int32_t j) noexcept nogil
-        fo_status (*create)(
-            const char *rule, int32_t n_groups, int64_t n_params, fo_optimizer **opt
-        ) noexcept nogil
-        void (*destroy)(fo_optimizer *opt) noexcept nogil
-        fo_status (*set_hyper)(
-            fo_optimizer *opt, int32_t group, const char *name, double value
-        ) noexcept nogil
-        fo_status (*get_hyper)(
-            const fo_optimizer *opt, int32_t group, const char *name, double *value
-        ) noexcept nogil
-        fo_status (*uses_state)(
-            const fo_optimizer *opt, int32_t group, const char *name, int32_t *uses
-        ) noexcept nogil
-        fo_status (*set_options)(fo_optimizer *opt, const fo_options *options) noexcept nogil
-        fo_status (*set_param)(
-            fo_optimizer *opt, int64_t i, int32_t group, int64_t size, const fo_array *param,
-            int64_t *step
-        ) noexcept nogil
-        fo_status (*set_state)(
-            fo_optimizer *opt, int64_t i, const char *name, const fo_array *state
-        ) noexcept nogil
-        fo_status (*set_average)(
-            fo_optimizer *opt, int64_t i, const fo_array *average
-        ) noexcept nogil
-        fo_status (*set_sum)(
-            fo_optimizer *opt, int64_t i, const fo_array *sum, int32_t holds
-        ) noexcept nogil
-        fo_status (*set_grad)(fo_optimizer *opt, int64_t i, const fo_array *grad) noexcept nogil
-        fo_status (*set_accumulated)(fo_optimizer *opt, int32_t steps) noexcept nogil
-        fo_status (*step)(fo_optimizer *opt, fo_result *result) noexcept nogil
-        fo_status (*set_num_threads)(int32_t n) noexcept nogil
-        int32_t (*get_num_threads)() noexcept nogil
-        fo_status (*set_threading_layer)(const char *name) noexcept nogil
-        const char *(*get_threading_layer)() noexcept nogil
-        fo_status (*set_begun)(
-            fo_optimizer *opt, int64_t i, const char *name, int32_t begun
-        ) noexcept nogil
-        fo_status (*get_begun)(
-            const fo_optimizer *opt, int64_t i, const char *name, int32_t *begun
-        ) noexcept nogil
+    ctypedef struct fo_limit_tensor:
+        void *updated[1 + FO_MAX_SLOTS]
+        int n_updated
+        const void *read
+        int64_t words
+    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken,
+                      int threads)
 
-    const fo_api *fo_get_api()
-
-
-cdef extern from "fastopt.h":
-    const fo_api *fo_import() except NULL
+    int fo_get_num_threads()
+    void fo_set_num_threads(int n)
+    int fo_isa_count()
+    const char *fo_isa_name(int i)
+    bint fo_isa_supported(int i)
+    int fo_isa_active()
+    bint fo_isa_select(const char *name)
+    const char *fo_compiler()
+    bint fo_layer_available(fo_layer layer)
+    const char *fo_layer_name(fo_layer layer)
+    fo_layer fo_layer_active()
+    bint fo_layer_select(const char *name)
+    int fo_openmp_processors()
+    void fo_note_fork()

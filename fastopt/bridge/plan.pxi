@@ -1,0 +1,823 @@
+# Plans: steps over arrays that stay. A plan remembers how each array lies, and checks at every step
+# that it still does.
+
+cdef extern from "Python.h":
+    PyObject *list_item "PyList_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
+    PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
+
+
+# Besides the slots, what the arrays that go with a parameter are.
+cdef enum:
+    EMA = FO_MAX_SLOTS
+    SUM
+
+
+cdef class StepResult:
+    """What a step did.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        Euclidean norm of all unscaled gradients together, before clipping; None where the step
+        needed no norm.
+    skipped : bool
+        Whether nothing was updated because a gradient held a NaN or an infinity.
+    threads : int
+        Number of threads that took part.
+    """
+
+    cdef fo_step_result result
+
+    @property
+    def grad_norm(self):
+        return self.result.grad_norm if self.result.has_norm else None
+
+    @property
+    def skipped(self):
+        return bool(self.result.skipped)
+
+    @property
+    def threads(self):
+        return self.result.threads
+
+    def __reduce__(self):
+        out = self.result
+        return step_result, (out.grad_norm if out.has_norm else None, self.skipped, out.threads)
+
+    def __repr__(self):
+        return (
+            f"StepResult(grad_norm={self.grad_norm}, skipped={self.skipped}, "
+            f"threads={self.threads})"
+        )
+
+
+def step_result(grad_norm, skipped, threads):
+    """Return a StepResult with these attributes (they are copied and pickled so)."""
+    cdef StepResult result = StepResult.__new__(StepResult)
+    result.result.has_norm = grad_norm is not None
+    result.result.grad_norm = grad_norm if grad_norm is not None else 0.0
+    result.result.skipped = skipped
+    result.result.threads = threads
+    return result
+
+
+@cython.final
+cdef class Plan:
+    """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
+
+    Parameters
+    ----------
+    rule : Rule
+        The update rule.
+    params : list of numpy.ndarray
+        Arrays to update.
+    slots : list of tuple
+        For each parameter, its state arrays in the order of ``rule.slots``; None for one that is
+        not kept. Each has its parameter's shape, dtype and memory order.
+    ema : list of numpy.ndarray or None
+        Averages of the parameters, laid out alike.
+    steps : list of numpy.ndarray
+        Step counters, one a parameter: 0-d, int64.
+    groups : list of int
+        For each parameter, the index of its row of hyperparameters.
+    rows : list of list of float
+        Hyperparameters, in the order of ``rule.hypers``.
+    names : list of str
+        What to call each parameter in a message.
+    semantics, clip, nonfinite : int
+        As the C core numbers them.
+    clip_limit, ema_decay : float
+        Parameters of clipping and averaging.
+    num_threads : int
+        Upper bound on threads; 0 for the module's.
+    completed_steps : int
+        Steps taken so far.
+    sums : list of numpy.ndarray, optional
+        Where the gradients of micro-batches are summed, laid out like the parameters.
+    accumulate : int, optional
+        Every so many steps update the parameters, with the mean gradient.
+    accumulated_steps, summed : int and sequence of bool, optional
+        How many micro-batches have been summed, and which sums hold anything.
+    fresh : sequence of tuple of str, optional
+        For each parameter the slots, of ``rule.begins``, that no step has written yet.
+    lent : Lenders, optional
+        What looks after parameters whose memory something else lends: ``of`` has the lenders by the
+        parameters' numbers, ``in_place()`` tells whether all of it is where it was, and
+        ``replaced`` has the numbers of those whose place in a module another has taken.
+
+    Notes
+    -----
+    A plan is not locked: its owner sees to it that one thread at a time uses it (and hands its lock
+    to ``step_settled``).
+    """
+
+    cdef fo_plan *plan
+    cdef fo_tensor *tensors          # of the C plan
+    cdef fo_step_args args
+    cdef Rule rule
+    cdef Py_ssize_t n, n_owned, n_groups, n_extents
+    cdef readonly tuple names
+    cdef readonly tuple owned        # parameters, then slots, then averages, then sums
+    cdef readonly tuple owners       # for each owned array, its parameter
+    cdef object lent                 # None, or looks after parameters whose memory is lent
+    cdef list watched                # which other owned arrays lie in memory that is lent; or None
+    cdef tuple steps                 # kept alive: the C plan counts in them
+    cdef void *counter_descr         # NumPy's one for their type
+    cdef Layout *layouts             # of the owned arrays
+    cdef Extent *extents             # of owned arrays (not empty) and counters, by address
+    cdef bint extents_sorted
+    cdef Extent *grad_extents        # of the gradients last seen; index: whether dense
+    cdef Extent *sorting
+    cdef bint grads_known_apart
+    cdef bint from_jax               # whether a gradient of this step is
+    cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
+    cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
+    cdef public int num_threads
+    cdef public size_t pool          # address of an fo_pool of num_threads, or 0
+    cdef readonly list settled       # what `settle` was told; None: since then all may be different
+    cdef bint direct
+    cdef public int64_t completed_steps
+    cdef readonly int64_t accumulated_steps
+
+    def __cinit__(
+        self, Rule rule not None, list params not None, list slots not None, list ema,
+        list steps not None, list groups not None, list rows not None, list names not None,
+        *, int semantics, int clip, double clip_limit, int nonfinite,
+        double ema_decay, int num_threads, int64_t completed_steps,
+        list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
+        lent=None,
+    ):
+        cdef Py_ssize_t i, k = 0
+        cdef fo_tensor *tensor
+        cdef int j
+        self.rule = rule
+        self.n = len(params)
+        self.names = tuple(names)
+        self.num_threads = num_threads
+        self.completed_steps = completed_steps
+        self.steps = tuple(steps)
+        memset(&self.args, 0, sizeof(self.args))
+        self.args.semantics = <fo_semantics>semantics
+        self.args.clip = <fo_clip>clip
+        self.args.clip_limit = clip_limit
+        self.args.nonfinite = <fo_nonfinite>nonfinite
+        self.args.ema_decay = ema_decay
+        self.args.accumulate = accumulate
+        self.lent = lent
+        for name, given in (
+            ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
+            ("sums", sums),
+        ):
+            if given is not None and len(given) != self.n:
+                raise ValueError(f"{name}: expected {self.n}, one for each parameter")
+        if accumulate < 1 or (accumulate > 1 and sums is None):
+            raise ValueError(f"accumulate={accumulate}: expected 1, or more and sums")
+        for i in range(self.n):
+            if not isinstance(steps[i], cnp.ndarray):
+                raise TypeError(f"step counter of {names[i]}: expected a numpy.ndarray")
+            if len(slots[i]) != len(rule.slots):
+                raise ValueError(f"state of {names[i]}: expected {len(rule.slots)} slots")
+            if not 0 <= groups[i] < len(rows):
+                raise ValueError(f"{names[i]}: there is no group {groups[i]}")
+
+        owned, owners, targets = list(params), list(range(self.n)), []
+        for j in range(len(rule.slots)):
+            for i in range(self.n):
+                if slots[i][j] is not None:
+                    owned.append(slots[i][j])
+                    owners.append(i)
+                    targets.append(j)
+        for j, arrays in ((EMA, ema), (SUM, sums)):
+            if arrays is not None:
+                owned.extend(arrays)
+                owners.extend(range(self.n))
+                targets.extend([j] * self.n)
+        self.owned, self.owners, self.n_owned = tuple(owned), tuple(owners), len(owned)
+
+        self.n_groups = len(rows)
+        self.plan = fo_plan_create(rule.rule, self.n_groups, self.n)
+        self.counter_descr = descr_for(cnp.NPY_INT64)
+        self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
+        self.extents = <Extent *>PyMem_Calloc(self.n_owned + self.n + 1, sizeof(Extent))
+        self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
+        self.sorting = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
+        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(self.n + 1, sizeof(Py_ssize_t *))
+        if (
+            self.plan == NULL or self.layouts == NULL or self.extents == NULL
+            or self.grad_extents == NULL or self.sorting == NULL or self.grad_layout == NULL
+        ):
+            raise MemoryError
+        self.tensors = fo_plan_tensor(self.plan, 0)
+
+        for k in range(self.n_owned):
+            i = owners[k]
+            array = self.owned[k]
+            check_parameter(array, self._label(k))
+            tensor = &self.tensors[i]
+            if k < self.n:
+                tensor.size = cnp.PyArray_SIZE(array)
+                is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
+                tensor.dtype = fo_one_dtype(FO_F64 if is_double else FO_F32)
+                tensor.group = groups[i]
+                self.layouts[k].target = &tensor.param
+            else:
+                self._check_like(array, self.owned[i], self._label(k))
+                j = targets[k - self.n]
+                self.layouts[k].target = (
+                    &tensor.ema if j == EMA else &tensor.sum if j == SUM else &tensor.slot[j]
+                )
+            self._remember(k, array)
+        if fo_plan_prepare(self.plan) != FO_OK:
+            raise MemoryError
+        self.watched = [
+            k for k in range(self.n_owned)
+            if lender_of(self.layouts[k].array) != NULL
+            and (lent is None or k >= self.n or k not in lent.of)
+        ] or None
+        self._read_owned()
+        for k in range(self.n_groups):
+            self.set_hypers(k, rows[k])
+        self._set_kept(accumulated_steps, self._as_flags(summed), self._as_fresh(fresh))
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        fo_plan_destroy(self.plan)
+        if self.layouts != NULL:
+            for k in range(self.n_owned):
+                PyMem_Free(self.layouts[k].shape)
+        if self.grad_layout != NULL:
+            for k in range(self.n):
+                PyMem_Free(self.grad_layout[k])
+        PyMem_Free(self.layouts)
+        PyMem_Free(self.extents)
+        PyMem_Free(self.grad_extents)
+        PyMem_Free(self.sorting)
+        PyMem_Free(self.grad_layout)
+
+    # ---- the owned arrays ------------------------------------------------------------------------
+
+    cdef str _label(self, Py_ssize_t k):
+        """Name the array of an extent: an owned one, or (beyond those) a counter."""
+        name = self.names[self.owners[k] if k < self.n_owned else k - self.n_owned]
+        return name if k < self.n else f"state of {name}"
+
+    cdef _array(self, Py_ssize_t k):
+        return self.owned[k] if k < self.n_owned else self.steps[k - self.n_owned]
+
+    cdef _check_like(self, cnp.ndarray array, cnp.ndarray param, str label):
+        cdef int axes[64]
+        cdef int count = memory_order(param, axes), place
+        a, p = <object>array, <object>param
+        if a.shape != p.shape or a.dtype != p.dtype:
+            raise ValueError(
+                f"{label}: shape {a.shape} and dtype {a.dtype} do not match the parameter's "
+                f"{p.shape} and {p.dtype}"
+            )
+        for place in range(count):
+            if (
+                cnp.PyArray_STRIDE(array, axes[place]) != cnp.PyArray_STRIDE(param, axes[place])
+                and cnp.PyArray_SIZE(array) > 0
+            ):
+                raise ValueError(f"{label}: memory order differs from the parameter's")
+
+    cdef int _remember(self, Py_ssize_t k, cnp.ndarray array) except -1:
+        cdef Layout *layout = &self.layouts[k]
+        cdef int ndim = cnp.PyArray_NDIM(array)
+        layout.array = <Borrowed *><PyObject *>array
+        layout.type_num = cnp.PyArray_TYPE(array)
+        layout.descr = descr_for(layout.type_num)
+        layout.ndim = ndim
+        layout.nbytes = cnp.PyArray_NBYTES(array)
+        layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim + 1, sizeof(Py_ssize_t))
+        if layout.shape == NULL:
+            raise MemoryError
+        if ndim > 0:  # else NumPy has no shape to point to
+            memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
+            memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
+        return 0
+
+    cdef int _read_owned(self) except -1:
+        """Read every owned array's address anew; raise if anything else about it has changed."""
+        cdef Py_ssize_t k
+        cdef Layout *layout
+        cdef Borrowed *counter
+        cdef char *data
+        for k in range(self.n_owned):
+            layout = &self.layouts[k]
+            if (
+                descr_of(layout.array) != layout.descr
+                or not laid_out_as(layout, layout.array)
+                or not flags_of(layout.array) & cnp.NPY_ARRAY_WRITEABLE
+            ):
+                self._check_owned(k)
+            data = data_of(layout.array)
+            if data != layout.data:
+                layout.data = data
+                layout.target[0] = data
+                self.extents_sorted = False
+        for k in range(self.n):
+            counter = <Borrowed *>tuple_item(<PyObject *>self.steps, k)
+            if (
+                descr_of(counter) != self.counter_descr
+                or ndim_of(counter) != 0
+                or flags_of(counter) & cnp.NPY_ARRAY_BEHAVED != cnp.NPY_ARRAY_BEHAVED
+                or data_of(counter) != <char *>self.tensors[k].step
+                or not 0 <= self.tensors[k].step[0] < INT64_MAX
+            ):
+                self._read_counter(k)
+        if self.watched is not None:
+            for k in self.watched:
+                refuse_moved(self.owned[k], self._label(k))
+        if not self.extents_sorted:
+            self._sort_extents()
+        return 0
+
+    cdef int _check_owned(self, Py_ssize_t k) except -1:
+        """Raise unless an owned array is what it was, but for its address."""
+        cdef Layout *layout = &self.layouts[k]
+        cdef cnp.ndarray array = self.owned[k]
+        if (
+            not laid_out_as(layout, layout.array)
+            or cnp.PyArray_TYPE(array) != layout.type_num
+            or not cnp.PyArray_ISNOTSWAPPED(array)
+        ):
+            shape = tuple([layout.shape[j] for j in range(layout.ndim)])
+            raise ValueError(
+                f"{self._label(k)}: shape, strides or dtype changed since the optimizer was "
+                f"made: shape {shape} then, {self.owned[k].shape} of dtype {array.dtype} now"
+            )
+        if not cnp.PyArray_ISWRITEABLE(array):
+            raise ValueError(f"{self._label(k)}: the array has become read-only")
+        return 0
+
+    cdef int _read_counter(self, Py_ssize_t i) except -1:
+        """Read a step counter's address anew; raise unless the core can count on in it."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
+        cdef int64_t *address
+        if not cnp.PyArray_ISWRITEABLE(counter):
+            raise ValueError(f"step counter of {self.names[i]}: the array is read-only")
+        if (
+            cnp.PyArray_NDIM(counter) != 0
+            or not cnp.PyArray_ISSIGNED(counter)
+            or cnp.PyArray_ITEMSIZE(counter) != sizeof(int64_t)
+            or not cnp.PyArray_ISBEHAVED(counter)
+        ):
+            raise ValueError(
+                f"step counter of {self.names[i]}: expected a 0-d int64 array, got shape "
+                f"{self.steps[i].shape} and dtype {counter.dtype}"
+            )
+        address = <int64_t *>cnp.PyArray_DATA(counter)
+        if address != tensor.step:
+            tensor.step = address
+            self.extents_sorted = False
+        if not 0 <= tensor.step[0] < INT64_MAX:
+            raise ValueError(
+                f"step counter of {self.names[i]} must be >= 0 and < 2**63 - 1, got "
+                f"{tensor.step[0]}"
+            )
+        return 0
+
+    cdef int _sort_extents(self) except -1:
+        cdef Py_ssize_t k, count = 0
+        for k in range(self.n_owned):
+            if self.layouts[k].nbytes == 0:  # it may lie inside another, which it does not overlap
+                continue
+            self.extents[count].low = self.layouts[k].data
+            self.extents[count].high = self.layouts[k].data + self.layouts[k].nbytes
+            self.extents[count].index = k
+            count += 1
+        for k in range(self.n):
+            self.extents[count].low = <char *>self.tensors[k].step
+            self.extents[count].high = self.extents[count].low + sizeof(int64_t)
+            self.extents[count].index = self.n_owned + k
+            count += 1
+        self.n_extents = count
+        qsort(self.extents, count, sizeof(Extent), by_low)
+        for k in range(1, count):
+            if self.extents[k].low < self.extents[k - 1].high:
+                first, second = self.extents[k - 1].index, self.extents[k].index
+                first, second = min(first, second), max(first, second)
+                raise ValueError(
+                    f"{self._label(second)} overlaps {self._label(first)} in memory; every "
+                    "parameter needs memory of its own"
+                )
+        for k in range(self.n):
+            self.grad_extents[k].low = self.grad_extents[k].high = NULL
+        self.extents_sorted = True
+        return 0
+
+    # ---- gradients -------------------------------------------------------------------------------
+
+    cdef inline bint _bound_before(
+        self, Py_ssize_t i, PyObject *item, bint zero_grad
+    ) noexcept nogil:
+        """Whether a gradient is where and as the C plan was told at the last step."""
+        cdef Layout *layout = &self.layouts[i]
+        cdef Extent *extent = &self.grad_extents[i]
+        cdef Borrowed *grad = <Borrowed *>item
+        return (
+            is_array(item)
+            and lender_of(grad) == NULL
+            and descr_of(grad) == layout.descr
+            and data_of(grad) == extent.low
+            and extent.index
+            and laid_out_as(layout, grad)
+            and (
+                not zero_grad
+                or (flags_of(grad) & cnp.NPY_ARRAY_WRITEABLE and extent.low != layout.data)
+            )
+        )
+
+    cdef int _bind(self, Py_ssize_t i, list grads, bint zero_grad) except -1:
+        """Check gradient i, and tell the C plan where it is and how it is laid out."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef Layout *layout = &self.layouts[i]
+        cdef Extent before = self.grad_extents[i]
+        cdef cnp.ndarray grad
+        cdef char *low
+        cdef char *high
+        cdef bint alike
+        item = grads[i]
+        # Until all is checked: what the C plan is told from here on is not what it was told then.
+        self.grad_extents[i].low = self.grad_extents[i].high = NULL
+        if item is None:
+            tensor.grad = NULL
+            return 0
+        grad = <cnp.ndarray>item
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, f"gradient of {self.names[i]}")
+        if lender_of(<Borrowed *><PyObject *>grad) != NULL:
+            refuse_moved(grad, f"gradient of {self.names[i]}")
+            self.from_jax |= is_from_jax(owner_of(<object>lender_of(<Borrowed *><PyObject *>grad)))
+        if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
+            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
+        alike = laid_out_as(layout, <Borrowed *><PyObject *>grad)
+        if alike:
+            low = cnp.PyArray_BYTES(grad)
+            high = low + layout.nbytes
+            tensor.grad = low
+            tensor.grad_ndim = 0
+        else:
+            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
+            alike = describe_strided(
+                self.owned[i], grad, tensor, &self.grad_layout[i], &low, &high
+            )
+        if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
+            refuse_to_zero(grad, alike, f"gradient of {self.names[i]}")
+        if low != before.low or high != before.high or not (alike and before.index):
+            self.grads_known_apart = False
+            self._check_apart(i, grad, low, high, alike, zero_grad)
+        elif zero_grad and low == layout.data and layout.nbytes > 0:
+            self._check_apart(i, grad, low, high, alike, zero_grad)
+        self.grad_extents[i].low = low
+        self.grad_extents[i].high = high
+        self.grad_extents[i].index = alike
+        return 0
+
+    cdef int _check_apart(
+        self, Py_ssize_t i, cnp.ndarray grad, char *low, char *high, bint alike, bint zero_grad,
+    ) except -1:
+        """Raise if a gradient shares memory with a parameter or with state; its own is allowed."""
+        cdef Py_ssize_t left = 0, right = self.n_extents, middle, k
+        if low == high:
+            return 0
+        while left < right:  # the first extent that ends above `low`
+            middle = (left + right) // 2
+            if self.extents[middle].high > low:
+                right = middle
+            else:
+                left = middle + 1
+        while left < self.n_extents and self.extents[left].low < high:
+            k = self.extents[left].index
+            left += 1
+            if k == i and alike and low == self.layouts[i].data and not zero_grad:
+                continue
+            if alike or share_memory(grad, self._array(k)):
+                own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
+                raise ValueError(
+                    f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
+                    "gradient needs memory of its own"
+                )
+        return 0
+
+    cdef int _check_grads_apart(self, list grads) except -1:
+        """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
+        cdef Py_ssize_t i, j, k, count = 0
+        for i in range(self.n):
+            if self.grad_extents[i].low != self.grad_extents[i].high:
+                self.sorting[count] = self.grad_extents[i]
+                self.sorting[count].index = i
+                count += 1
+        qsort(self.sorting, count, sizeof(Extent), by_low)
+        for j in range(count):
+            k = j + 1
+            while k < count and self.sorting[k].low < self.sorting[j].high:
+                first, second = self.sorting[j].index, self.sorting[k].index
+                first, second = min(first, second), max(first, second)
+                if share_memory(grads[first], grads[second]):
+                    raise ValueError(
+                        f"gradients of {self.names[first]} and {self.names[second]} share memory, "
+                        "and zero_grad=True asks to zero them"
+                    )
+                k += 1
+        self.grads_known_apart = True
+        return 0
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    def check(self):
+        """Raise if a step would find a parameter, slot, average or counter that it cannot use."""
+        self._read_lent()
+        self._read_owned()
+
+    def check_gradients(self, list grads not None):
+        """Raise if a step with these arrays, one or None for each parameter, would."""
+        cdef Py_ssize_t i
+        if len(grads) != self.n:
+            raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
+        self._begin_writing()
+        try:
+            self._read_lent()
+            self._read_owned()
+            for i in range(self.n):
+                if not self._bound_before(i, list_item(<PyObject *>grads, i), False):
+                    self._bind(i, grads, False)
+        finally:
+            self.writing = 0
+
+    cdef int _read_lent(self) except -1:
+        if self.lent is not None and not self.lent.in_place():
+            raise MovedError("the memory of a parameter moves while it is looked at")
+        return 0
+
+    def set_hypers(self, int32_t group, row):
+        """Set a group's hyperparameters, as ``rule.hypers`` has them; nothing is settled then."""
+        cdef double values[FO_MAX_HYPERS]
+        cdef fo_tensor *tensor
+        cdef Py_ssize_t i
+        cdef int j
+        if not 0 <= group < self.n_groups:
+            raise ValueError(f"there is no group {group}")
+        self.settled = None
+        self.rule.read_row(row, values)
+        for j in range(len(self.rule.slots)):
+            if fo_rule_uses_slot(self.rule.rule, values, j):
+                for i in range(self.n):
+                    tensor = &self.tensors[i]
+                    if tensor.group == group and tensor.slot[j] == NULL:
+                        raise ValueError(
+                            f"state of {self.names[i]}: {self.rule.slots[j]} is missing"
+                        )
+        memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
+
+    def settle(self, list groups, bint direct=False):
+        """Note that the hyperparameters are those of its owner's groups.
+
+        Parameters
+        ----------
+        groups : list of tuple or None
+            The keys and values of each group, as for `unchanged`; None: they are not.
+        direct : bool
+            Whether that and a list of gradients is all that a step needs.
+        """
+        self.direct = direct
+        self.settled = groups
+
+    @property
+    def torn(self):
+        """Whether this is a forked child's copy of a plan that was being written at that moment."""
+        return self.writing not in (0, 1 + forks)
+
+    @property
+    def busy(self):
+        """Whether a step is under way: seen from within it, by code of a gradient's type."""
+        return self.writing == 1 + forks
+
+    def take_over_tear(self, Plan other not None):
+        """Be torn if another plan over the same arrays is."""
+        if other.torn:
+            self.writing = other.writing
+
+    cdef int _begin_writing(self) except -1:
+        """Refuse to write what somebody else is writing, or has left torn."""
+        cdef int64_t before
+        with cython.critical_section(self):
+            before = self.writing
+            if before == 0:
+                self.writing = 1 + forks
+        if before == 1 + forks:
+            raise RuntimeError("step() was called from within a step of the same plan")
+        if before != 0:
+            raise RuntimeError(TORN)
+        return 0
+
+    def restore(
+        self, list to, list values, int64_t completed_steps, list done,
+        int64_t accumulated_steps=0, summed=None, fresh=None,
+    ):
+        """Copy arrays and set the counts of steps: all of it, or nothing and raise.
+
+        Mends a torn plan.
+
+        Parameters
+        ----------
+        to : list of numpy.ndarray
+            Arrays that the plan owns, and its counters.
+        values : list of numpy.ndarray
+            For each its values: of its dtype, and of its shape or 0-d.
+        completed_steps : int
+            The number of completed steps.
+        done : list of bool
+            Its first entry becomes True: a signal may raise right after this method returns.
+        accumulated_steps, summed, fresh : optional
+            As for the constructor.
+        """
+        cdef Py_ssize_t k, n = len(to)
+        cdef list ready = list(values), flags = self._as_flags(summed)
+        cdef list sets = self._as_fresh(fresh)
+        for k in range(n):
+            value, array = values[k], to[k]
+            if value.dtype != array.dtype or value.shape not in ((), array.shape):
+                raise ValueError(f"array {k}: {value.dtype} {value.shape} does not fit")
+            if value.shape and value.strides != array.strides:
+                ready[k] = np.empty_like(array, subok=False)
+                PyArray_CopyInto(ready[k], value)
+        self.writing = 1 + forks
+        for k in range(n):  # from here on nothing can fail
+            put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
+        self.completed_steps = completed_steps
+        self._set_kept(accumulated_steps, flags, sets)
+        done[0] = True
+        self.writing = 0
+
+    cdef list _as_flags(self, summed):
+        """Return which sums hold something, as ``True`` and ``False``; None: none does."""
+        cdef list flags = [False] * self.n
+        if summed is not None:
+            flags = []
+            for flag in summed:
+                flags.append(bool(flag))
+        if len(flags) != self.n:
+            raise ValueError(f"summed: expected {self.n}, one for each parameter")
+        return flags
+
+    cdef list _as_fresh(self, fresh):
+        """Return sets of slots as the C core has them; None: no slot is fresh."""
+        cdef list sets = [0] * self.n
+        if fresh is not None:
+            sets = [
+                sum([FO_SLOT(self.rule.slots.index(name)) for name in names]) for names in fresh
+            ]
+        if len(sets) != self.n:
+            raise ValueError(f"fresh: expected {self.n}, one for each parameter")
+        return sets
+
+    cdef void _set_kept(self, int64_t accumulated_steps, list flags, list sets) noexcept:
+        cdef Py_ssize_t i
+        self.accumulated_steps = accumulated_steps
+        for i in range(self.n):
+            self.tensors[i].has_sum = flags[i] is True
+            self.tensors[i].fresh = sets[i]
+
+    def fresh(self):
+        """Return for each parameter the slots that no step has written yet, though it has begun."""
+        cdef Py_ssize_t i
+        return [
+            tuple([
+                name for j, name in enumerate(self.rule.slots) if self.tensors[i].fresh & FO_SLOT(j)
+            ])
+            for i in range(self.n)
+        ]
+
+    def summed(self):
+        """Return for each parameter whether its sum holds the gradient of a micro-batch."""
+        cdef Py_ssize_t i
+        cdef list flags = [False] * self.n
+        for i in range(self.n):
+            flags[i] = self.tensors[i].has_sum != 0
+        return flags
+
+    cpdef step(self, grads, double loss_scale, bint zero_grad):
+        """Check everything, then update everything.
+
+        Parameters
+        ----------
+        grads : list or tuple
+            A gradient or None for each parameter.
+        loss_scale : float
+            What the gradients are divided by.
+        zero_grad : bool
+            Whether to zero the gradients afterwards.
+
+        Returns
+        -------
+        StepResult
+        """
+        cdef list bound = list(grads)
+        self._begin_writing()
+        try:
+            return self._step(bound, loss_scale, zero_grad)
+        finally:
+            self.writing = 0
+
+    def step_settled(self, Lock lock not None, groups, grads, loss_scale, zero_grad):
+        """Step if the groups are as they were settled and the arguments as usual, else return None.
+
+        Holds the lock meanwhile.
+        """
+        if not self.direct:
+            return None
+        if type(grads) is not list or type(loss_scale) is not float or <double>loss_scale != 1.0:
+            return None
+        if zero_grad is not False and zero_grad is not True:
+            return None
+        lock.take()
+        try:
+            if not unchanged(groups, self.settled):  # looked up only now that it cannot change
+                return None
+            return self.step(grads, 1.0, zero_grad is True)
+        finally:
+            lock.give()
+
+    cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
+        cdef StepResult result = StepResult.__new__(StepResult)
+        cdef fo_step_args args = self.args
+        cdef fo_step_result *out = &result.result
+        cdef Py_ssize_t i
+        cdef list zeroed = None  # gradients that are no arrays
+        if len(bound) != self.n:
+            raise ValueError(
+                f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
+            )
+        self.from_jax = False
+        for i in range(self.n):  # before anything is read: this may run code of others
+            if is_array(list_item(<PyObject *>bound, i)):
+                continue
+            item = bound[i]
+            if item is not None and not isinstance(item, cnp.ndarray):
+                name = f"gradient of {self.names[i]}"
+                bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
+                self.from_jax |= is_from_jax(item)
+                if zero_grad:
+                    zeroed = zeroed or []
+                    zeroed.append(item)
+        self._read_lent()
+        if self.lent is not None:
+            for k, where in self.lent.replaced.items():
+                if bound[k] is not None:
+                    raise ValueError(
+                        f"{self.names[k]}: {where} is another tensor by now, which this optimizer "
+                        "does not have (as after load_state_dict(assign=True)); make an optimizer "
+                        "over the new one, or give None for the gradient of the old"
+                    )
+        self._read_owned()
+        for i in range(self.n):
+            if not self._bound_before(i, list_item(<PyObject *>bound, i), zero_grad):
+                self._bind(i, bound, zero_grad)
+        if zero_grad and not self.grads_known_apart:
+            self._check_grads_apart(bound)
+
+        if self.from_jax:
+            wait_for_jax(self.owned[:self.n])
+        args.loss_scale = loss_scale
+        args.zero_grad = zero_grad
+        args.add = self.accumulated_steps + 1 < args.accumulate
+        args.ema_starts = self.completed_steps == 0
+        args.max_threads = self.num_threads or fo_get_num_threads()
+        if threads_exact:
+            args.exact = True
+            if threads_exact > 0:
+                args.max_threads = threads_exact
+        args.pool = <const fo_pool *>self.pool
+        after_update = after_zeroing = None
+        if self.lent is not None and not args.add:
+            after_update = version_counter([
+                lender for i, lender in self.lent.of.items()
+                if self.tensors[i].grad != NULL or self.tensors[i].has_sum
+            ])
+        if zeroed is not None:
+            after_zeroing = version_counter(zeroed)
+        if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
+            fo_plan_step(self.plan, &args, out)
+        else:
+            _held = tuple(bound)  # twice: NumPy's resize() lets an array have one other owner
+            with nogil:
+                fo_plan_step(self.plan, &args, out)
+        if after_zeroing is not None and not (out.skipped and args.nonfinite == FO_RAISE):
+            after_zeroing()
+        if not out.skipped:
+            if args.add:
+                self.accumulated_steps += 1
+            else:
+                self.accumulated_steps = 0
+                self.completed_steps += 1
+            if after_update is not None:
+                after_update()
+        elif args.nonfinite == FO_RAISE:
+            raise FloatingPointError(
+                f"gradient of {self.names[out.first_skipped]} holds a NaN or an infinity"
+                f"{'' if args.accumulate == 1 else ', or its sum over micro-batches does'}"
+                f"{'' if loss_scale == 1 else ' once divided by loss_scale'}; nothing was updated"
+            )
+        return result

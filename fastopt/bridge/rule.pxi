@@ -1,0 +1,60 @@
+# Rules: their hyperparameters and slots, as the C core lists them.
+
+cdef tuple strings(const char *const *names):
+    result = []
+    while names[0] != NULL:
+        result.append(names[0].decode())
+        names += 1
+    return tuple(result)
+
+
+cdef class Rule:
+    """A rule's hyperparameters and slots, as the C core lists them.
+
+    `ranges` has the least and the greatest value of each hyperparameter; a NaN as the greatest says
+    that it is a switch. `begins` are the slots of which a rule has to know whether a step has
+    written them yet.
+    """
+
+    cdef const fo_rule *rule
+    cdef readonly str name
+    cdef readonly tuple hypers
+    cdef readonly tuple slots
+    cdef readonly tuple begins
+    cdef readonly dict ranges
+
+    def __cinit__(self, str name not None):
+        self.rule = fo_find_rule(name.encode())
+        if self.rule == NULL:
+            raise ValueError(f"no rule named {name!r}")
+        self.name = name
+        self.hypers = strings(self.rule.hyper_names)
+        self.ranges = {
+            hyper: (self.rule.lows[j], self.rule.highs[j]) for j, hyper in enumerate(self.hypers)
+        }
+        self.slots = strings(self.rule.slot_names)
+        self.begins = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_begins(self.rule, j)]
+        )
+
+    def used_slots(self, row):
+        """Names of the slots that a step with these hyperparameters touches."""
+        cdef double values[FO_MAX_HYPERS]
+        self.read_row(row, values)
+        return tuple(
+            name for j, name in enumerate(self.slots)
+            if fo_rule_uses_slot(self.rule, values, j)
+        )
+
+    cdef int read_row(self, row, double *values) except -1:
+        """Convert a row of hyperparameters."""
+        if len(row) != len(self.hypers):
+            raise ValueError(f"expected {len(self.hypers)} hyperparameters, got {len(row)}")
+        for j in range(len(self.hypers)):
+            values[j] = row[j]
+        return 0
+
+
+def rule_names():
+    """Return the names of all rules."""
+    return [fo_rules[i].name.decode() for i in range(fo_rule_count)]
