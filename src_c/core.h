@@ -186,7 +186,7 @@ bool fo_layer_available(fo_layer layer);
 const char *fo_layer_name(fo_layer layer);
 fo_layer fo_layer_active(void);
 bool fo_layer_select(const char *name); /* false: no such layer here */
-int fo_openmp_processors(void);         /* that its threads may have; 0: there is no such layer */
+int fo_openmp_processors(void); /* that its threads may have, where that layer is available */
 void fo_note_fork(void); /* the process is a child whose parent may have used OpenMP unseen */
 
 #endif

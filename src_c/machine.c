@@ -71,10 +71,12 @@ const char *fo_layer_name(fo_layer layer)
 bool fo_layer_available(fo_layer layer)
 {
 #if FO_HAVE_OPENMP
-    if (layer == FO_OPENMP)
-        return fo_share_in_region != NULL;
+    const bool openmp = fo_share_in_region != NULL;
+#else
+    const bool openmp = false;
 #endif
-    return layer == FO_SERIAL || (layer == FO_TEAM && FO_HAVE_TEAM);
+    const bool available[FO_LAYERS] = {FO_HAVE_TEAM, openmp, true};
+    return available[layer];
 }
 
 fo_layer fo_layer_active(void)
@@ -85,7 +87,8 @@ fo_layer fo_layer_active(void)
 bool fo_layer_select(const char *name)
 {
     for (int i = 0; i < FO_LAYERS; i++) {
-        if (strcmp(fo_layer_name((fo_layer)i), name) == 0 && fo_layer_available((fo_layer)i)) {
+        const bool named = strcmp(fo_layer_name((fo_layer)i), name) == 0;
+        if (named & fo_layer_available((fo_layer)i)) {
             active_layer = i;
             return true;
         }
@@ -96,10 +99,10 @@ bool fo_layer_select(const char *name)
 int fo_openmp_processors(void)
 {
 #if FO_HAVE_OPENMP
-    if (fo_layer_available(FO_OPENMP))
-        return fo_region_processors();
-#endif
+    return fo_region_processors();
+#else
     return 0;
+#endif
 }
 
 static atomic_int num_threads = 1;

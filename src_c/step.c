@@ -129,7 +129,7 @@ static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_
 
 /* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
  * only once: what need not stay in cache need not be cut up. */
-FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
+static void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
 {
     const fo_plan *plan = s->plan;
     const int64_t *first = plan->first_block;

@@ -422,12 +422,69 @@ static void regions(void)
     EXPECT(threads == 3);
 }
 
+/* A second pass follows a first one only if what comes between says so. */
+static void passes_of_a_team(void)
+{
+    const fo_crew crew = {FO_TEAM, .exact = true, .members = 3};
+    const fo_passes passes = {first_pass, between_passes, second_pass};
+    static who steps[2];
+    for (int i = 0; i < 2; i++) {
+        steps[i].follows = i == 0;
+        EXPECT(fo_share(&crew, REGION_ITEMS, 1, &passes, &steps[i]) == 3);
+        EXPECT(steps[i].decisions == 1 && !steps[i].second[0] == i);
+    }
+}
+
+/* How many threads a step of so many elements uses, of at most so many. */
+static int threads_of(int64_t size, int threads)
+{
+    int64_t count = 0;
+    float *param = calloc((size_t)size, sizeof *param);
+    fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
+    fo_step_args args = {.loss_scale = 1, .max_threads = threads};
+    fo_step_result result;
+    EXPECT(param && plan);
+    *fo_plan_tensor(plan, 0) = (fo_tensor){
+        .param = param, .step = &count, .size = size, .dtype = fo_one_dtype(FO_F32), .grad = param};
+    EXPECT(fo_plan_prepare(plan) == FO_OK);
+    fo_plan_step(plan, &args, &result);
+    fo_plan_destroy(plan);
+    free(param);
+    return result.threads;
+}
+
+/* OpenMP's threads are as many in every step that is large enough for two. */
+static void numbers_of_threads(void)
+{
+    EXPECT(fo_layer_select("openmp"));
+    EXPECT(threads_of(100, 5) == 1 && threads_of(1 << 14, 5) == 5 && threads_of(1 << 20, 5) == 5);
+    EXPECT(fo_layer_select("serial") && threads_of(1 << 20, 5) == 1);
+    EXPECT(fo_layer_select("team"));
+    EXPECT(fo_get_num_threads() == 1);
+    fo_set_num_threads(7);
+    EXPECT(fo_get_num_threads() == 7);
+    fo_set_num_threads(1);
+}
+
+static void ranges(void)
+{
+    const fo_rule *adam = fo_find_rule("adam");
+    for (int j = 0; adam->hyper_names[j]; j++) {
+        const bool is_switch = isnan(adam->highs[j]),
+                   is_beta = !strncmp(adam->hyper_names[j], "b", 1);
+        EXPECT(fo_rule_takes(adam, j, adam->defaults[j]) && fo_rule_takes(adam, j, 0));
+        EXPECT(!fo_rule_takes(adam, j, -1) && !fo_rule_takes(adam, j, NAN));
+        EXPECT(fo_rule_takes(adam, j, 0.5) != is_switch);
+        EXPECT(fo_rule_takes(adam, j, 1) == (is_switch || !is_beta));
+    }
+}
+
 static void layers(void)
 {
     const bool openmp = fo_layer_available(FO_OPENMP);
     EXPECT(fo_layer_active() == FO_TEAM && fo_layer_available(FO_SERIAL));
     EXPECT(!fo_layer_select("tbb") && !fo_layer_select("") && fo_layer_active() == FO_TEAM);
-    EXPECT(fo_layer_select("openmp") == openmp && (fo_openmp_processors() > 0) == openmp);
+    EXPECT(fo_layer_select("openmp") == openmp && (!openmp || fo_openmp_processors() > 0));
     EXPECT(fo_layer_active() == (openmp ? FO_OPENMP : FO_TEAM) && fo_layer_select("team"));
 }
 
@@ -435,8 +492,12 @@ int main(void)
 {
     fo_init();
     layers();
-    if (fo_layer_available(FO_OPENMP))
+    passes_of_a_team();
+    if (fo_layer_available(FO_OPENMP)) {
         regions();
+        numbers_of_threads();
+    }
+    ranges();
     allocations();
     steps();
     buffers_that_begin();
