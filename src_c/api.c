@@ -319,6 +319,12 @@ static fo_status find_param(const fo_optimizer *opt, int64_t i, fo_tensor **tens
 /* An array that lacks what only later versions have. Each of its parts has a name to blame. */
 static fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype)
 {
+    const uintptr_t pointers = (uintptr_t)a->scales | (uintptr_t)a->master | (uintptr_t)a->rows;
+    const int64_t numbers = a->n_rows | a->row_size | a->reserved[0] | a->reserved[1];
+    const bool is_dense = !(pointers | (uint64_t)numbers | a->seed);
+    if (a->size == sizeof *a && a->dtype == dtype && is_dense && dtype >= 0 &&
+        dtype < fo_storage_count)
+        return FO_OK;
     const fo_status status = check_size("fo_array", a->size, sizeof *a);
     if (status)
         return status;
@@ -329,8 +335,7 @@ static fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype
         return fail(FO_UNSUPPORTED,
                     "%s of type %s beside a parameter of type %s: they must be of one", what,
                     fo_storages[a->dtype].name, fo_storages[dtype].name);
-    if (a->scales || a->master || a->rows || a->n_rows || a->row_size || a->seed ||
-        a->reserved[0] || a->reserved[1])
+    if (!is_dense)
         return fail(FO_UNSUPPORTED, "%s: '%s' must be 0 in this fastopt", what,
                     a->scales     ? "scales"
                     : a->master   ? "master"
@@ -515,6 +520,7 @@ static const char *get_threading_layer(void) { return fo_layer_name(fo_layer_act
 
 static fo_status check_complete(const fo_optimizer *opt)
 {
+    const bool accumulates = opt->args.accumulate > 1;
     for (int64_t i = 0; i < opt->n_params; i++) {
         fo_tensor *t = NULL;
         const fo_status status = find_param(opt, i, &t);
@@ -525,7 +531,7 @@ static fo_status check_complete(const fo_optimizer *opt)
                         "the number of steps of parameter %lld must be >= 0 and < 2**63 - 1, got "
                         "%lld",
                         (long long)i, (long long)*t->step);
-        if (t->grad && !t->sum && opt->args.accumulate > 1 && t->size > 0)
+        if (accumulates && t->grad && !t->sum && t->size > 0)
             return fail(FO_INCOMPLETE, "parameter %lld lacks its sum", (long long)i);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             if ((t->grad || t->has_sum) && !t->slot[j] && opt->needs[t->group] >> j & 1 &&

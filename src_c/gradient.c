@@ -67,7 +67,7 @@ const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, i
 {
     _Alignas(64) char summed[FO_BLOCK * sizeof(double)];
     const void *sum = t->has_sum ? decoded(s, t->dtype.of.sum, t->sum, offset, n, summed) : NULL;
-    const void *grad = t->grad ? contiguous_grad(s, t, offset, n, buffer) : NULL;
+    const void *grad = t->grad ? fo_read_grad(s, t, offset, n, buffer) : NULL;
     s->table->mean[arithmetic_of(t)](n, buffer, sum, grad, s->scale,
                                      s->args->add ? 1 : (double)s->args->accumulate);
     return buffer;

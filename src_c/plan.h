@@ -10,8 +10,10 @@ typedef struct {
     fo_update *update;
     const double *consts;
     double gscale;
-    unsigned slots; /* that the update touches */
-    bool coded;     /* something is not stored in the type that the rule computes in */
+    uint32_t item;  /* bytes of an element, in the type that the rule computes in */
+    uint16_t slots; /* that the update touches */
+    uint8_t type;   /* that type */
+    bool coded;     /* something is stored otherwise */
 } tensor_work;
 
 /* What the tensors of a group have in common at a step. */
@@ -42,15 +44,16 @@ struct fo_plan {
     bool *block_finite; /* whether all its values are */
 };
 
-/* The type that a tensor's rule computes in, and the bytes of an element of that. */
+/* The type that a tensor's rule computes in. (Most tensors have all in one such type.) */
 static inline fo_dtype arithmetic_of(const fo_tensor *t)
 {
-    return fo_storages[t->dtype.of.param].arithmetic;
+    return t->dtype.all == 0 ? FO_F32 : fo_storages[t->dtype.of.param].arithmetic;
 }
 
-static inline size_t arithmetic_bytes(const fo_tensor *t)
+/* Whether something is stored otherwise. (0 is float32 for all.) */
+static inline bool is_coded(const fo_tensor *t, fo_dtype type)
 {
-    return arithmetic_of(t) == FO_F32 ? sizeof(float) : sizeof(double);
+    return t->dtype.all != 0 && t->dtype.all != fo_one_dtype(type).all;
 }
 
 /* One step. */
@@ -105,22 +108,15 @@ const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, i
 /* Zeroes them in place. */
 void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n);
 
-/* As they are given, in contiguous memory, in the type that the rule computes in. */
-static inline const void *contiguous_grad(const fo_step *s, const fo_tensor *t, int64_t offset,
-                                          int64_t n, char *buffer)
+/* As the rule takes them: in contiguous memory, in the type that it computes in. */
+static inline const void *effective_grad(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                                         int64_t offset, int64_t n, char *buffer)
 {
-    const fo_dtype dtype = t->dtype.of.grad;
-    if (t->grad_ndim == 0 && !s->table->load[dtype])
-        return (const char *)t->grad + (size_t)offset * fo_storages[dtype].bytes;
+    if (t->sum)
+        return fo_mean_grad(s, t, offset, n, buffer);
+    if (t->grad_ndim == 0 && !w->coded)
+        return (const char *)t->grad + (size_t)offset * w->item;
     return fo_read_grad(s, t, offset, n, buffer);
-}
-
-/* As the rule takes them. */
-static inline const void *effective_grad(const fo_step *s, const fo_tensor *t, int64_t offset,
-                                         int64_t n, char *buffer)
-{
-    return t->sum ? fo_mean_grad(s, t, offset, n, buffer)
-                  : contiguous_grad(s, t, offset, n, buffer);
 }
 
 #endif

@@ -17,7 +17,10 @@
 #error "fastopt needs arithmetic in the operands' own type (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
+#if !defined(FO_INLINE) /* (not where coverage is measured) */
 #define FO_INLINE static inline __attribute__((always_inline))
+#endif
+#define FO_APART static __attribute__((noinline)) /* what is rare and would burden its caller */
 
 /* Arrays need not be aligned; these types say so to the compiler. */
 #define FO_UNALIGNED __attribute__((aligned(1)))

@@ -28,15 +28,15 @@ static void scan_block(const fo_step *s, int64_t tensor, int64_t block, int64_t 
                        char *buffer)
 {
     const fo_tensor *t = &s->plan->tensors[tensor];
+    const tensor_work *w = &s->plan->tensor_works[tensor];
     if (!has_gradient(s, t))
         return;
-    const void *grad = effective_grad(s, t, offset, n, buffer);
+    const void *grad = effective_grad(s, t, w, offset, n, buffer);
     const double scale = unscale(s, t);
-    const fo_dtype type = arithmetic_of(t);
-    const double sum = s->table->sum_of_squares[type](n, grad, scale);
+    const double sum = s->table->sum_of_squares[w->type](n, grad, scale);
     s->plan->block_sum[block] = sum;
     /* A finite sum has finite terms; one that is not may have overflowed. */
-    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[type](n, grad, scale);
+    s->plan->block_finite[block] = sum - sum == 0 || s->table->all_finite[w->type](n, grad, scale);
 }
 
 /* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
@@ -57,8 +57,8 @@ static void update(const tensor_work *w, size_t item, int64_t n, char *param, co
 
 /* The same where something is stored in another type than the rule computes in: stretches that fit
  * the first cache are decoded, updated and encoded again. */
-static void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t offset,
-                         int64_t n, const char *grad, double gmax)
+FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                           int64_t offset, int64_t n, const char *grad, double gmax)
 {
     _Alignas(64) char buffers[1 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
     for (int64_t end = offset + n; offset < end; offset += STRETCH) {
@@ -73,21 +73,21 @@ static void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             if (w->slots & FO_SLOT(j))
                 encode(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
-        grad += (size_t)m * arithmetic_bytes(t);
+        grad += (size_t)m * w->item;
     }
 }
 
-static void average(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n)
+FO_APART void average(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n)
 {
     _Alignas(64) char buffers[2][STRETCH * sizeof(double)];
     const fo_dtype type = arithmetic_of(t);
-    const int64_t most = fo_one_dtype(type).all == t->dtype.all ? n : STRETCH;
+    const int64_t most = is_coded(t, type) ? STRETCH : n;
     for (int64_t end = offset + n; offset < end; offset += most) {
         const int64_t m = end - offset < most ? end - offset : most;
         const void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[0]);
         void *ema = decoded(s, t->dtype.of.ema, t->ema, offset, m, buffers[1]);
         if (s->args->ema_starts)
-            memcpy(ema, param, (size_t)m * arithmetic_bytes(t));
+            memcpy(ema, param, (size_t)m * fo_storages[type].bytes);
         else
             s->table->average[type](m, ema, param, s->args->ema_decay);
         encode(s, t->dtype.of.ema, t->ema, offset, m, ema);
@@ -106,15 +106,14 @@ static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_
         if (s->table->store[t->dtype.of.sum])
             encode(s, t->dtype.of.sum, t->sum, offset, n, mean);
         else
-            memcpy((char *)t->sum + (size_t)offset * arithmetic_bytes(t), mean,
-                   (size_t)n * arithmetic_bytes(t));
+            memcpy((char *)t->sum + (size_t)offset * w->item, mean, (size_t)n * w->item);
     } else if (part) {
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        const void *grad = effective_grad(s, t, offset, n, buffer);
+        const void *grad = effective_grad(s, t, w, offset, n, buffer);
         if (w->coded) {
             update_coded(s, t, w, offset, n, grad, gmax);
         } else {
-            const size_t item = arithmetic_bytes(t), start = (size_t)offset * item;
+            const size_t item = w->item, start = (size_t)offset * item;
             void *slot[FO_MAX_SLOTS];
             for (int j = 0; j < FO_MAX_SLOTS; j++)
                 slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
@@ -129,7 +128,7 @@ static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_
 
 /* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
  * only once: what need not stay in cache need not be cut up. */
-static void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
+FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pass *pass, bool once)
 {
     const fo_plan *plan = s->plan;
     const int64_t *first = plan->first_block;
@@ -234,12 +233,15 @@ static int64_t assign_work(const fo_step *s)
             c->consts = consts;
         }
         const double scale = unscale(s, t);
+        tensor_work *w = &plan->tensor_works[i];
         const fo_dtype type = arithmetic_of(t);
-        plan->tensor_works[i] = (tensor_work){.update = c->update[type],
-                                              .consts = c->consts,
-                                              .gscale = c->maximize ? -scale : scale,
-                                              .slots = c->slots,
-                                              .coded = fo_one_dtype(type).all != t->dtype.all};
+        w->update = c->update[type];
+        w->consts = c->consts;
+        w->gscale = c->maximize ? -scale : scale;
+        w->item = type == FO_F32 ? sizeof(float) : sizeof(double);
+        w->slots = (uint16_t)c->slots;
+        w->type = (uint8_t)type;
+        w->coded = is_coded(t, type);
     }
     return touched;
 }

@@ -198,7 +198,8 @@ other_build "32-bit Arm, clang, emulated" qemu-arm digest \
 if [[ $(uname -m) == x86_64 ]]; then
     # Here, and on an emulated processor of 2008: the same bits, and together every line and branch.
     of_loops=(-O2 -fno-profile-arcs -fno-test-coverage)
-    compile gcc "$folder/coverage" -O0 -g -fopenmp -DFO_TEST_STORAGE --coverage
+    compile gcc "$folder/coverage" -O0 -g -fopenmp -DFO_TEST_STORAGE '-DFO_INLINE=static inline' \
+        --coverage
     of_loops=()
     programs gcc "$folder/coverage" -fopenmp --coverage
     cd "$folder/coverage"
