@@ -378,7 +378,7 @@ class Sequence:
                     state[key] = value.clone()
                 elif how == "move":
                     value.data = value.clone()
-                elif how == "transpose" and value.dim() > 1:
+                elif how == "transpose" and value.dim() > 1 and not value.is_sparse:
                     state[key] = value.transpose(0, 1).contiguous().transpose(0, 1)
             if how == "drop":
                 del side.opt.state[param]
