@@ -252,6 +252,7 @@ class Small:
 INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 HERE = np.zeros(8)  # somewhere to point to
 THERE, ARRAY = HERE.ctypes.data, dense(HERE)
+NARROW = np.zeros(8, np.float32)
 
 
 def other(dtype):
@@ -354,6 +355,7 @@ REFUSED = [
     ("set_average", UNSUPPORTED, "average of type float64", lambda h: (h, 0, ARRAY)),
     ("set_sum", UNSUPPORTED, "sum of type float64", lambda h: (h, 0, ARRAY, 0)),
     ("set_grad", UNSUPPORTED, "grad of type float64", lambda h: (h, 0, ARRAY)),
+    ("set_grad", UNSUPPORTED, "float32 beside .* float64", lambda h: (h, 1, dense(NARROW))),
     ("set_grad", BAD_VALUE, "size of fo_array", lambda h: (h, 1, dense(HERE, size=79))),
     ("set_sum", BAD_POINTER, "opt", lambda h: (None, 0, ARRAY, 0)),
     ("set_sum", BAD_INDEX, "no parameter 2", lambda h: (h, 2, ARRAY, 0)),

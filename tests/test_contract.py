@@ -329,6 +329,14 @@ def test_the_norm_is_of_all_unscaled_gradients_before_clipping_and_only_where_ne
         assert SGD(params, **options).step(grads).grad_norm is None
 
 
+@pytest.mark.skipif("openmp" not in _core.layers()["available"], reason="a build without OpenMP")
+def test_openmps_threads_are_as_many_in_every_step_that_is_not_small():
+    _core.select_layer("openmp")
+    for size, threads in ((100, 1), (1 << 14, 5), (1 << 18, 5)):
+        opt = SGD([np.zeros(size)], num_threads=5)
+        assert {opt.step([np.ones(size)]).threads for _ in range(3)} == {threads}
+
+
 def test_threads_are_bounded_and_reported():
     big, small = np.zeros(1 << 16, np.float32), np.zeros(10)
     grad = big.copy()

@@ -261,6 +261,19 @@ def test_the_layer_decides_who_takes_part():
     assert used.get("openmp", {3}) == {3}  # always the same
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_step_that_is_refused_writes_nothing_under_any_layer(layer):
+    fastopt.set_threading_layer(layer)
+    _core.force_threads(3)
+    w, g = np.ones(1 << 16), np.ones(1 << 16)
+    g[5] = np.nan
+    opt = fastopt.SGD([w], nonfinite="raise")
+    with pytest.raises(FloatingPointError):
+        opt.step([g], zero_grad=True)
+    assert (w == 1).all()
+    assert np.count_nonzero(g) == g.size
+
+
 def test_a_number_of_threads_that_was_chosen_outlives_a_change_of_layer():
     fastopt.set_num_threads(7)
     for name in LAYERS:
