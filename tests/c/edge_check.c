@@ -431,7 +431,7 @@ static void passes_of_a_team(void)
     for (int i = 0; i < 2; i++) {
         steps[i].follows = i == 0;
         EXPECT(fo_share(&crew, REGION_ITEMS, 1, &passes, &steps[i]) == 3);
-        EXPECT(steps[i].decisions == 1 && !steps[i].second[0] == i);
+        EXPECT(steps[i].decisions == 1 && (steps[i].second[0] != 0) == steps[i].follows);
     }
 }
 
