@@ -177,13 +177,25 @@ cdef int by_low(const void *a, const void *b) noexcept nogil:
     return (first > second) - (first < second)
 
 
+cdef bint has_extent(Reader read_tensor, tensor, size_t *low, size_t *high):
+    """Find the addresses of a tensor's memory; False if it has none, or none that can be read."""
+    cdef DLTensor read
+    if tensor is None:
+        return False
+    try:
+        read_tensor(<PyObject *>tensor, &read)
+        find_extent(&read, low, high)
+    except Exception:
+        return False
+    return low[0] < high[0]
+
+
 def meet(kind, list few not None, list many not None):
     """Tell whether a tensor of `few` lies between the addresses of one of `many`, or around it.
 
     Tensors whose memory cannot be read, and those that are None, lie nowhere.
     """
     cdef Reader read_tensor = reader(kind)
-    cdef DLTensor read
     cdef size_t low, high
     cdef Py_ssize_t count = 0, last = 0, left, right, middle, k
     cdef Extent *extents = <Extent *>PyMem_Calloc(len(few) + 1, sizeof(Extent))
@@ -191,14 +203,7 @@ def meet(kind, list few not None, list many not None):
         raise MemoryError
     try:
         for tensor in few:
-            if tensor is None:
-                continue
-            try:
-                read_tensor(<PyObject *>tensor, &read)
-                find_extent(&read, &low, &high)
-            except Exception:
-                continue
-            if low < high:
+            if has_extent(read_tensor, tensor, &low, &high):
                 extents[count].low = low
                 extents[count].high = high
                 count += 1
@@ -212,14 +217,9 @@ def meet(kind, list few not None, list many not None):
                 last += 1
                 extents[last] = extents[k]
         for tensor in many:
-            if tensor is None:
+            if not has_extent(read_tensor, tensor, &low, &high):
                 continue
-            try:
-                read_tensor(<PyObject *>tensor, &read)
-                find_extent(&read, &low, &high)
-            except Exception:
-                continue
-            if low >= high or low >= extents[last].high or high <= extents[0].low:
+            if low >= extents[last].high or high <= extents[0].low:
                 continue
             left, right = 0, last + 1
             while left < right:  # the first that ends above `low`

@@ -56,16 +56,16 @@ extern const int fo_storage_count;
 /* The types of a tensor's arrays; the arithmetic of all is the same. */
 typedef union {
     struct {
-        uint8_t param, slot[FO_MAX_SLOTS], ema, sum, grad;
+        uint8_t param, slot[FO_MAX_SLOTS], ema, sum, grad, unused;
     } of;
-    uint64_t all; /* to compare them at once */
+    uint64_t all; /* to compare them at once: every byte of it is named above */
 } fo_dtypes;
 
 /* All of one type. */
 static inline fo_dtypes fo_one_dtype(fo_dtype dtype)
 {
     const uint8_t d = (uint8_t)dtype;
-    return (fo_dtypes){.of = {d, {d, d, d}, d, d, d}};
+    return (fo_dtypes){.of = {d, {d, d, d}, d, d, d, 0}};
 }
 
 /* ---- rules ---------------------------------------------------------------------------------- */

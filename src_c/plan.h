@@ -5,6 +5,8 @@
 #include "kernels.h"
 #include "tuner.h"
 
+#include <string.h>
+
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
     fo_update *update;
@@ -77,12 +79,16 @@ static inline void *decoded(const fo_step *s, fo_dtype dtype, const void *data, 
     return buffer;
 }
 
-/* Puts them back, if they were decoded. */
-static inline void encode(const fo_step *s, fo_dtype dtype, void *data, int64_t offset, int64_t n,
-                          const void *buffer)
+/* Puts n elements, in the type that rules compute in, to where `decoded` has them from. */
+static inline void put(const fo_step *s, fo_dtype dtype, void *data, int64_t offset, int64_t n,
+                       const void *elements)
 {
+    const size_t item = fo_storages[dtype].bytes;
+    char *at = (char *)data + (size_t)offset * item;
     if (s->table->store[dtype])
-        s->table->store[dtype](n, (char *)data + (size_t)offset * fo_storages[dtype].bytes, buffer);
+        s->table->store[dtype](n, at, elements);
+    else if (elements != at)
+        memcpy(at, elements, (size_t)n * item);
 }
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */

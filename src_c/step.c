@@ -41,9 +41,10 @@ static void scan_block(const fo_step *s, int64_t tensor, int64_t block, int64_t 
 
 /* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
  * in two, and none of the other arrays if they begin alike. */
-static void update(const tensor_work *w, size_t item, int64_t n, char *param, const char *grad,
-                   void **slot, double gmax)
+static void update(const tensor_work *w, int64_t n, char *param, const char *grad, void **slot,
+                   double gmax)
 {
+    const size_t item = w->item;
     const int64_t head =
         n < MIN_TO_ALIGN ? 0 : (int64_t)((-(uintptr_t)param & (CACHE_LINE - 1)) / item);
     if (head > 0) {
@@ -69,10 +70,10 @@ FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_wo
             if (w->slots & FO_SLOT(j))
                 slot[j] = decoded(s, t->dtype.of.slot[j], t->slot[j], offset, m, buffers[j]);
         w->update(m, param, grad, slot, w->consts, w->gscale, gmax);
-        encode(s, t->dtype.of.param, t->param, offset, m, param);
+        put(s, t->dtype.of.param, t->param, offset, m, param);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             if (w->slots & FO_SLOT(j))
-                encode(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
+                put(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
         grad += (size_t)m * w->item;
     }
 }
@@ -85,12 +86,13 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, int64_t offset, int6
     for (int64_t end = offset + n; offset < end; offset += most) {
         const int64_t m = end - offset < most ? end - offset : most;
         const void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[0]);
-        void *ema = decoded(s, t->dtype.of.ema, t->ema, offset, m, buffers[1]);
-        if (s->args->ema_starts)
-            memcpy(ema, param, (size_t)m * fo_storages[type].bytes);
-        else
+        if (s->args->ema_starts) {
+            put(s, t->dtype.of.ema, t->ema, offset, m, param);
+        } else {
+            void *ema = decoded(s, t->dtype.of.ema, t->ema, offset, m, buffers[1]);
             s->table->average[type](m, ema, param, s->args->ema_decay);
-        encode(s, t->dtype.of.ema, t->ema, offset, m, ema);
+            put(s, t->dtype.of.ema, t->ema, offset, m, ema);
+        }
     }
 }
 
@@ -102,22 +104,18 @@ static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_
     (void)block;
     const bool part = has_gradient(s, t) && !s->result->skipped;
     if (part && s->args->add) {
-        const void *mean = fo_mean_grad(s, t, offset, n, buffer);
-        if (s->table->store[t->dtype.of.sum])
-            encode(s, t->dtype.of.sum, t->sum, offset, n, mean);
-        else
-            memcpy((char *)t->sum + (size_t)offset * w->item, mean, (size_t)n * w->item);
+        put(s, t->dtype.of.sum, t->sum, offset, n, fo_mean_grad(s, t, offset, n, buffer));
     } else if (part) {
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
         const void *grad = effective_grad(s, t, w, offset, n, buffer);
         if (w->coded) {
             update_coded(s, t, w, offset, n, grad, gmax);
         } else {
-            const size_t item = w->item, start = (size_t)offset * item;
+            const size_t start = (size_t)offset * w->item;
             void *slot[FO_MAX_SLOTS];
             for (int j = 0; j < FO_MAX_SLOTS; j++)
                 slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
-            update(w, item, n, (char *)t->param + start, grad, slot, gmax);
+            update(w, n, (char *)t->param + start, grad, slot, gmax);
         }
     }
     if (t->ema && !s->result->skipped && !s->args->add)

@@ -38,6 +38,12 @@ def pick(rng, items, weights=None):
     return items[rng.choice(len(items), p=p)]
 
 
+def choose(rng, choices):
+    """Return one of some items, each of which comes with its weight."""
+    items, weights = zip(*choices, strict=True)
+    return pick(rng, items, weights)
+
+
 class History:
     """The operations of a sequence, and how often each kind was made in all sequences."""
 
@@ -60,6 +66,17 @@ class History:
             lines = "\n".join(f"  {n:3} {line}" for n, line in enumerate(self.lines))
             error.add_note(f"seed {seed}, operations:\n{lines}")
             raise
+
+
+def runner(kind):
+    """Return what runs the sequence of a seed, of a class, with its history told on errors."""
+
+    def run(seed, done, *more):
+        sequence = kind(seed, done, *more)
+        with sequence.history.told(seed):
+            sequence.run()
+
+    return run
 
 
 def reached(run, count, *more):

@@ -191,7 +191,7 @@ class Sequence:
         for _ in range(OPERATIONS):
             self.number = int(rng.integers(len(self.pairs)))
             self.opt, self.model = self.pairs[self.number]
-            pick(rng, self.KINDS, self.WEIGHTS)(self)
+            sequences.choose(rng, self.CHOICES)(self)
             assert_as_modelled(self.opt, self.model)
         for opt, model in self.pairs:
             assert_as_modelled(opt, model)
@@ -758,15 +758,6 @@ class Sequence:
         (threads, 2),
         (show, 1),
     )
-    KINDS = tuple(kind for kind, _ in CHOICES)
-    WEIGHTS = tuple(weight for _, weight in CHOICES)
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    before = fastopt.get_num_threads()
-    yield
-    fastopt.set_num_threads(before)
 
 
 KINDS = [
@@ -801,10 +792,7 @@ KINDS = [
 ]
 
 
-def run(seed, done, folder):
-    sequence = Sequence(seed, done, folder)
-    with sequence.history.told(seed):
-        sequence.run()
+run = sequences.runner(Sequence)
 
 
 @pytest.mark.parametrize("seed", sequences.seeds(200))

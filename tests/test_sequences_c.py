@@ -122,7 +122,7 @@ class Sequence:
     def run(self):
         try:
             for _ in range(OPERATIONS):
-                pick(self.rng, self.KINDS, self.WEIGHTS)(self)
+                sequences.choose(self.rng, self.CHOICES)(self)
                 self.check_numbers()
         finally:
             fo.destroy(self.handle)
@@ -491,15 +491,6 @@ class Sequence:
         (refused, 8),
         (refused_step, 1),
     )
-    KINDS = tuple(kind for kind, _ in CHOICES)
-    WEIGHTS = tuple(weight for _, weight in CHOICES)
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    before = fastopt.get_num_threads()
-    yield
-    fastopt.set_num_threads(before)
 
 
 KINDS = [
@@ -520,10 +511,7 @@ KINDS = [
 ]
 
 
-def run(seed, done):
-    sequence = Sequence(seed, done)
-    with sequence.history.told(seed):
-        sequence.run()
+run = sequences.runner(Sequence)
 
 
 @pytest.mark.parametrize("seed", sequences.seeds(300))

@@ -192,7 +192,7 @@ class Sequence:
             self.model = pick(self.rng, self.models)
             if chance(self.rng, 0.6):
                 self.new_grads()
-            pick(self.rng, self.KINDS, self.WEIGHTS)(self)
+            sequences.choose(self.rng, self.CHOICES)(self)
 
     def new_grads(self):
         """Write new gradients into the old arrays, or take new arrays."""
@@ -443,15 +443,6 @@ class Sequence:
         return None
 
     CHOICES = ((in_place, 10), (elsewhere, 4), (refused, 6), (move, 1), (threads, 1))
-    KINDS = tuple(kind for kind, _ in CHOICES)
-    WEIGHTS = tuple(weight for _, weight in CHOICES)
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    before = fastopt.get_num_threads()
-    yield
-    fastopt.set_num_threads(before)
 
 
 KINDS = [
@@ -463,10 +454,7 @@ KINDS = [
 ]
 
 
-def run(seed, done):
-    sequence = Sequence(seed, done)
-    with sequence.history.told(seed):
-        sequence.run()
+run = sequences.runner(Sequence)
 
 
 @pytest.mark.parametrize("seed", sequences.seeds(300))

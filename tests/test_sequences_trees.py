@@ -202,7 +202,7 @@ class Sequence:
         if self.opt is None:
             return
         for _ in range(OPERATIONS):
-            pick(rng, self.KINDS, self.WEIGHTS)(self)
+            sequences.choose(rng, self.CHOICES)(self)
             self.check()
 
     def check(self):
@@ -504,8 +504,6 @@ class Sequence:
         assert same_bits(new, np.concatenate(expected))
 
     CHOICES = ((step, 8), (bad_step, 6), (copied, 2), (load, 2), (load_file, 2), (flattened, 1))
-    KINDS = tuple(kind for kind, _ in CHOICES)
-    WEIGHTS = tuple(weight for _, weight in CHOICES)
 
 
 KINDS = [
@@ -523,10 +521,7 @@ KINDS = [
 ]
 
 
-def run(seed, done, folder):
-    sequence = Sequence(seed, done, folder)
-    with sequence.history.told(seed):
-        sequence.run()
+run = sequences.runner(Sequence)
 
 
 @pytest.mark.parametrize("seed", sequences.seeds(250))
