@@ -19,6 +19,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array])
             folder = f"{target}.{secrets.token_hex(4)}.part"
             os.mkdir(folder)
             lock = _locked(folder)
-        if lock >= 0:
+        if not lock.closed:
             with contextlib.suppress(Exception):  # the save goes on, whatever becomes of this
                 _clear_leftovers(target, folder)
         written = os.path.join(folder, _CHECKPOINT)
@@ -223,15 +224,15 @@ def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array])
         _remove(folder, lock)
 
 
-def _remove(folder: str, lock: int | None) -> None:
+def _remove(folder: str, lock: FileIO | None) -> None:
     """Remove a folder of files, if it is there; shutil's way is not safe against interrupts."""
     try:
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(folder)):  # the lock is the last
                 os.unlink(os.path.join(folder, name))
     finally:
-        if lock is not None and lock >= 0:
-            os.close(lock)
+        if lock is not None:
+            lock.close()
     with contextlib.suppress(OSError):
         os.rmdir(folder)
 
@@ -319,32 +320,36 @@ def _lock_name() -> str:
         return "lock-"
 
 
-def _locked(folder: str) -> int | None:
-    """Lock a new folder; return the file that is to be closed, or -1 where there are no locks.
+def _locked(folder: str) -> FileIO | None:
+    """Lock a new folder; return the file that holds the lock, closed where there are no locks.
 
-    None: somebody has taken the folder for a dead process's, before it was locked.
+    None: somebody has taken the folder for a dead process's, before it was locked. The file is an
+    object, not a descriptor, so that it is closed wherever an interrupt ends the save: a lock that
+    stays would keep later saves from clearing the folder.
     """
     if fcntl is None:
-        return -1
+        lock = FileIO(os.devnull)
+        lock.close()
+        return lock
     name = os.path.join(folder, _lock_name())
     try:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        lock = FileIO(name, "x")
     except FileNotFoundError:
         return None
-    result = None
+    ours = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(name)):
-            result = lock
+        ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(name))
     except (BlockingIOError, FileNotFoundError):
         pass
     except OSError:  # this file system has no locks: nobody is to ask for this one
         os.rename(name, os.path.join(folder, "unlocked"))
-        result = -1
+        lock.close()
+        ours = True
     finally:
-        if result != lock:
-            os.close(lock)
-    return result
+        if not ours:
+            lock.close()
+    return lock if ours else None
 
 
 def _clear_leftovers(target: str, own: str) -> None:
