@@ -15,10 +15,11 @@ class SGD(Optimizer):
     Parameters
     ----------
     params : list, tuple or generator of numpy.ndarray, dict, or list of dict
-        The arrays to update in place, float32 or float64, or what lends the memory of one (buffer
-        protocol, DLPack); a dict name -> array; either of them with other lists, tuples and dicts
-        inside; or parameter groups, dicts with ``"params"`` and hyperparameters of their own.
-        What an index with a list or an array gives, ``P[rows]``, is a copy: P stays as it is.
+        The arrays to update in place: of float32 or float64, or objects that expose such memory
+        (buffer protocol, DLPack). They come in a list, in a dict name -> array, in a pytree of
+        nested lists, tuples and dicts, or in parameter groups: dicts with ``"params"`` and
+        hyperparameters of their own. An index with a list or an array, ``P[rows]``, makes a copy,
+        so P stays as it is.
     lr : float or callable, optional
         Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
     momentum : float, optional
@@ -40,17 +41,17 @@ class SGD(Optimizer):
         Clip each element; each gradient by its norm; all gradients by their common norm. At most
         one of them.
     nonfinite : {"propagate", "skip", "raise"}, optional
-        What a NaN or an infinity in any gradient does. With "skip" and "raise" the step leaves
-        every parameter, state array and counter as it was.
+        What a step does if any gradient has a NaN or an infinity. With "skip" and "raise" it
+        leaves every parameter, state array and counter as it was.
     ema_decay : float, optional
         Keep an exponential moving average of the weights, in ``ema``.
     accumulate : int, optional
-        Update at every so many calls of ``step``, with the mean of their gradients: with that many
-        micro-batches to a batch.
+        Gradient accumulation over this many micro-batches: the last of so many calls of ``step``
+        updates, with the mean of their gradients.
     no_decay : str, list of str, or callable, optional
-        Parameters that the weight decay leaves out: patterns of their names, such as ``"*.bias"``,
-        or a function of (name, array); of (index, array) if they have no names. To be pickled with
-        its optimizer, such a function must be one that a module defines under a name, not a lambda.
+        Parameters excluded from weight decay: patterns of their names, such as ``"*.bias"``, or a
+        function of (name, array), or of (index, array) if they have no names. If the optimizer is
+        to be pickled, a module has to define the function under a name: a lambda will not do.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 

@@ -1,16 +1,16 @@
 r"""The rules as functions of arrays that the caller keeps: one call, one step, in place.
 
-For code that keeps parameters, state and the number of the step itself. Each function updates one
-array, or a list of arrays, from its gradient, with exactly the bits of the class of that name, and
-checks everything before it writes anything. Hyperparameters are keywords, and so is every choice on
-which programs differ that call their rule by the same name:
+These functions are for code that keeps parameters, state and the number of the step itself. Each
+function updates one array, or a list of arrays, from its gradient, with exactly the bits of the
+class of that name. It checks everything before it writes anything. Hyperparameters are keywords,
+and so is every choice in which programs with a rule of the same name differ:
 
 =====================================  ========================================================
 where eps is added                     ``eps_hat``, ``eps_inside``
 how and from when a bias is corrected  ``bias_correction``, ``step``; or correct `lr` yourself
 whether momentum holds the rate        ``velocity``
 how a gradient enters the momentum     ``dampening``: it is multiplied by ``1 - dampening``
-what an accumulator starts from        the array that is given
+what an accumulator starts from        the array that you pass
 up or down                             ``maximize``, or a negative `lr`
 =====================================  ========================================================
 
@@ -89,8 +89,8 @@ def sgd(
     Parameters
     ----------
     params : numpy.ndarray, or list or tuple of them
-        The parameter, or several; float32 or float64, updated in place. What an index with a list
-        or an array gives, ``P[rows]``, is a copy: put it back, ``p = P[rows]``, ``P[rows] = p``.
+        The parameter, or several; float32 or float64, updated in place. An index with a list or an
+        array makes a copy: take it out, ``p = P[rows]``, and put it back, ``P[rows] = p``.
     grads : numpy.ndarray or None, or list or tuple of them
         A gradient for each, of the same shape and dtype; None leaves its parameter out.
     momentum_buffers : numpy.ndarray, or list or tuple of them, optional
@@ -107,22 +107,22 @@ def sgd(
         :math:`v = \mu v - \gamma (1 - d) g`, :math:`\theta = \theta + v`, with Nesterov
         :math:`\theta = \theta + \mu v - \gamma g`.
     step : int or list of int, optional
-        1, where a buffer is first used, makes it a copy of the gradient, undamped, as PyTorch does;
-        otherwise what is in the buffer counts. With `velocity` it always does. A list has a number
-        for each parameter.
+        With 1, for a buffer's first use, the buffer becomes a copy of the gradient, undamped, as
+        PyTorch does it. Otherwise, and always with `velocity`, the step starts from what is in the
+        buffer. A list has a number for each parameter.
     weight_decay : float, optional
         Added to the gradient, times the parameter; or, if decoupled, the parameter is first
         multiplied by ``1 - lr*weight_decay``.
     decoupled_weight_decay, maximize : bool, optional
-        As for :class:`fastopt.SGD`; `maximize` turns the gradient around, before everything.
+        As for :class:`fastopt.SGD`; `maximize` negates the gradient before everything else.
     zero_grad : bool, optional
         Whether to zero the gradients afterwards.
     num_threads : int, optional
         Upper bound on threads. Results do not depend on it.
     out : tuple, optional
-        Write there what would be updated in place, first the parameters and then each state that
-        is used, and leave what was given as it is: it may be read-only. One that is the array given
-        is updated in place.
+        Arrays for the results: first those of the parameters, then those of each state that the
+        rule uses. The arrays passed in then stay as they are, and may be read-only. One that is
+        also in `out` is updated in place.
 
     Raises
     ------
@@ -347,14 +347,13 @@ def adam(
         The largest of `exp_avg_sqs` so far, updated in place and used in their place.
     step : int or list of int
         The number :math:`t` of this step, or of each parameter's, from 1. The bias correction needs
-        it; without, it may be left out. Another count than one's own is an offset: ``step=t + 1``
-        begins with the correction of the second step.
+        it; without the correction you may omit it. To begin the correction at another step, add an
+        offset: ``step=t + 1`` begins with the correction of the second step.
     lr : float
         Learning rate. A negative one ascends, and the state is that of the gradients as they are;
         weight decay then makes the weights grow.
     betas : tuple of float, optional
-        What the averages keep of themselves, at least 0 and below 1; without bias correction, 1
-        is allowed.
+        Decay of the averages, at least 0 and below 1; without bias correction, 1 is allowed.
     eps : float, optional
         Added to the corrected root, :math:`\sqrt{\hat v} + \epsilon`.
     eps_hat : bool, optional
