@@ -1,11 +1,7 @@
-"""Checkpoints: one safetensors file with an optimizer's parameters, state and averages.
+"""Checkpoints: a safetensors file of arrays and texts that is there whole or not at all.
 
-The file holds a tensor ``params/NAME`` for each parameter, ``state/NAME/SLOT`` for each of its
-state arrays, and ``ema/NAME`` for its average; NAME is the parameter's name or index. Between two
-updates with ``accumulate``, ``sum/NAME`` holds the sum of its gradients so far, and
-``accumulated_steps`` of how many micro-batches. The rest is in the header's metadata: the format
-and its version, hyperparameters and counters, and a checksum of everything. Whether it all fits an
-optimizer is asked in ``_state_dict``, as for any other state.
+The texts are in the header's metadata, beside the format and its version and a checksum of
+everything. What the arrays and texts mean is asked in ``_saved``.
 """
 
 from __future__ import annotations
@@ -18,19 +14,14 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from io import FileIO
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastopt._params import label
+from fastopt._params import Array
 from fastopt._version import __version__
-
-if TYPE_CHECKING:
-    from fastopt._params import Array
-    from fastopt.optimizer import Optimizer
 
 try:
     import fcntl
@@ -45,132 +36,44 @@ except ImportError as error:
         "checkpoints need the package safetensors: pip install 'fastopt[checkpoint]'"
     ) from error
 
-__all__ = ["load", "save"]
+__all__ = ["read", "source", "write"]
 
 FORMAT = "fastopt checkpoint"
 VERSION = "1"  # of the format; files of every version up to this one can be read
 
-# A tensor, not metadata: a reader that knows of no sums refuses it, even where all gradients so far
-# were None.
-_ACCUMULATED_STEPS = "accumulated_steps"
-
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
 
 
-def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
-    """Do what :meth:`fastopt.SGD.save` says."""
+def write(
+    path: str | os.PathLike[str], texts: Mapping[str, str], arrays: Mapping[str, Array]
+) -> None:
+    """Write a file so that its name stands for the old content or for the new, whole."""
     target = os.path.realpath(_name(path))  # of a link, what it leads to
     _refuse_special(target)
-    with optimizer._lock:  # no step meanwhile
-        metadata, arrays = _content(optimizer)
-        _replace(target, metadata, arrays)
+    about = {"format": FORMAT, "format_version": VERSION, "fastopt_version": __version__}
+    _replace(target, {**about, **texts}, arrays)
 
 
-def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
-    """Do what :meth:`fastopt.SGD.load` says."""
-    name = _name(path)
-    metadata, arrays = _read(name)
-    optimizer._take_over(_saved(optimizer, name, metadata, arrays), _called(name), checkpoint=True)
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return a file's texts and arrays, having verified that the file is whole and undamaged."""
+    return _read(_name(path))
+
+
+def source(path: str | os.PathLike[str]) -> str:
+    """Return what messages call a file."""
+    return f"checkpoint {_name(path)!r}"
 
 
 def _name(path: str | os.PathLike[str]) -> str:
     return os.fsdecode(os.fspath(path))
 
 
-def _called(name: str) -> str:
-    return f"checkpoint {name!r}"
-
-
 def _refuse_special(name: str) -> None:
     if os.path.exists(name) and not os.path.isfile(name):
-        raise ValueError(f"{_called(name)}: this is not a regular file")
+        raise ValueError(f"{source(name)}: this is not a regular file")
 
 
-# ---- what a file holds ---------------------------------------------------------------------------
-
-
-def _content(optimizer: Optimizer) -> tuple[dict[str, str], dict[str, Array]]:
-    """Return an optimizer's metadata and its arrays by their names in a file.
-
-    Nothing is copied that lies in C order.
-    """
-    optimizer._bring_up_to_date("save()")
-    optimizer._plan.check()
-    saved = optimizer._as_dict(lambda array: np.asarray(array, order="C"))
-    texts = _texts(saved["state"])
-    arrays = {}
-    for key, param in zip(saved["state"], optimizer._params, strict=True):
-        arrays[f"params/{texts[key]}"] = np.asarray(param, order="C")
-        for slot, array in saved["state"][key].items():
-            arrays[f"state/{texts[key]}/{slot}"] = array
-        if saved["ema"] is not None:
-            arrays[f"ema/{texts[key]}"] = saved["ema"][key]
-    if saved["accumulated"] is not None:
-        arrays[_ACCUMULATED_STEPS] = np.array(saved["accumulated"]["steps"], np.int64)
-        for key, array in saved["accumulated"]["sums"].items():
-            arrays[f"sum/{texts[key]}"] = array
-    metadata = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "fastopt_version": __version__,
-        "optimizer": type(optimizer).__name__,
-        "rule": saved["rule"],
-        "semantics": saved["semantics"],
-        "completed_steps": json.dumps(saved["completed_steps"]),
-        "param_groups": json.dumps(saved["param_groups"], default=_plain),
-    }
-    return metadata, arrays
-
-
-def _texts(keys: Iterable[Any]) -> dict[Any, str]:
-    """Return what stands for each parameter's key in a file."""
-    texts: dict[Any, str] = {}
-    taken = set()
-    for key in keys:
-        if not isinstance(key, str) and type(key) is not int:
-            raise TypeError(f"{label(key)}: to be saved, names must be strings or integers")
-        if str(key) in taken:
-            raise ValueError(f"{label(key)}: another has the same name in a file")
-        taken.add(str(key))
-        texts[key] = str(key)
-    return texts
-
-
-def _plain(value: Any) -> Any:
-    """Return a hyperparameter, which has been checked, as JSON knows it."""
-    return float(value) if isinstance(value, Real) else bool(value)  # np.bool_ is no Real
-
-
-def _saved(
-    optimizer: Optimizer, name: str, metadata: Mapping[str, str], arrays: Mapping[str, Array]
-) -> dict[str, Any]:
-    """Return a file's content as a state dict that has parameters too."""
-    keys = {text: key for key, text in _texts(optimizer._keys).items()}
-    saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}, "sum": {}}
-    accumulated: dict[str, Any] = {}
-    for tensor, array in arrays.items():
-        if tensor == _ACCUMULATED_STEPS:
-            accumulated["steps"] = array
-            continue
-        kind, _, text = tensor.partition("/")
-        if kind not in saved:
-            raise ValueError(f"{_called(name)}: unexpected tensor {tensor!r}")
-        if kind == "state":
-            text, _, slot = text.rpartition("/")
-            saved[kind].setdefault(keys.get(text, text), {})[slot] = array
-        else:
-            saved[kind][keys.get(text, text)] = array
-    saved["ema"] = saved["ema"] or None
-    sums = saved.pop("sum")
-    saved["accumulated"] = {**accumulated, "sums": sums} if accumulated or sums else None
-    for entry in ("rule", "semantics"):
-        saved[entry] = metadata.get(entry)
-    for entry in ("completed_steps", "param_groups"):
-        try:
-            saved[entry] = json.loads(metadata.get(entry, ""))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{_called(name)}: its {entry!r} cannot be read") from None
-    return saved
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _description(metadata: Mapping[str, str], layout: list[tuple[str, str, Any]]) -> bytes:
@@ -183,11 +86,8 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array]) -> None:
-    """Write a file so that its name stands for the old content or for the new, whole."""
+    """Write what `write` says."""
     ordered = sorted(arrays.items())
     layout = [(name, _DTYPES[array.dtype.name], array.shape) for name, array in ordered]
     checksum = hashlib.sha256(_description(metadata, layout))
@@ -213,7 +113,7 @@ def _replace(target: str, metadata: dict[str, str], arrays: Mapping[str, Array])
             _read(written, keep=False)
         except ValueError as error:
             raise RuntimeError(
-                f"{_called(target)} was not saved, since what was written cannot be loaded; did "
+                f"{source(target)} was not saved, since what was written cannot be loaded; did "
                 f"the parameters change meanwhile? {error}"
             ) from None
         _set_mode(written, folder, target)
@@ -240,7 +140,7 @@ def _remove(folder: str, lock: FileIO | None) -> None:
 def _as_os_error(error: Exception, target: str) -> OSError:
     number = re.search(r"os error (\d+)", str(error))
     if number is None:
-        return OSError(f"{_called(target)}: {error}")
+        return OSError(f"{source(target)}: {error}")
     return OSError(int(number[1]), os.strerror(int(number[1])), target)
 
 
@@ -291,11 +191,11 @@ def _read(name: str, *, keep: bool = True) -> tuple[dict[str, str], dict[str, Ar
                 if keep:
                     arrays[tensor] = array
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{_called(name)}: no whole safetensors file: {error}") from None
+        raise ValueError(f"{source(name)}: no whole safetensors file: {error}") from None
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{_called(name)}: {error}") from None
+        raise ValueError(f"{source(name)}: {error}") from None
     if metadata.get("sha256") != checksum.hexdigest():
-        raise ValueError(f"{_called(name)}: it is damaged: its checksum is not that of its content")
+        raise ValueError(f"{source(name)}: it is damaged: its checksum is not that of its content")
     return metadata, arrays
 
 

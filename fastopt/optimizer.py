@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
 
-from fastopt import _core
+from fastopt import _core, _saved
 from fastopt._hypers import Check
 from fastopt._lenders import Lenders
 from fastopt._options import choice, count, flag, frozen, real
@@ -610,8 +610,8 @@ class Optimizer:
             self._refresh(call=False)
             self._follow()
 
-    def _as_dict(self, given: Callable[[Array], Array]) -> dict[str, Any]:
-        """Return a state dict of what is given out for each array."""
+    def _as_dict(self, copy: Callable[[Array], Array]) -> dict[str, Any]:
+        """Return a state dict with a copy of each array."""
         groups, first = [], 0
         counts = self._counts()
         for group in self.param_groups:
@@ -630,7 +630,7 @@ class Optimizer:
             else {
                 "steps": counts.accumulated_steps,
                 "sums": {
-                    key: given(array)
+                    key: copy(array)
                     for key, array, any_yet in zip(
                         self._keys, self._sums or (), counts.summed, strict=True
                     )
@@ -639,7 +639,7 @@ class Optimizer:
             },
             "param_groups": groups,
             "state": {
-                key: {name: given(array) for name, array in param_state.items()}
+                key: {name: copy(array) for name, array in param_state.items()}
                 | {
                     begun(name): np.array(0)
                     for name in fresh
@@ -651,7 +651,7 @@ class Optimizer:
             },
             "ema": None
             if self._ema is None
-            else {key: given(array) for key, array in zip(self._keys, self._ema, strict=True)},
+            else {key: copy(array) for key, array in zip(self._keys, self._ema, strict=True)},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -668,16 +668,32 @@ class Optimizer:
         TypeError, ValueError
             If anything does not fit; the message says which entry, and nothing is changed.
         """
-        self._take_over(state_dict, "state_dict", checkpoint=False)
+        self._restore_from(state_dict, "state_dict", checkpoint=False)
 
-    def _take_over(self, saved: Mapping[str, Any], source: str, *, checkpoint: bool) -> None:
+    def _expected(self) -> _saved.Expected:
+        return _saved.Expected(
+            self._rule,
+            self._semantics,
+            self._keys,
+            self._params,
+            self._group_of,
+            self.param_groups,
+            self._defaults.keys(),
+            self._ema is not None,
+            self._accumulate,
+        )
+
+    def _checked_row(self, group: dict[str, Any], where: str, completed_steps: int) -> list[float]:
+        return self._row(self._checked(group, where, completed_steps))
+
+    def _restore_from(self, saved: Mapping[str, Any], source: str, *, checkpoint: bool) -> None:
         """Take over a state dict, or a checkpoint's content, which has parameters too."""
-        from fastopt._state_dict import verified
-
         with self._lock:
             self._check_not_called("load()" if checkpoint else "load_state_dict()")
             self._follow()
-            new = verified(self, saved, source, checkpoint=checkpoint)
+            new = _saved.verified(
+                self._expected(), saved, source, self._checked_row, checkpoint=checkpoint
+            )
             before = [dict(group) for group in self.param_groups]
             for group, options in zip(self.param_groups, new.groups, strict=True):
                 for name in options:
@@ -770,9 +786,14 @@ class Optimizer:
         >>> v, resumed.completed_steps, resumed.param_groups[0]["lr"]
         (array([0.5, 1.5]), 1, 0.5)
         """
-        from fastopt.checkpoint import save
+        from fastopt import checkpoint
 
-        save(self, path)
+        with self._lock:  # no step meanwhile
+            self._bring_up_to_date("save()")
+            self._plan.check()
+            saved = self._as_dict(_in_c_order)
+            texts, arrays = _saved.as_file(saved, list(map(_in_c_order, self._params)))
+            checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over a file that :meth:`save` wrote, after checking all of it.
@@ -801,9 +822,11 @@ class Optimizer:
         --------
         See :meth:`save`.
         """
-        from fastopt.checkpoint import load
+        from fastopt import checkpoint
 
-        load(self, path)
+        source = checkpoint.source(path)
+        saved = _saved.from_file(self._keys, source, *checkpoint.read(path))
+        self._restore_from(saved, source, checkpoint=True)
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would share state but not its counters; use copy.deepcopy")
@@ -892,6 +915,11 @@ def _given(groups: list[dict[str, Any]]) -> list[Any]:
 
 def _arrays_over(given: Iterable[Any], keys: Iterable[Any]) -> list[Array]:
     return [_core.array_over(x, label(key), keep=True) for x, key in zip(given, keys, strict=True)]
+
+
+def _in_c_order(array: Array) -> Array:
+    """Return an array in C order; a copy only if it is in another."""
+    return np.asarray(array, order="C")
 
 
 def _without_call(group: dict[str, Any]) -> dict[str, Any]:

@@ -540,15 +540,15 @@ def test_whatever_a_checkpoint_holds_it_loads_whole_or_not_at_all(
 
 def test_what_was_verified_is_what_is_loaded_whatever_happens_to_the_file(path, monkeypatch):
     small().save(path)
-    opt, take_over = small((5.0, 6.0)), SGD._take_over
+    opt, restore_from = small((5.0, 6.0)), SGD._restore_from
 
     def overwritten_first(self, *args, **kwargs):
         size = path.stat().st_size
         with open(path, "r+b") as file:
             file.write(b"\xff" * size)
-        take_over(self, *args, **kwargs)
+        restore_from(self, *args, **kwargs)
 
-    monkeypatch.setattr(SGD, "_take_over", overwritten_first)
+    monkeypatch.setattr(SGD, "_restore_from", overwritten_first)
     opt.load(path)
     assert contents(opt) == contents(small())
 

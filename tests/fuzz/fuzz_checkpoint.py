@@ -20,7 +20,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["fastopt"]):
-    import fastopt._state_dict
+    import fastopt._saved
     import fastopt.checkpoint  # noqa: F401
 
 import numpy as np

@@ -1,20 +1,21 @@
-"""Whether a state dict fits an optimizer: all of it is checked before any of it is used."""
+"""What was saved against what is expected: all of it is checked before any of it is used.
+
+A state dict is nested; a file has arrays and texts by name. The functions here know both, and no
+optimizer: who calls them says what is expected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt._core import hint_for
+from fastopt._core import Rule, hint_for
 from fastopt._options import frozen
-from fastopt._params import begun
-
-if TYPE_CHECKING:
-    from fastopt._params import Array
-    from fastopt.optimizer import Optimizer
+from fastopt._params import Array, begun, label
 
 _ENTRIES = {
     "rule",
@@ -26,11 +27,34 @@ _ENTRIES = {
     "ema",
 }
 
+# A tensor, not a text: a reader that knows of no sums refuses it, even where all gradients so far
+# were None.
+_ACCUMULATED_STEPS = "accumulated_steps"
+
+# Of a group's hyperparameters, what to call them, and the number of completed steps: returns their
+# values in the order in which the rule has them, or raises.
+CheckGroup = Callable[[dict[str, Any], str, int], list[float]]
+
+
+class Expected(NamedTuple):
+    """What fits."""
+
+    rule: Rule
+    semantics: str
+    keys: list[Any]  # the parameters'
+    params: list[Array]
+    group_of: list[int]  # by the parameters' numbers
+    groups: list[dict[str, Any]]
+    options: Collection[str]  # what each group has
+    averages: bool  # whether there are any
+    accumulate: int
+
 
 class Verified(NamedTuple):
     """What an optimizer takes over."""
 
     groups: list[dict[str, Any]]  # their options
+    rows: list[list[float]]  # as the rule takes them
     state: list[dict[str, Array]]
     ema: list[Array]
     params: list[Array]  # of a checkpoint
@@ -41,9 +65,14 @@ class Verified(NamedTuple):
 
 
 def verified(
-    optimizer: Optimizer, saved: Mapping[str, Any], source: str, *, checkpoint: bool
+    expected: Expected,
+    saved: Mapping[str, Any],
+    source: str,
+    check_group: CheckGroup,
+    *,
+    checkpoint: bool,
 ) -> Verified:
-    """Return what was saved in the optimizer's order, having checked all of it.
+    """Return what was saved in the expected order, having checked all of it.
 
     The arrays of a checkpoint are nobody else's; those of a state dict are copied.
     """
@@ -51,10 +80,12 @@ def verified(
         raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
     saved = {"accumulated": None, **saved}  # an earlier fastopt did not know of it
     _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
-    for entry, own in (("rule", optimizer._rule.name), ("semantics", optimizer._semantics)):
+    for entry, own in (("rule", expected.rule.name), ("semantics", expected.semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:
             raise ValueError(f"{source}[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
     completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
+
+    keys = expected.keys
 
     def fitting(where: str, array: Any, param: Array) -> Array:
         _check_fits(where, array, param)
@@ -65,32 +96,26 @@ def verified(
         _same_keys(where, keys, saved[entry])
         return [
             fitting(f"{where}[{key!r}]", saved[entry][key], param)
-            for key, param in zip(keys, optimizer._params, strict=True)
+            for key, param in zip(keys, expected.params, strict=True)
         ]
 
-    keys = optimizer._keys
-    groups = _groups(optimizer, saved["param_groups"], f"{source}['param_groups']")
-    used = [
-        optimizer._rule.used_slots(
-            optimizer._row(
-                optimizer._checked(
-                    {**own, **loaded}, f"{source}['param_groups'][{number}]: ", completed_steps
-                )
-            )
-        )
-        for number, (own, loaded) in enumerate(zip(optimizer.param_groups, groups, strict=True))
+    groups = _groups(expected, saved["param_groups"], f"{source}['param_groups']")
+    rows = [
+        check_group({**own, **loaded}, f"{source}['param_groups'][{number}]: ", completed_steps)
+        for number, (own, loaded) in enumerate(zip(expected.groups, groups, strict=True))
     ]
+    used = [expected.rule.used_slots(row) for row in rows]
     _same_keys(f"{source}['state']", keys, saved["state"])
     state, fresh = [], []
-    for key, param, number in zip(keys, optimizer._params, optimizer._group_of, strict=True):
+    for key, param, number in zip(keys, expected.params, expected.group_of, strict=True):
         where = f"{source}['state'][{key!r}]"
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
         slots = dict(slots)
-        fresh.append(_fresh(slots, optimizer._rule.begins, where))
+        fresh.append(_fresh(slots, expected.rule.begins, where))
         missing = {"step", *used[number]} - slots.keys()
-        unexpected = slots.keys() - {"step", *optimizer._rule.slots}
+        unexpected = slots.keys() - {"step", *expected.rule.slots}
         if missing or unexpected:
             raise ValueError(
                 f"{where}: missing {sorted(missing)}, "
@@ -101,23 +126,24 @@ def verified(
             arrays[name] = fitting(f"{where}[{name!r}]", slots[name], param)
         state.append(arrays)
 
-    if (saved["ema"] is None) != (optimizer._ema is None):
+    if (saved["ema"] is not None) != expected.averages:
         who = "the optimizer has" if saved["ema"] is None else "what was saved has"
         raise ValueError(f"{source}['ema']: only {who} averages of the weights (ema_decay)")
     ema = [] if saved["ema"] is None else in_order("ema")
     params = in_order("params") if checkpoint else []
     accumulated_steps, sums = _accumulated(
-        optimizer, saved["accumulated"], f"{source}['accumulated']"
+        expected, saved["accumulated"], f"{source}['accumulated']"
     )
     return Verified(
         groups,
+        rows,
         state,
         ema,
         params,
         completed_steps,
         accumulated_steps,
         {
-            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, optimizer._params[i])
+            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, expected.params[i])
             for i, array in sums.items()
         },
         fresh,
@@ -135,29 +161,29 @@ def _fresh(slots: dict[str, Any], begins: tuple[str, ...], where: str) -> tuple[
     return tuple(name for name, mark in marks.items() if mark == 0)
 
 
-def _accumulated(optimizer: Optimizer, saved: Any, source: str) -> tuple[int, dict[int, Any]]:
+def _accumulated(expected: Expected, saved: Any, source: str) -> tuple[int, dict[int, Any]]:
     """Return how many micro-batches were summed, and the sums by the parameters' numbers."""
     if saved is None:
         return 0, {}
     _same_keys(source, ["steps", "sums"], saved)
     steps = _count(f"{source}['steps']", saved["steps"])
-    if not 0 < steps < optimizer._accumulate:
+    if not 0 < steps < expected.accumulate:
         raise ValueError(
             f"{source}['steps'] must be > 0 and below the optimizer's "
-            f"accumulate={optimizer._accumulate}, got {steps}"
+            f"accumulate={expected.accumulate}, got {steps}"
         )
     sums = saved["sums"]
     if not isinstance(sums, Mapping):
         raise TypeError(f"{source}['sums'] must be a dict, got {type(sums).__name__}")
-    numbers = {key: i for i, key in enumerate(optimizer._keys)}
+    numbers = {key: i for i, key in enumerate(expected.keys)}
     unexpected = [key for key in sums if key not in numbers]
     if unexpected:
         raise ValueError(f"{source}['sums']: unexpected {_few(unexpected)}")
     return steps, {numbers[key]: array for key, array in sums.items()}
 
 
-def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any]]:
-    own = optimizer.param_groups
+def _groups(expected: Expected, saved: Any, source: str) -> list[dict[str, Any]]:
+    own = expected.groups
     if not isinstance(saved, list) or len(saved) != len(own):
         count = len(saved) if isinstance(saved, list) else type(saved).__name__
         raise ValueError(f"{source}: expected a list of {len(own)}, got {count}")
@@ -167,7 +193,7 @@ def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any
         if not isinstance(loaded, Mapping) or "params" not in loaded:
             raise TypeError(f"{where} must be a dict with 'params'")
         last = first + len(group["params"])
-        _same_keys(f"{where}['params']", optimizer._keys[first:last], loaded["params"])
+        _same_keys(f"{where}['params']", expected.keys[first:last], loaded["params"])
         first = last
         options = {
             name: frozen(value)  # a copy
@@ -176,7 +202,7 @@ def _groups(optimizer: Optimizer, saved: Any, source: str) -> list[dict[str, Any
         }
         if callable(options.get("lr")):
             raise TypeError(f"{where}['lr'] must be a number, got a callable")
-        required = optimizer._defaults.keys() - {"lr"}
+        required = set(expected.options) - {"lr"}
         if required - options.keys():
             raise ValueError(f"{where}: missing {sorted(required - options.keys())}")
         groups.append(options)
@@ -221,3 +247,82 @@ def _check_fits(where: str, array: Any, param: Array) -> None:
         raise TypeError(f"{where}: dtype {array.dtype} is not the parameter's {param.dtype}")
     if array.shape != param.shape:
         raise ValueError(f"{where}: shape {array.shape} is not the parameter's {param.shape}")
+
+
+# ---- as a file's texts and arrays, by name -------------------------------------------------------
+
+
+def as_file(
+    saved: Mapping[str, Any], params: list[Array]
+) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return a state dict, and the parameters, as texts and arrays by their names in a file."""
+    names = file_names(saved["state"])
+    arrays = {}
+    for key, param in zip(saved["state"], params, strict=True):
+        arrays[f"params/{names[key]}"] = param
+        for slot, array in saved["state"][key].items():
+            arrays[f"state/{names[key]}/{slot}"] = array
+        if saved["ema"] is not None:
+            arrays[f"ema/{names[key]}"] = saved["ema"][key]
+    if saved["accumulated"] is not None:
+        arrays[_ACCUMULATED_STEPS] = np.array(saved["accumulated"]["steps"], np.int64)
+        for key, array in saved["accumulated"]["sums"].items():
+            arrays[f"sum/{names[key]}"] = array
+    texts = {
+        "rule": saved["rule"],
+        "semantics": saved["semantics"],
+        "completed_steps": json.dumps(saved["completed_steps"]),
+        "param_groups": json.dumps(saved["param_groups"], default=_plain),
+    }
+    return texts, arrays
+
+
+def file_names(keys: Iterable[Any]) -> dict[Any, str]:
+    """Return what stands for each parameter's key in a file."""
+    names: dict[Any, str] = {}
+    taken = set()
+    for key in keys:
+        if not isinstance(key, str) and type(key) is not int:
+            raise TypeError(f"{label(key)}: to be saved, names must be strings or integers")
+        if str(key) in taken:
+            raise ValueError(f"{label(key)}: another has the same name in a file")
+        taken.add(str(key))
+        names[key] = str(key)
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """Return a hyperparameter, which has been checked, as JSON knows it."""
+    return float(value) if isinstance(value, Real) else bool(value)  # np.bool_ is no Real
+
+
+def from_file(
+    keys: Iterable[Any], source: str, texts: Mapping[str, str], arrays: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Return a file's content as a state dict that has parameters too."""
+    key_of = {name: key for key, name in file_names(keys).items()}
+    saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}, "sum": {}}
+    accumulated: dict[str, Any] = {}
+    for tensor, array in arrays.items():
+        if tensor == _ACCUMULATED_STEPS:
+            accumulated["steps"] = array
+            continue
+        kind, _, name = tensor.partition("/")
+        if kind not in saved:
+            raise ValueError(f"{source}: unexpected tensor {tensor!r}")
+        if kind == "state":
+            name, _, slot = name.rpartition("/")
+            saved[kind].setdefault(key_of.get(name, name), {})[slot] = array
+        else:
+            saved[kind][key_of.get(name, name)] = array
+    saved["ema"] = saved["ema"] or None
+    sums = saved.pop("sum")
+    saved["accumulated"] = {**accumulated, "sums": sums} if accumulated or sums else None
+    for entry in ("rule", "semantics"):
+        saved[entry] = texts.get(entry)
+    for entry in ("completed_steps", "param_groups"):
+        try:
+            saved[entry] = json.loads(texts.get(entry, ""))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{source}: its {entry!r} cannot be read") from None
+    return saved

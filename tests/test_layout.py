@@ -1,0 +1,126 @@
+"""How the code is laid out: which module may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastopt"
+ADAPTERS = {"fastopt.torch", "fastopt.keras"}
+COMMANDS = {"fastopt.compare", "fastopt.bench"}
+
+pytestmark = pytest.mark.skipif(not (ROOT / "src_c").is_dir(), reason="there are no sources here")
+
+
+# ---- imports -------------------------------------------------------------------------------------
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+# Of the compiled modules, what their stubs import.
+COMPILED = {module_name(path): path.with_suffix(".pyi") for path in PACKAGE.rglob("*.pyx")}
+
+
+def imports(name, source, modules):
+    """Return the modules that a module imports: at its head, in functions, and for types alone.
+
+    To import a submodule runs its packages first. That is not counted for a package that the module
+    itself lies in, which is being imported already, unless the module asks for one of its names.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            asked = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            asked = set()
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                asked.add(full if full in modules else node.module)
+        else:
+            continue
+        for full in asked & modules:
+            found.add(full)
+            parents = full.split(".")[:-1]
+            outer = {".".join(parents[: i + 1]) for i in range(len(parents))}
+            found |= {package for package in outer if not name.startswith(f"{package}.")}
+    return found - {name}
+
+
+def circles(arrows):
+    """Return the circles that a search from each module finds: none if there is none."""
+    found, state = [], {}
+
+    def visit(name, path):
+        state[name] = "open"
+        for other in sorted(arrows[name]):
+            if state.get(other) == "open":
+                found.append([*path[path.index(other) :], other])
+            elif other not in state:
+                visit(other, [*path, other])
+        state[name] = "done"
+
+    for name in sorted(arrows):
+        if name not in state:
+            visit(name, [name])
+    return found
+
+
+def graph(sources):
+    return {name: imports(name, source, sources.keys()) for name, source in sources.items()}
+
+
+ARROWS = graph({name: path.read_text() for name, path in (MODULES | COMPILED).items()})
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    assert {"fastopt.optimizer", "fastopt.bench.run", "fastopt.keras._step"} <= ARROWS.keys()
+    assert "fastopt.checkpoint" in ARROWS["fastopt.optimizer"]  # within a function
+    # What imports fastopt itself stands above all that fastopt's own namespace is made of.
+    assert circles(ARROWS) == []
+
+
+def within(name, packages):
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def test_adapters_and_commands_import_fastopt_and_never_the_reverse():
+    above = ADAPTERS | COMMANDS
+    crossing = {
+        (name, other)
+        for name, others in ARROWS.items()
+        for other in others
+        if within(other, above) and not within(name, above)
+    }
+    assert {name for name, _ in crossing} == {"fastopt.__main__"}  # which chooses a command
+    assert not any(within(other, ADAPTERS) for _, other in crossing)
+    assert not any(
+        within(other, COMMANDS)
+        for name, others in ARROWS.items()
+        if within(name, ADAPTERS)
+        for other in others
+    )
+
+
+@pytest.mark.parametrize(
+    "reverse",
+    [
+        "from fastopt.b import x",
+        "import fastopt.b",
+        "from fastopt import b",
+        "def later():\n    from fastopt.b import x",
+        "if TYPE_CHECKING:\n    from fastopt.b import X",
+    ],
+)
+def test_every_way_to_import_is_seen(reverse):
+    sources = {"fastopt": "from fastopt import a", "fastopt.a": reverse, "fastopt.b": ""}
+    assert circles(graph(sources)) == []
+    sources["fastopt.b"] = "from fastopt.a import y"
+    assert circles(graph(sources)) == [["fastopt.a", "fastopt.b", "fastopt.a"]]
+    sources["fastopt.b"] = "import fastopt"
+    assert len(circles(graph(sources))) == 1
