@@ -1,14 +1,24 @@
-"""Hyperparameters: each is checked by the range in which its rule takes it."""
+"""Groups' hyperparameters: checked, in the rule's order, and what has changed.
+
+A group is a dict, which its user may change at any time. A plan has a row of floats for each.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 from fastopt import _core
-from fastopt._options import flag, real
+from fastopt._options import flag, frozen, real
+from fastopt._trees import is_container
+
+LearningRate = float | Callable[[int], float]
+
+# The keys and the values of each group; None where one may change without another in its place.
+Seen = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
 
 Check = Callable[[str, Any], float]  # of a name and a value: returns that as a float, or raises
 
@@ -27,3 +37,87 @@ def check(low: float, high: float) -> Check:
     if high == BELOW_1:
         return partial(real, low=low, below=1.0)
     return partial(real, low=low, high=None if high == math.inf else high)
+
+
+# ---- a group -------------------------------------------------------------------------------------
+
+
+def check_names(group: Mapping[str, Any], names: Collection[str], where: str, owner: str) -> None:
+    """Raise unless a group has all of an optimizer's hyperparameters, and nothing else."""
+    unknown = group.keys() - names - {"params"}
+    missing = set(names) - group.keys()
+    if not unknown and not missing:
+        return
+    what = "unknown" if unknown else "missing"
+    hint = ""
+    if any(is_container(group[x]) or _core.lends_memory(group[x]) for x in unknown):
+        hint = (
+            "; in a list, a dict with 'params' is a parameter group, and a list of models "
+            "that are such dicts is given as [{'params': models}]"
+        )
+    raise ValueError(
+        f"{where}{what} options {sorted(map(str, unknown or missing))}; "
+        f"{owner} has {sorted(names)}{hint}"
+    )
+
+
+def without_call(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group whose learning rate need not be evaluated where no step follows."""
+    return {**group, "lr": 0.0} if callable(group.get("lr")) else group
+
+
+def own_copies(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of which none is a list or an array that another group has too."""
+    return {
+        name: value if frozen(value) is value else copy.deepcopy(value)
+        for name, value in options.items()
+    }
+
+
+# ---- all groups ----------------------------------------------------------------------------------
+
+
+def as_seen(groups: list[dict[str, Any]]) -> Seen:
+    """Return what tells whether groups have changed since."""
+    options = (value for group in groups for name, value in group.items() if name != "params")
+    if any(frozen(value) is not value for value in options):
+        return None  # a list or an array may change in place
+    return [(tuple(group), tuple(group.values())) for group in groups]
+
+
+def scheduled_groups(groups: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers of the groups whose learning rate is evaluated at every step."""
+    return [number for number, group in enumerate(groups) if callable(group.get("lr"))]
+
+
+class Hypers:
+    """What a plan was last told of its groups.
+
+    To the plan, each group is followed by another like it but without weight decay, which has the
+    group's parameters that are excluded from it.
+    """
+
+    __slots__ = ("excludes", "rows", "rule", "scheduled")
+
+    def __init__(
+        self, rule: _core.Rule, excludes: bool, rows: list[list[float]], scheduled: list[int]
+    ) -> None:
+        self.rule = rule
+        self.excludes = excludes  # whether any parameter is excluded from weight decay
+        self.rows = rows
+        self.scheduled = scheduled
+
+    def plan_rows(self) -> list[list[float]]:
+        """Return the rows of all groups of the plan."""
+        return [row for own in self.rows for row in (own, self._without_decay(own))]
+
+    def tell(self, plan: _core.Plan, number: int, row: list[float]) -> None:
+        """Set a group's row in the plan. What changed is not what a step may rely on until then."""
+        plan.set_hypers(2 * number, row)
+        if self.excludes:
+            plan.set_hypers(2 * number + 1, self._without_decay(row))
+
+    def _without_decay(self, row: list[float]) -> list[float]:
+        row = row.copy()
+        row[self.rule.hypers.index("weight_decay")] = 0.0
+        return row

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastopt import _core
-from fastopt._params import Array
+from fastopt._memory import Array
 
 
 class Lenders:

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt._core import Rule, hint_for
+from fastopt._given import label
+from fastopt._members import Counts, Members, scalar_like
+from fastopt._memory import Array
 from fastopt._options import frozen
-from fastopt._params import Array, begun, label
+from fastopt._settings import Settings
 
 _ENTRIES = {
     "rule",
@@ -40,21 +43,15 @@ class Expected(NamedTuple):
     """What fits."""
 
     rule: Rule
-    semantics: str
-    keys: list[Any]  # the parameters'
-    params: list[Array]
-    group_of: list[int]  # by the parameters' numbers
-    groups: list[dict[str, Any]]
+    settings: Settings
+    members: Members
     options: Collection[str]  # what each group has
-    averages: bool  # whether there are any
-    accumulate: int
 
 
 class Verified(NamedTuple):
     """What an optimizer takes over."""
 
     groups: list[dict[str, Any]]  # their options
-    rows: list[list[float]]  # as the rule takes them
     state: list[dict[str, Array]]
     ema: list[Array]
     params: list[Array]  # of a checkpoint
@@ -62,6 +59,48 @@ class Verified(NamedTuple):
     accumulated_steps: int
     sums: dict[int, Array]  # by the parameters' numbers
     fresh: list[tuple[str, ...]]  # each parameter's slots that no step has written yet
+
+
+def begun(slot: str) -> str:
+    """Return what tells, in saved state, that a slot was switched on and has not begun yet."""
+    return f"{slot}_begun"
+
+
+def state_dict(
+    rule: Rule, settings: Settings, members: Members, counts: Counts, copy: Callable[[Array], Array]
+) -> dict[str, Any]:
+    """Return all but the parameters, with a copy of each array."""
+    groups, first = [], 0
+    for group in members.groups:
+        options = {name: frozen(value) for name, value in group.items() if name != "params"}
+        if callable(options["lr"]):
+            del options["lr"]
+        last = first + len(group["params"])
+        groups.append({**options, "params": members.keys[first:last]})
+        first = last
+    accumulated = ema = None
+    if counts.accumulated_steps > 0:
+        sums = zip(members.keys, members.sums or (), counts.summed, strict=True)
+        accumulated = {
+            "steps": counts.accumulated_steps,
+            "sums": {key: copy(array) for key, array, any_yet in sums if any_yet},
+        }
+    if members.ema is not None:
+        ema = {key: copy(array) for key, array in zip(members.keys, members.ema, strict=True)}
+    states: dict[Any, dict[str, Array]] = {}
+    for key, state, fresh in zip(members.keys, members.state, counts.fresh, strict=True):
+        states[key] = {name: copy(array) for name, array in state.items()}
+        if state["step"] > 0:
+            states[key] |= {begun(name): np.array(0) for name in fresh if name in state}
+    return {
+        "rule": rule.name,
+        "semantics": settings.semantics,
+        "completed_steps": counts.completed_steps,
+        "accumulated": accumulated,
+        "param_groups": groups,
+        "state": states,
+        "ema": ema,
+    }
 
 
 def verified(
@@ -80,12 +119,11 @@ def verified(
         raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
     saved = {"accumulated": None, **saved}  # an earlier fastopt did not know of it
     _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
-    for entry, own in (("rule", expected.rule.name), ("semantics", expected.semantics)):
+    for entry, own in (("rule", expected.rule.name), ("semantics", expected.settings.semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:
             raise ValueError(f"{source}[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
     completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
-
-    keys = expected.keys
+    members, keys = expected.members, expected.members.keys
 
     def fitting(where: str, array: Any, param: Array) -> Array:
         _check_fits(where, array, param)
@@ -96,18 +134,18 @@ def verified(
         _same_keys(where, keys, saved[entry])
         return [
             fitting(f"{where}[{key!r}]", saved[entry][key], param)
-            for key, param in zip(keys, expected.params, strict=True)
+            for key, param in zip(keys, members.params, strict=True)
         ]
 
     groups = _groups(expected, saved["param_groups"], f"{source}['param_groups']")
-    rows = [
-        check_group({**own, **loaded}, f"{source}['param_groups'][{number}]: ", completed_steps)
-        for number, (own, loaded) in enumerate(zip(expected.groups, groups, strict=True))
-    ]
-    used = [expected.rule.used_slots(row) for row in rows]
+    used = []
+    for number, (group, loaded) in enumerate(zip(members.groups, groups, strict=True)):
+        where = f"{source}['param_groups'][{number}]: "
+        row = check_group({**group, **loaded}, where, completed_steps)
+        used.append(expected.rule.used_slots(row))
     _same_keys(f"{source}['state']", keys, saved["state"])
     state, fresh = [], []
-    for key, param, number in zip(keys, expected.params, expected.group_of, strict=True):
+    for key, param, number in zip(keys, members.params, members.group_of, strict=True):
         where = f"{source}['state'][{key!r}]"
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
@@ -126,7 +164,7 @@ def verified(
             arrays[name] = fitting(f"{where}[{name!r}]", slots[name], param)
         state.append(arrays)
 
-    if (saved["ema"] is not None) != expected.averages:
+    if (saved["ema"] is not None) != (members.ema is not None):
         who = "the optimizer has" if saved["ema"] is None else "what was saved has"
         raise ValueError(f"{source}['ema']: only {who} averages of the weights (ema_decay)")
     ema = [] if saved["ema"] is None else in_order("ema")
@@ -136,18 +174,50 @@ def verified(
     )
     return Verified(
         groups,
-        rows,
         state,
         ema,
         params,
         completed_steps,
         accumulated_steps,
         {
-            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, expected.params[i])
+            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, members.params[i])
             for i, array in sums.items()
         },
         fresh,
     )
+
+
+def pairs(members: Members, new: Verified) -> tuple[list[Array], list[Array]]:
+    """Return the arrays to write to, and what to write into each.
+
+    What was not saved of a parameter's state is zeros.
+    """
+    to = [array for own in members.state for array in own.values()]
+    values = [
+        loaded[name] if name in loaded else scalar_like(0.0, array, name)
+        for own, loaded in zip(members.state, new.state, strict=True)
+        for name, array in own.items()
+    ]
+    to += members.ema or ()
+    values += new.ema
+    to += [members.sums[i] for i in new.sums] if members.sums else []
+    values += new.sums.values()
+    if new.params:
+        to += members.params
+        values += new.params
+    return to, values
+
+
+def fresh_slots(rule: Rule, members: Members, new: Verified) -> list[tuple[str, ...]]:
+    """Return each parameter's slots that no step has written yet."""
+    return [
+        tuple(
+            slot
+            for slot in rule.begins
+            if slot in loaded_fresh or (slot in own and slot not in loaded)
+        )
+        for own, loaded, loaded_fresh in zip(members.state, new.state, new.fresh, strict=True)
+    ]
 
 
 def _fresh(slots: dict[str, Any], begins: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -167,15 +237,15 @@ def _accumulated(expected: Expected, saved: Any, source: str) -> tuple[int, dict
         return 0, {}
     _same_keys(source, ["steps", "sums"], saved)
     steps = _count(f"{source}['steps']", saved["steps"])
-    if not 0 < steps < expected.accumulate:
+    if not 0 < steps < expected.settings.accumulate:
         raise ValueError(
             f"{source}['steps'] must be > 0 and below the optimizer's "
-            f"accumulate={expected.accumulate}, got {steps}"
+            f"accumulate={expected.settings.accumulate}, got {steps}"
         )
     sums = saved["sums"]
     if not isinstance(sums, Mapping):
         raise TypeError(f"{source}['sums'] must be a dict, got {type(sums).__name__}")
-    numbers = {key: i for i, key in enumerate(expected.keys)}
+    numbers = {key: i for i, key in enumerate(expected.members.keys)}
     unexpected = [key for key in sums if key not in numbers]
     if unexpected:
         raise ValueError(f"{source}['sums']: unexpected {_few(unexpected)}")
@@ -183,7 +253,7 @@ def _accumulated(expected: Expected, saved: Any, source: str) -> tuple[int, dict
 
 
 def _groups(expected: Expected, saved: Any, source: str) -> list[dict[str, Any]]:
-    own = expected.groups
+    own = expected.members.groups
     if not isinstance(saved, list) or len(saved) != len(own):
         count = len(saved) if isinstance(saved, list) else type(saved).__name__
         raise ValueError(f"{source}: expected a list of {len(own)}, got {count}")
@@ -193,7 +263,7 @@ def _groups(expected: Expected, saved: Any, source: str) -> list[dict[str, Any]]
         if not isinstance(loaded, Mapping) or "params" not in loaded:
             raise TypeError(f"{where} must be a dict with 'params'")
         last = first + len(group["params"])
-        _same_keys(f"{where}['params']", expected.keys[first:last], loaded["params"])
+        _same_keys(f"{where}['params']", expected.members.keys[first:last], loaded["params"])
         first = last
         options = {
             name: frozen(value)  # a copy

@@ -150,7 +150,7 @@ class SGD(Optimizer):
     def _check_together(self, values: dict[str, float], where: str) -> None:
         if not values["nesterov"]:
             return
-        needs_momentum = self._semantics == "torch" and values["momentum"] == 0
+        needs_momentum = self._settings.semantics == "torch" and values["momentum"] == 0
         if needs_momentum or values["dampening"] != 0:
             raise ValueError(
                 f"{where}nesterov=True needs momentum > 0 and dampening = 0, got "

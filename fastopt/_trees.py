@@ -1,7 +1,7 @@
-"""Containers of arrays, in one another: dicts, lists, tuples and named tuples.
+"""Pytrees: dicts, lists, tuples and named tuples, in one another, whose leaves are arrays.
 
-A structure is what is left of a container without its arrays: a dict of structures, a list of them,
-the fields of a named tuple with such a list, or, in place of an array, its number.
+A tree definition is what is left of a tree without its leaves: a dict of tree definitions, a list
+of them, the fields of a named tuple with such a list, or, in place of a leaf, its number.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from numbers import Number
 from typing import Any, NamedTuple
 
-# A limit of our own: a container that holds itself has no end, and structures are copied and
+# A limit of our own: a container that holds itself has no end, and tree definitions are copied and
 # pickled by functions that call themselves at every level.
 DEEPEST = 100
 
 
 class Fields(NamedTuple):
-    """The structure of a named tuple."""
+    """The tree definition of a named tuple."""
 
     names: tuple[str, ...]
-    inner: list[Structure]
+    inner: list[TreeDef]
 
 
-Structure = int | dict[Any, Any] | list[Any] | Fields
+TreeDef = int | dict[Any, Any] | list[Any] | Fields
 
 
 def is_container(given: Any) -> bool:
@@ -49,8 +49,8 @@ def is_nested(given: Any) -> bool:
     return any(is_inner(x) for x in (given.values() if isinstance(given, Mapping) else given))
 
 
-def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) -> Structure:
-    """Append a nested container's leaves and their names ("layers.0.bias"); return its structure.
+def flatten(tree: Any, names: list[str], leaves: list[Any], first: int = 0) -> TreeDef:
+    """Append a nested container's leaves and their names ("layers.0.bias"); return its definition.
 
     The leaves are numbered from `first`.
     """
@@ -61,7 +61,7 @@ def taken_apart(tree: Any, names: list[str], leaves: list[Any], first: int = 0) 
 # cycle, which keeps the arrays alive until the garbage collector comes by.)
 def _take(
     node: Any, name: str, depth: int, names: list[str], leaves: list[Any], first: int
-) -> Structure:
+) -> TreeDef:
     if not (is_inner(node) if depth else is_container(node)):
         names.append(name)
         leaves.append(node)
@@ -72,7 +72,7 @@ def _take(
             "or one holds itself"
         )
 
-    def within(key: Any, x: Any) -> Structure:
+    def within(key: Any, x: Any) -> TreeDef:
         inner = f"{name}.{key}" if depth else str(key)  # an empty key is a part of the name too
         return _take(x, inner, depth + 1, names, leaves, first)
 
@@ -84,9 +84,9 @@ def _take(
 
 
 def merged(
-    one: Structure, other: Structure, same: list[tuple[int, int]], path: tuple[Any, ...] = ()
-) -> Structure:
-    """Return the structure of two dicts, merged to any depth.
+    one: TreeDef, other: TreeDef, same: list[tuple[int, int]], path: tuple[Any, ...] = ()
+) -> TreeDef:
+    """Return the tree definition of two dicts, merged to any depth.
 
     Appends to `same` the numbers of arrays that have one and the same place in both.
     """
@@ -105,18 +105,16 @@ def merged(
     return both
 
 
-def in_order(what: str, tree: Any, structure: Structure, n: int) -> list[Any]:
+def flatten_like(what: str, tree: Any, tree_def: TreeDef, n: int) -> list[Any]:
     """Return the n leaves of a container by number, having checked that it is so structured."""
     leaves = [None] * n
-    _put(leaves, what, tree, structure, ())
+    _put(leaves, what, tree, tree_def, ())
     return leaves
 
 
 # A path is (path of the outer container, key), and is written out only for an error. A leaf is
 # handed over without a call: there may be hundreds of them, at every step.
-def _put(
-    leaves: list[Any], what: str, node: Any, expected: Structure, path: tuple[Any, ...]
-) -> None:
+def _put(leaves: list[Any], what: str, node: Any, expected: TreeDef, path: tuple[Any, ...]) -> None:
     if isinstance(expected, dict):
         # A dict of as many keys has all of them, or a look-up fails; one of another type may make
         # up what it lacks.
@@ -156,7 +154,7 @@ def _check_dict(what: str, path: tuple[Any, ...], node: Any, expected: dict[Any,
 def _check_list(
     what: str, path: tuple[Any, ...], node: Any, expected: Fields | list[Any]
 ) -> list[Any]:
-    """Check a list, tuple or named tuple; return the structures of what it is to hold."""
+    """Check a list, tuple or named tuple; return the definitions of what it is to hold."""
     if isinstance(expected, list):
         if not isinstance(node, (list, tuple)):
             raise TypeError(
@@ -188,11 +186,11 @@ def _where(what: str, path: tuple[Any, ...]) -> str:
     return what + "".join(reversed(keys))
 
 
-def like(tree: Any, leaves: Any) -> Any:
+def unflatten(tree: Any, leaves: Any) -> Any:
     """Return a container like this one, of the same types, with other leaves (an iterator)."""
 
     def within(x: Any) -> Any:
-        return like(x, leaves) if is_inner(x) else next(leaves)
+        return unflatten(x, leaves) if is_inner(x) else next(leaves)
 
     if isinstance(tree, Mapping):
         return {key: within(x) for key, x in tree.items()}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._params import Array
+from fastopt._memory import Array
 from fastopt._version import __version__
 
 try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import _trees
 from fastopt._core import exchange_memory, hint_for
-from fastopt._params import Array, aligned_zeros
-from fastopt._trees import is_container, like, taken_apart
+from fastopt._memory import Array, aligned_zeros
 
 __all__ = ["flatten", "unflatten"]
 
@@ -118,11 +118,11 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     """
     names: list[str] = []
     leaves: list[Any] = []
-    if not is_container(arrays):
+    if not _trees.is_container(arrays):
         raise TypeError(
             f"arrays must be a list, tuple or dict of arrays, got {type(arrays).__name__}"
         )
-    taken_apart(arrays, names, leaves)
+    _trees.flatten(arrays, names, leaves)
     if not leaves:
         raise ValueError("no arrays: expected at least one")
     for name, leaf in zip(names, leaves, strict=True):
@@ -143,7 +143,7 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     flat = _new_vector(sum(leaf.size for leaf in leaves), leaves[0].dtype)
     views = unflatten(flat, arrays)
     into: list[Any] = []
-    taken_apart(views, [], into)
+    _trees.flatten(views, [], into)
     for view, leaf in zip(into, leaves, strict=True):
         view[...] = leaf
     return flat, views
@@ -184,7 +184,7 @@ def unflatten(flat: Array, like_these: Any) -> Any:
     array([0., 1., 2., 3., 7.])
     """
     leaves: list[Any] = []
-    taken_apart(like_these, [], leaves)
+    _trees.flatten(like_these, [], leaves)
     if not isinstance(flat, np.ndarray):
         raise TypeError(f"flat must be a numpy.ndarray, got {type(flat).__name__}{hint_for(flat)}")
     size = sum(np.size(leaf) for leaf in leaves)
@@ -198,4 +198,4 @@ def unflatten(flat: Array, like_these: Any) -> Any:
         start += np.size(leaf)
     if isinstance(flat, FlatVector):
         flat._views = [*flat._views, *zip(starts, map(weakref.ref, views), strict=True)]
-    return like(like_these, iter(views))
+    return _trees.unflatten(like_these, iter(views))

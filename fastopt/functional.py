@@ -36,8 +36,8 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._hypers import check
+from fastopt._memory import Array
 from fastopt._options import flag, pair, real
-from fastopt._params import Array
 from fastopt.threads import checked_threads
 
 __all__ = ["adagrad", "adam", "rmsprop", "sgd"]

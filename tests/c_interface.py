@@ -161,12 +161,12 @@ class COptimizer:
         self.ema = None if opt.ema is None else [a.copy(order="K") for a in opt.ema]
         self.steps = 0
         self.handle = create(opt._rule.name, len(opt.param_groups), len(opt.params))
-        for group, row in enumerate(opt._rows):
+        for group, row in enumerate(opt._bound.hypers.rows):
             for name, value in zip(opt._rule.hypers, row, strict=True):
                 self.do("set_hyper", group, name.encode(), value)
         for i, param in enumerate(self.params):
             counter = address(self.state[i]["step"])
-            self.do("set_param", i, opt._group_of[i], param.size, dense(param), counter)
+            self.do("set_param", i, opt._members.group_of[i], param.size, dense(param), counter)
             for name, array in self.state[i].items():
                 if name != "step":
                     self.do("set_state", i, name.encode(), dense(array))

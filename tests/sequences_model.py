@@ -208,8 +208,10 @@ def assert_as_modelled(opt, model):
             if model.opt_class is SGD:
                 model.fresh[i] = True
     assert_same_bits(opt, model)
-    if opt._sums is not None:
-        for own, there, total in zip(opt._sums, opt._plan.summed(), model.totals, strict=True):
+    if opt._members.sums is not None:
+        for own, there, total in zip(
+            opt._members.sums, opt._plan.summed(), model.totals, strict=True
+        ):
             assert there == (total is not None)
             assert not there or same_bits(own, total)
 

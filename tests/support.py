@@ -146,7 +146,7 @@ def everything(opt, grads=()):
     for k, state in enumerate(opt.state):
         arrays.update({f"state {k} {name}": array for name, array in state.items()})
     arrays.update({f"ema {k}": array for k, array in enumerate(opt.ema or ())})
-    arrays.update({f"sum {k}": array for k, array in enumerate(opt._sums or ())})
+    arrays.update({f"sum {k}": array for k, array in enumerate(opt._members.sums or ())})
     arrays.update({f"grad {k}": array for k, array in enumerate(grads)})
     owners, seen = {}, {}
     for name, array in arrays.items():

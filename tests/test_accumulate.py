@@ -150,7 +150,7 @@ def test_a_call_that_fails_leaves_every_byte_and_every_sum_as_it_was(accumulate)
 def test_a_gradient_that_lies_in_a_sum_is_refused():
     for k in NOT_EMPTY:
         run = Run("adam", accumulate=2)
-        run.grads[k] = run.opt._sums[k]
+        run.grads[k] = run.opt._members.sums[k]
         before = everything(run.opt)
         with pytest.raises(ValueError, match=f"gradient of parameter {k} overlaps state of"):
             run.step(run.grads)

@@ -169,7 +169,7 @@ def test_defaults_are_those_of_the_class(cls):
     handle = create(opt._rule.name, 2, 1)
     value = ctypes.c_double()
     for group in range(2):
-        for name, expected in zip(opt._rule.hypers, opt._rows[0], strict=True):
+        for name, expected in zip(opt._rule.hypers, opt._bound.hypers.rows[0], strict=True):
             assert fo.get_hyper(handle, group, name.encode(), value) == OK
             assert value.value == expected, name
     fo.destroy(handle)

@@ -91,9 +91,9 @@ def test_training_resumed_amid_micro_batches_equals_uninterrupted_training(confi
     finish(fresh)
     for param in fresh.params:
         param[...] = 9
-    own = fresh.opt._sums
+    own = fresh.opt._members.sums
     fresh.opt.load(path)
-    assert all(a is b for a, b in zip(fresh.opt._sums, own, strict=True))
+    assert all(a is b for a, b in zip(fresh.opt._members.sums, own, strict=True))
     assert fresh.opt.accumulated_steps == run.opt.accumulated_steps == calls % 3
     assert fresh.opt._plan.summed() == run.opt._plan.summed()
     assert contents(fresh.opt) == contents(run.opt)

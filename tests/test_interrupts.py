@@ -1,14 +1,18 @@
 """A storm of signals: whatever it interrupts, the model equals some number of whole steps."""
 
+import dis
+import inspect
+import itertools
 import random
 import signal
+import sys
 import threading
 
 import numpy as np
 import pytest
-from support import contents, python
+from support import contents, everything, python
 
-from fastopt import SGD, Adam, _core
+from fastopt import SGD, Adam, _core, _members, _saved, optimizer
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
 
@@ -115,6 +119,75 @@ def test_loading_and_resetting_are_done_or_not_when_interrupted():
             (2, [2, 2], 1.5, (1, [True, True])),
             (0, [0, 0], 0.0, (0, [False, False])),
         ]
+
+
+def with_momentum(momentum=0.5):
+    opt = SGD([np.zeros(3)], lr=1.0, momentum=momentum, ema_decay=0.5, accumulate=2)
+    for _ in range(5):
+        opt.step([np.ones(3)])
+    return opt
+
+
+def load(opt, saved):
+    opt.load_state_dict(saved)
+
+
+def add(opt, saved):
+    opt.add_param_group({"params": np.ones(2), "lr": 0.5})
+
+
+def switch_on_and_add(opt, saved):
+    opt.param_groups[0]["momentum"] = 0.5
+    add(opt, saved)
+
+
+@pytest.mark.parametrize("change", [load, add, switch_on_and_add])
+def test_a_change_interrupted_wherever_python_handles_signals_is_done_or_not_begun(change):
+    """Python handles them when it has entered a function, and after a call."""
+    places = {
+        function.__code__: {
+            after.offset
+            for before, after in itertools.pairwise(dis.get_instructions(function))
+            if before.opname.startswith(("RESUME", "CALL"))
+        }
+        for module in (optimizer, _members, _saved)
+        for owner in (module, *(kind for kind in vars(module).values() if inspect.isclass(kind)))
+        for function in vars(owner).values()
+        if inspect.isfunction(function) and function.__module__ == module.__name__
+    }
+
+    def trace(frame, event, arg):
+        frame.f_trace_opcodes = frame.f_code in places
+        if event == "opcode" and frame.f_lasti in places[frame.f_code] and next(passed) == at:
+            raise KeyboardInterrupt
+        return trace if frame.f_trace_opcodes else None
+
+    def next_step(opt):
+        opt.step([np.ones_like(param) for param in opt.params])
+        assert len(opt.state) == len(opt.ema) == len(opt.params)
+        return everything(opt)
+
+    not_begun, done, saved = with_momentum(0.0), with_momentum(0.0), with_momentum().state_dict()
+    change(done, saved)
+    if change is switch_on_and_add:
+        not_begun.param_groups[0]["momentum"] = 0.5
+    outcomes, seen, traced = [next_step(not_begun), next_step(done)], [], sys.gettrace()
+    for at in itertools.count():
+        passed, opt = itertools.count(), with_momentum(0.0)
+        try:
+            sys.settrace(trace)
+            change(opt, saved)
+            break
+        except KeyboardInterrupt:
+            sys.settrace(traced)
+        finally:
+            sys.settrace(traced)
+        outcome = next_step(opt)
+        assert outcome in outcomes, f"interrupted at place {at}"
+        seen.append(outcomes.index(outcome))
+    assert next(passed) == at > 50
+    assert seen == sorted(seen)
+    assert {*seen} == {0, 1}
 
 
 def test_a_step_that_waits_for_another_thread_can_be_interrupted():

@@ -1,6 +1,9 @@
-"""How the code is laid out: which module may import which."""
+"""How the code is laid out: which module may import which, and how long a file may be."""
 
 import ast
+import io
+import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -124,3 +127,74 @@ def test_every_way_to_import_is_seen(reverse):
     assert circles(graph(sources)) == [["fastopt.a", "fastopt.b", "fastopt.a"]]
     sources["fastopt.b"] = "import fastopt"
     assert len(circles(graph(sources))) == 1
+
+
+# ---- how long a file is --------------------------------------------------------------------------
+
+LONGEST = 500  # lines of code: not blank, no comment, no docstring
+SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".inc", ".def"}
+
+# Longer ones, which this list lets no other join, and which leave it once they are not.
+TOO_LONG = {"src_c/api.c", "fastopt/bridge/plan.pxi"}
+
+C_TOKENS = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL)
+
+
+def lines_of_c(text):
+    """Count lines of C that hold anything but a comment."""
+
+    def blanked(match):
+        found = match[0]
+        return "\n" * found.count("\n") if found.startswith("/") else found
+
+    return sum(bool(line.strip()) for line in C_TOKENS.sub(blanked, text).splitlines())
+
+
+def lines_of_python(text):
+    """Count lines of Python or Cython that hold anything but a comment or a docstring.
+
+    A docstring is a string that begins a line that nothing else begins or ends.
+    """
+    beside_code = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+    }
+    code, statement = set(), []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in beside_code and token.type != tokenize.ENDMARKER:
+            statement.append(token)
+        if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
+            if any(part.type != tokenize.STRING for part in statement):
+                code.update(*(range(part.start[0], part.end[0] + 1) for part in statement))
+            statement = []
+    return len(code)
+
+
+def test_no_file_is_longer_than_one_subject_needs():
+    found = {
+        path.relative_to(ROOT).as_posix(): path
+        for folder in (PACKAGE, ROOT / "src_c")
+        for path in folder.rglob("*")
+        if path.suffix in SUFFIXES
+    }
+    python = {".py", ".pyi", ".pyx", ".pxd", ".pxi"}
+    lengths = {
+        name: (lines_of_python if path.suffix in python else lines_of_c)(path.read_text())
+        for name, path in found.items()
+        if not path.with_suffix(".pyx").exists() or path.suffix != ".c"  # which Cython has written
+    }
+    assert len(lengths) > 80
+    assert {name: n for name, n in lengths.items() if n > LONGEST}.keys() == TOO_LONG
+
+
+def test_docstrings_comments_and_blank_lines_are_not_counted():
+    python = (
+        '"""What\nit is."""\n\nimport os  # here\n# there\n\n\ndef f(a,\n    b):\n    """Say."""\n'
+    )
+    python += '    return """two\n    lines"""\n'
+    assert lines_of_python(python) == 1 + 2 + 2
+    c = '/* What\n it is. */\n\nint a; // here\n  // there\nchar *b = "/* no";\nint c; /* and\n*/\n'
+    assert lines_of_c(c) == 3

@@ -376,11 +376,11 @@ def mend(how):
     refused(pickle.dumps, busy)
     busy.param_groups[0]["momentum"] = 0.5  # which takes more state
     refused(busy.step, grads)
-    fastopt.optimizer.typed, typed = None, fastopt.optimizer.typed
+    fastopt.optimizer.scalar_like, scalar_like = None, fastopt.optimizer.scalar_like
     try:
         busy.reset()
     except TypeError:
-        fastopt.optimizer.typed = typed
+        fastopt.optimizer.scalar_like = scalar_like
         refused(busy.step, grads)  # the state is there, and nothing was reset
     try:
         busy.load_state_dict({})

@@ -112,7 +112,7 @@ class Sequence:
             for _ in range(pick(rng, [1, 2, 3, 4]))
         ]
         defaults = CLASSES[self.rule]([np.zeros(1)])
-        row = dict(zip(defaults._rule.hypers, defaults._rows[0], strict=True))
+        row = dict(zip(defaults._rule.hypers, defaults._bound.hypers.rows[0], strict=True))
         self.hypers = [dict(row) for _ in range(self.n_groups)]
         self.options = {}
         self.handle = create(self.rule, self.n_groups, len(self.params))

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from fastopt._params import CACHE_LINE, aligned_zeros
+from fastopt._memory import CACHE_LINE, aligned_zeros
 from fastopt.keras._step import (
     DTYPES,
     Array,

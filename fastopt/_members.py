@@ -1,0 +1,370 @@
+"""What an optimizer is over: its parameters, and what goes with each of them.
+
+A record of all that is never changed, but replaced by another, in one assignment: so whatever
+interrupts a change, it is done or not begun. (The groups in it are dicts that users change, and
+arrays are written into.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from fastopt import _core
+from fastopt._decay import check_matched, decay_mask
+from fastopt._given import flatten_params, label
+from fastopt._hypers import Hypers, own_copies
+from fastopt._lenders import Lenders
+from fastopt._memory import Array, copy_like, lay_out, memory_order, zeros_like
+from fastopt._settings import CLIPS, NONFINITE, SEMANTICS, Settings
+from fastopt._trees import TreeDef, merged
+
+
+class ParameterState(dict[str, Array]):
+    """A parameter's state arrays by name: written into in place, not replaced."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "state arrays cannot be replaced; write into them (state[name][...] = value) "
+            "or use load_state_dict"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a copy is a plain dict
+
+
+def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
+    state: dict[str, Array] = {"step": np.zeros((), np.int64)}
+    for name in names:
+        state[name] = zeros_like(param)
+        state[name][...] = scalar_like(fill.get(name, 0.0), param, name)
+    return ParameterState(state)
+
+
+def scalar_like(value: float, like: Array, name: str) -> Array:
+    """Return a value as a 0-d array of a parameter's dtype, if it is finite there."""
+    if like.dtype.kind == "f" and not abs(value) <= float(np.finfo(like.dtype).max):
+        raise ValueError(f"initial value of {name} must be finite in {like.dtype}, got {value!r}")
+    return np.asarray(value, like.dtype)
+
+
+# Of a group: what its slots begin with that do not begin with zero.
+Initial = Callable[[Mapping[str, Any]], Mapping[str, float]]
+
+
+class Counts(NamedTuple):
+    """How far an optimizer is."""
+
+    completed_steps: int = 0
+    accumulated_steps: int = 0
+    summed: tuple[bool, ...] = ()  # which parameters' sums hold the gradient of a micro-batch
+    fresh: tuple[tuple[str, ...], ...] = ()  # each parameter's slots that no step has written yet
+
+    @classmethod
+    def of(cls, plan: _core.Plan) -> Counts:
+        return cls(
+            plan.completed_steps,
+            plan.accumulated_steps,
+            tuple(plan.summed()),
+            tuple(plan.fresh()),
+        )
+
+    def with_more(self, n: int) -> Counts:
+        """Return the counts once there are n more parameters."""
+        return self._replace(summed=self.summed + (False,) * n, fresh=self.fresh + ((),) * n)
+
+
+class Members(NamedTuple):
+    """Parameters, and what goes with each of them: lists in the parameters' order."""
+
+    groups: list[dict[str, Any]]
+    group_params: list[tuple[Any, ...]]  # each group's parameters, as they were given
+    keys: list[Any]
+    named: bool
+    tree_def: TreeDef | None  # of named parameters
+    params: list[Array]
+    lent: Lenders | None  # what looks after parameters in memory that something else lends
+    group_of: list[int]
+    excluded: list[bool]  # from weight decay
+    state: list[ParameterState]
+    ema: list[Array] | None
+    sums: list[Array] | None
+
+    @classmethod
+    def none(cls, settings: Settings) -> Members:
+        return cls(
+            groups=[],
+            group_params=[],
+            keys=[],
+            named=False,
+            tree_def=None,
+            params=[],
+            lent=None,
+            group_of=[],
+            excluded=[],
+            state=[],
+            ema=None if settings.ema_decay is None else [],
+            sums=None if settings.accumulate == 1 else [],
+        )
+
+    def group(self, i: int) -> dict[str, Any]:
+        """Return the group of a parameter."""
+        return self.groups[self.group_of[i]]
+
+
+class Bound(NamedTuple):
+    """Members, and the plan that steps over them."""
+
+    members: Members
+    hypers: Hypers
+    plan: _core.Plan
+
+    @property
+    def direct(self) -> bool:
+        """Whether a step needs nothing but a list of gradients."""
+        members = self.members
+        return not self.hypers.scheduled and not members.named and members.lent is None
+
+
+def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) -> Bound:
+    """Make a plan over members; raise if their arrays are not what a plan can be over."""
+    plan = _core.Plan(
+        hypers.rule,
+        members.params,
+        [tuple(s.get(name) for name in hypers.rule.slots) for s in members.state],
+        members.ema,
+        [s["step"] for s in members.state],
+        [2 * group + out for group, out in zip(members.group_of, members.excluded, strict=True)],
+        hypers.plan_rows(),
+        list(map(label, members.keys)),
+        semantics=SEMANTICS.index(settings.semantics),
+        clip=("", *CLIPS).index(settings.clip),
+        clip_limit=settings.clip_limit,
+        nonfinite=NONFINITE.index(settings.nonfinite),
+        ema_decay=settings.ema_decay or 0.0,
+        num_threads=settings.num_threads or 0,
+        completed_steps=counts.completed_steps,
+        sums=members.sums,
+        accumulate=settings.accumulate,
+        accumulated_steps=counts.accumulated_steps,
+        summed=counts.summed,
+        fresh=counts.fresh,
+        lent=members.lent,
+    )
+    return Bound(members, hypers, plan)
+
+
+# ---- more groups ---------------------------------------------------------------------------------
+
+
+def extended(
+    before: Members,
+    groups: list[dict[str, Any]],
+    *,
+    settings: Settings,
+    defaults: Mapping[str, Any],
+    rule: _core.Rule,
+    check: Callable[[dict[str, Any], str], list[float]],
+    initial: Initial,
+) -> tuple[Members, list[list[float]]]:
+    """Return members with more groups, and the new groups' rows, having checked all of it.
+
+    `defaults` stand for the hyperparameters that a group does not have; `check` returns its row.
+    """
+    first_group, n_before = len(before.groups), len(before.params)
+    new_groups: list[dict[str, Any]] = []
+    rows: list[list[float]] = []
+    keys, lenders, params = list(before.keys), [], list(before.params)
+    group_of = list(before.group_of)
+    named = {before.named} if before.params else set()
+    tree_def = before.tree_def
+    same: list[tuple[int, int]] = []
+    for number, given in enumerate(groups, first_group):
+        if "params" not in given:
+            raise ValueError(f"param_groups[{number}] has no 'params'")
+        options = {**own_copies(defaults), **given}
+        del options["params"]
+        # First, since unknown options tell that this was not meant to be a group.
+        rows.append(check(options, f"param_groups[{number}]: "))
+        first = len(params)
+        names, own_params, own_tree = flatten_params(given["params"], first)
+        own_keys = names if names is not None else range(first, first + len(own_params))
+        named.add(names is not None)
+        if own_tree is not None:
+            tree_def = own_tree if tree_def is None else merged(tree_def, own_tree, same)
+        keys += own_keys
+        lenders += own_params
+        params += _arrays_over(own_params, own_keys)
+        group_of += [number] * len(own_params)
+        new_groups.append({"params": tuple(own_params), **options})
+    if len(named) > 1:
+        raise ValueError("either all parameter groups name their parameters (a dict) or none")
+    if not params:
+        raise ValueError("no parameters: expected at least one array")
+    _check_keys(keys, same)
+    for key, param in zip(keys, params, strict=True):
+        _core.check_parameter(param, label(key))
+    new_keys, new_params = keys[n_before:], params[n_before:]
+    for key, lender in zip(new_keys, lenders, strict=True):
+        _core.refuse_unwatched(lender, label(key))
+    state = []
+    for param, number in zip(new_params, group_of[n_before:], strict=True):
+        row, group = rows[number - first_group], new_groups[number - first_group]
+        state.append(new_state(param, rule.used_slots(row), initial(group)))
+    is_named = True in named
+    excluded = decay_mask(settings.no_decay, new_keys, new_params, is_named)
+    if not before.params:
+        check_matched(settings.no_decay, keys)
+    all_groups = before.groups + new_groups
+    members = Members(
+        groups=all_groups,
+        group_params=before.group_params + [group["params"] for group in new_groups],
+        keys=keys,
+        named=is_named,
+        tree_def=tree_def,
+        params=params,
+        lent=_lenders(all_groups, params, before.lent),
+        group_of=group_of,
+        excluded=before.excluded + excluded,
+        state=before.state + state,
+        ema=None if before.ema is None else before.ema + list(map(copy_like, new_params)),
+        sums=None if before.sums is None else before.sums + list(map(zeros_like, new_params)),
+    )
+    return members, rows
+
+
+def _check_keys(keys: list[Any], same: list[tuple[int, int]]) -> None:
+    """Raise if two parameters have one key; `same` are those with one place in a container."""
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise ValueError(f"parameter names occur twice: {twice}")
+    if same:  # such as 1 and True, or 1 and 1.0
+        one, other = (label(keys[i]) for i in same[0])
+        raise ValueError(
+            f"{one} and {other} of two groups have one and the same key, under which only one "
+            "gradient could be given"
+        )
+
+
+# ---- memory that is lent -------------------------------------------------------------------------
+
+
+def _given(groups: list[dict[str, Any]]) -> list[Any]:
+    """Return the parameters of groups as they were given."""
+    return [param for group in groups for param in group["params"]]
+
+
+def _arrays_over(given: Iterable[Any], keys: Iterable[Any]) -> list[Array]:
+    return [_core.array_over(x, label(key), keep=True) for x, key in zip(given, keys, strict=True)]
+
+
+def _lenders(
+    groups: list[dict[str, Any]], params: list[Array], before: Lenders | None
+) -> Lenders | None:
+    lenders = Lenders(_given(groups), params, before)
+    return lenders if lenders.of else None
+
+
+def followed(members: Members) -> Members:
+    """Return members with arrays over memory where it is now, if any has moved."""
+    if members.lent is None or members.lent.in_place():
+        return members
+    params = _arrays_over(_given(members.groups), members.keys)
+    for key, param, before in zip(members.keys, params, members.params, strict=True):
+        if param is before:
+            continue
+        _core.check_parameter(param, label(key))
+        _core.check_lent(param, label(key))
+        what = ("dtype", "shape") if param.size == 0 else ("dtype", "shape", "strides")
+        for name in what:
+            then, now = getattr(before, name), getattr(param, name)
+            if then != now:
+                raise ValueError(
+                    f"{label(key)}: its {name} has become {now}; the optimizer was made for "
+                    f"{then}: make one anew"
+                )
+    return members._replace(params=params, lent=_lenders(members.groups, params, members.lent))
+
+
+# ---- more state ----------------------------------------------------------------------------------
+
+
+def has_slots(members: Members, slots: Sequence[Collection[str]]) -> bool:
+    """Tell whether no parameter lacks any of its slots."""
+    return all(
+        all(name in own for name in names) for own, names in zip(members.state, slots, strict=True)
+    )
+
+
+def with_slots(
+    members: Members,
+    slots: Sequence[Collection[str]],
+    counts: Counts,
+    rule: _core.Rule,
+    initial: Initial,
+) -> tuple[Members, Counts]:
+    """Return members with what each parameter lacks of its slots.
+
+    Momentum, centered or amsgrad may have been switched on.
+    """
+    state, fresh = list(members.state), list(counts.fresh)
+    for i, names in enumerate(slots):
+        lacking = [name for name in names if name not in state[i]]
+        if lacking:
+            new = new_state(members.params[i], lacking, initial(members.group(i)))
+            state[i] = ParameterState(dict(new) | dict(state[i]))
+            fresh[i] += tuple(set(lacking) & set(rule.begins) - set(fresh[i]))
+    return members._replace(state=state), counts._replace(fresh=tuple(fresh))
+
+
+# ---- copies --------------------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """What is copied or pickled of members."""
+
+    members: Members
+    orders: list[tuple[int, ...] | None]  # in memory: NumPy's pickles keep C and Fortran order
+
+
+def to_keep(members: Members) -> Kept:
+    """Return what a copy needs; raise where one of a parameter would not be what its model has."""
+    for key, given in zip(members.keys, _given(members.groups), strict=True):
+        kind = type(given).__name__
+        if isinstance(given, memoryview):
+            way_out = "make the optimizer over what it is a view of"
+        elif isinstance(given, np.ndarray) and _core.is_over_tensor(given):
+            kind, way_out = "array over a tensor", "make the optimizer over the tensor itself"
+        else:
+            continue
+        raise TypeError(
+            f"{label(key)}: a copy of this {kind} would have memory of its own, which is not "
+            f"that of the copied model; {way_out}, or copy state_dict()"
+        )
+    orders = [None if p.flags.forc else memory_order(p) for p in members.params]
+    return Kept(members._replace(group_params=[], params=[], lent=None), orders)
+
+
+def from_kept(kept: Kept) -> Members:
+    """Return the members of a copy."""
+    members, orders = kept
+    given = _given(members.groups)
+    state = list(map(ParameterState, members.state))
+    for i, (param, order) in enumerate(zip(given, orders, strict=True)):
+        if order is not None and isinstance(param, np.ndarray):
+            own = [a for name, a in state[i].items() if name != "step"]
+            for array in (param, *own, *(of[i] for of in (members.ema, members.sums) if of)):
+                lay_out(array, order)
+    params = _arrays_over(given, members.keys)
+    return members._replace(
+        group_params=[group["params"] for group in members.groups],
+        params=params,
+        lent=_lenders(members.groups, params, None),
+        state=state,
+    )

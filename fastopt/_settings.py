@@ -1,0 +1,60 @@
+"""What is set once for a whole optimizer, and not for each group of its parameters."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fastopt._decay import NoDecay
+from fastopt._options import choice, count, real
+from fastopt.threads import checked_threads
+
+SEMANTICS = ("torch", "keras")
+NONFINITE = ("propagate", "skip", "raise")
+CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
+
+
+class Settings(NamedTuple):
+    """Options that have been checked."""
+
+    semantics: str
+    clip: str  # one of CLIPS, or ""
+    clip_limit: float
+    nonfinite: str
+    ema_decay: float | None
+    accumulate: int
+    no_decay: NoDecay | None
+    num_threads: int | None
+
+
+def checked_settings(
+    *,
+    semantics: str,
+    clip_value: float | None,
+    clip_norm: float | None,
+    global_clip_norm: float | None,
+    nonfinite: str,
+    ema_decay: float | None,
+    accumulate: int,
+    no_decay: NoDecay | None,
+    num_threads: int | None,
+) -> Settings:
+    """Check all but ``no_decay``, which is checked against the parameters."""
+    choice("semantics", semantics, SEMANTICS)
+    choice("nonfinite", nonfinite, NONFINITE)
+    given: dict[str, Any] = dict(zip(CLIPS, (clip_value, clip_norm, global_clip_norm), strict=True))
+    clips = {
+        name: real(name, limit, above=0.0) for name, limit in given.items() if limit is not None
+    }
+    if len(clips) > 1:
+        raise ValueError(f"at most one of {', '.join(CLIPS)} may be set, got {clips}")
+    ((clip, clip_limit),) = clips.items() or (("", 0.0),)
+    return Settings(
+        semantics,
+        clip,
+        clip_limit,
+        nonfinite,
+        None if ema_decay is None else real("ema_decay", ema_decay, high=1.0),
+        count("accumulate", accumulate),
+        no_decay,
+        None if num_threads is None else checked_threads(num_threads, "num_threads"),
+    )
