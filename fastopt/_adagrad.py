@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from fastopt import _core
 from fastopt._hypers import checks
 from fastopt._options import real
-from fastopt.optimizer import LearningRate, NoDecay, Optimizer
+from fastopt._settings import Options, takes_options
+from fastopt.optimizer import LearningRate, Optimizer
 
 
 class Adagrad(Optimizer):
@@ -94,6 +95,7 @@ class Adagrad(Optimizer):
     _rule = _core.Rule("adagrad")
     _checks: ClassVar = checks(_rule) | {"initial_accumulator_value": real}
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -103,17 +105,9 @@ class Adagrad(Optimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         *,
-        semantics: str = "torch",
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        global_clip_norm: float | None = None,
-        nonfinite: str = "propagate",
-        ema_decay: float | None = None,
-        accumulate: int = 1,
-        no_decay: NoDecay | None = None,
-        num_threads: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -126,15 +120,7 @@ class Adagrad(Optimizer):
                 "maximize": maximize,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
-            semantics=semantics,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            global_clip_norm=global_clip_norm,
-            nonfinite=nonfinite,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            no_decay=no_decay,
-            num_threads=num_threads,
+            options,
         )
 
     def _initial(self, group: Mapping[str, Any]) -> Mapping[str, float]:

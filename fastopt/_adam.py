@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from fastopt import _core
 from fastopt._hypers import checks
 from fastopt._options import pair
-from fastopt.optimizer import LearningRate, NoDecay, Optimizer
+from fastopt._settings import Options, takes_options
+from fastopt.optimizer import LearningRate, Optimizer
 
 
 class Adam(Optimizer):
@@ -106,6 +107,7 @@ class Adam(Optimizer):
     _checks: ClassVar = checks(_rule)
     _beta_checks: ClassVar = (_checks.pop("beta1"), _checks.pop("beta2"))
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -115,18 +117,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
-        semantics: str = "torch",
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         bias_correction: bool = True,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        global_clip_norm: float | None = None,
-        nonfinite: str = "propagate",
-        ema_decay: float | None = None,
-        accumulate: int = 1,
-        no_decay: NoDecay | None = None,
-        num_threads: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -140,15 +134,7 @@ class Adam(Optimizer):
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "bias_correction": bias_correction,
             },
-            semantics=semantics,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            global_clip_norm=global_clip_norm,
-            nonfinite=nonfinite,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            no_decay=no_decay,
-            num_threads=num_threads,
+            options,
         )
 
     def _checked(
@@ -193,6 +179,7 @@ class AdamW(Adam):
     array([ 2.85, -1.9 ])
     """
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -202,18 +189,10 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        semantics: str = "torch",
         maximize: bool = False,
         decoupled_weight_decay: bool = True,
         bias_correction: bool = True,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        global_clip_norm: float | None = None,
-        nonfinite: str = "propagate",
-        ema_decay: float | None = None,
-        accumulate: int = 1,
-        no_decay: NoDecay | None = None,
-        num_threads: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -222,16 +201,8 @@ class AdamW(Adam):
             eps,
             weight_decay,
             amsgrad,
-            semantics=semantics,
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
             bias_correction=bias_correction,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            global_clip_norm=global_clip_norm,
-            nonfinite=nonfinite,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            no_decay=no_decay,
-            num_threads=num_threads,
+            **options,
         )

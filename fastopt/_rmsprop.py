@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from fastopt import _core
 from fastopt._hypers import checks
-from fastopt.optimizer import LearningRate, NoDecay, Optimizer
+from fastopt._settings import Options, takes_options
+from fastopt.optimizer import LearningRate, Optimizer
 
 
 class RMSprop(Optimizer):
@@ -102,6 +103,7 @@ class RMSprop(Optimizer):
     _rule = _core.Rule("rmsprop")
     _checks: ClassVar = checks(_rule)
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -112,17 +114,9 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
         centered: bool = False,
         *,
-        semantics: str = "torch",
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        global_clip_norm: float | None = None,
-        nonfinite: str = "propagate",
-        ema_decay: float | None = None,
-        accumulate: int = 1,
-        no_decay: NoDecay | None = None,
-        num_threads: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -136,13 +130,5 @@ class RMSprop(Optimizer):
                 "maximize": maximize,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
-            semantics=semantics,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            global_clip_norm=global_clip_norm,
-            nonfinite=nonfinite,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            no_decay=no_decay,
-            num_threads=num_threads,
+            options,
         )

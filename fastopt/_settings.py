@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from fastopt._decay import NoDecay
 from fastopt._options import choice, count, real
@@ -11,6 +13,20 @@ from fastopt.threads import checked_threads
 SEMANTICS = ("torch", "keras")
 NONFINITE = ("propagate", "skip", "raise")
 CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
+
+
+class Options(TypedDict, total=False):
+    """What every constructor takes besides the hyperparameters, by name."""
+
+    semantics: str
+    clip_value: float | None
+    clip_norm: float | None
+    global_clip_norm: float | None
+    nonfinite: str
+    ema_decay: float | None
+    accumulate: int
+    no_decay: NoDecay | None
+    num_threads: int | None
 
 
 class Settings(NamedTuple):
@@ -28,17 +44,17 @@ class Settings(NamedTuple):
 
 def checked_settings(
     *,
-    semantics: str,
-    clip_value: float | None,
-    clip_norm: float | None,
-    global_clip_norm: float | None,
-    nonfinite: str,
-    ema_decay: float | None,
-    accumulate: int,
-    no_decay: NoDecay | None,
-    num_threads: int | None,
+    semantics: str = "torch",
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    global_clip_norm: float | None = None,
+    nonfinite: str = "propagate",
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+    no_decay: NoDecay | None = None,
+    num_threads: int | None = None,
 ) -> Settings:
-    """Check all but ``no_decay``, which is checked against the parameters."""
+    """Check options, all but ``no_decay``, which is checked against the parameters."""
     choice("semantics", semantics, SEMANTICS)
     choice("nonfinite", nonfinite, NONFINITE)
     given: dict[str, Any] = dict(zip(CLIPS, (clip_value, clip_norm, global_clip_norm), strict=True))
@@ -58,3 +74,22 @@ def checked_settings(
         no_decay,
         None if num_threads is None else checked_threads(num_threads, "num_threads"),
     )
+
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+def takes_options(constructor: Constructor) -> Constructor:
+    """Show in the signature of a constructor what its ``**options`` stand for, with defaults."""
+    signature = inspect.signature(constructor)
+    *own, _ = signature.parameters.values()
+    shared = inspect.signature(checked_settings).parameters.values()
+    vars(constructor)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    return constructor
+
+
+def refuse_unknown(options: Options, owner: str) -> None:
+    """Raise what Python raises for an argument that a constructor does not have."""
+    for name in options:
+        if name not in Options.__annotations__:
+            raise TypeError(f"{owner}.__init__() got an unexpected keyword argument {name!r}")

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 
 from fastopt import _core, _saved
-from fastopt._decay import NoDecay
 from fastopt._given import as_groups
 from fastopt._hypers import (
     Check,
@@ -44,10 +43,10 @@ from fastopt._members import (
 )
 from fastopt._memory import Array
 from fastopt._options import flag, real
-from fastopt._settings import checked_settings
+from fastopt._settings import Options, checked_settings, refuse_unknown
 from fastopt._trees import flatten_like
 
-__all__ = ["LearningRate", "NoDecay", "Optimizer"]
+__all__ = ["LearningRate", "Optimizer"]
 
 
 class Optimizer:
@@ -59,32 +58,9 @@ class Optimizer:
 
     _bound: Bound
 
-    def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        *,
-        semantics: str,
-        clip_value: float | None,
-        clip_norm: float | None,
-        global_clip_norm: float | None,
-        nonfinite: str,
-        ema_decay: float | None,
-        accumulate: int,
-        no_decay: NoDecay | None,
-        num_threads: int | None,
-    ) -> None:
-        self._settings = checked_settings(
-            semantics=semantics,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            global_clip_norm=global_clip_norm,
-            nonfinite=nonfinite,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            no_decay=no_decay,
-            num_threads=num_threads,
-        )
+    def __init__(self, params: Any, defaults: dict[str, Any], options: Options) -> None:
+        refuse_unknown(options, type(self).__name__)
+        self._settings = checked_settings(**options)
         self._defaults = own_copies(defaults)
         self._checked(without_call(defaults), "", 0)
         self._lock = _core.Lock()

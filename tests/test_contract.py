@@ -6,6 +6,7 @@ Most expected values here are small numbers that are exact in binary.
 import inspect
 import math
 import pickle
+import pydoc
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from support import (
 
 import fastopt
 from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core, functional
+from fastopt._settings import Options
 
 COMMON = {
     "semantics": "torch",
@@ -100,6 +102,21 @@ def test_names_order_and_defaults_are_as_documented(cls):
             **keyword_only,
             "params": group["params"],
         }
+
+
+@pytest.mark.parametrize("cls", SIGNATURES)
+def test_the_constructor_itself_shows_every_option_too(cls):
+    shown = inspect.signature(cls.__init__)
+    assert list(shown.parameters) == ["self", *inspect.signature(cls).parameters]
+    assert str(shown) in pydoc.plain(pydoc.render_doc(cls.__init__))
+    assert Options.__annotations__.keys() == COMMON.keys() - IN_GROUPS < shown.parameters.keys()
+
+
+@pytest.mark.parametrize("cls", SIGNATURES)
+def test_an_option_that_a_class_does_not_have_is_refused_as_python_refuses_it(cls):
+    message = rf"^{cls.__name__}\.__init__\(\) got an unexpected keyword argument 'foreach'$"
+    with pytest.raises(TypeError, match=message):
+        cls([np.ones(1)], accumulate=2, foreach=True, fused=True)
 
 
 def test_the_step_takes_two_options_by_name():
