@@ -1,4 +1,4 @@
-"""Parameters as they may be given: as groups, and flattened."""
+"""Parameters and gradients as they may be given: in groups, and in containers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._core import lends_memory
-from fastopt._trees import TreeDef, flatten, is_container, is_named, is_nested
+from fastopt._trees import TreeDef, flatten, flatten_like, is_container, is_named, is_nested
 
 
 def label(key: Any) -> str:
@@ -65,3 +65,20 @@ def flatten_params(given: Any, first: int) -> tuple[list[Any] | None, list[Any],
     if isinstance(tree, Mapping):
         return list(tree), arrays, tree_def
     return None, arrays, None
+
+
+def flatten_grads(grads: Any, tree_def: TreeDef | None, n: int) -> list[Any]:
+    """Return n gradients in the order of the parameters, having checked how they are structured."""
+    if tree_def is not None:
+        return flatten_like("grads", grads, tree_def, n)
+    wrong = f"grads must be a list or tuple in the parameters' order, got {type(grads).__name__}"
+    if lends_memory(grads):
+        raise TypeError(f"{wrong}; of a single array, [gradient]")
+    if isinstance(grads, (Mapping, str, set, frozenset)):
+        raise TypeError(wrong)
+    try:
+        return list(grads)
+    except TypeError:
+        if hasattr(grads, "__iter__"):
+            raise
+        raise TypeError(wrong) from None

@@ -160,6 +160,18 @@ def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) 
     return Bound(members, hypers, plan)
 
 
+def check_groups(members: Members) -> None:
+    """Raise if there are other groups, or other parameters in one, than were added."""
+    groups = members.groups
+    if not isinstance(groups, list) or len(groups) != len(members.group_params):
+        raise ValueError("param_groups was replaced, or its length changed; use add_param_group")
+    for number, (group, params) in enumerate(zip(groups, members.group_params, strict=True)):
+        if type(group) is not dict or group.get("params") is not params:
+            raise ValueError(
+                f"param_groups[{number}]: its parameters were replaced; use add_param_group"
+            )
+
+
 # ---- more groups ---------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 
 from fastopt import _core, _saved
-from fastopt._given import as_groups
+from fastopt._given import as_groups, flatten_grads
 from fastopt._hypers import (
     Check,
     Hypers,
@@ -33,6 +33,7 @@ from fastopt._members import (
     Members,
     ParameterState,
     bound,
+    check_groups,
     extended,
     followed,
     from_kept,
@@ -44,7 +45,6 @@ from fastopt._members import (
 from fastopt._memory import Array
 from fastopt._options import flag, real
 from fastopt._settings import Options, checked_settings, refuse_unknown
-from fastopt._trees import flatten_like
 
 __all__ = ["LearningRate", "Optimizer"]
 
@@ -216,25 +216,12 @@ class Optimizer:
         """Return the initial values of slots that do not start at zero; for subclasses."""
         return {}
 
-    def _check_groups(self) -> None:
-        """Raise if there are other groups, or other parameters in one, than were added."""
-        groups, group_params = self._members.groups, self._members.group_params
-        if not isinstance(groups, list) or len(groups) != len(group_params):
-            raise ValueError(
-                "param_groups was replaced, or its length changed; use add_param_group"
-            )
-        for number, (group, params) in enumerate(zip(groups, group_params, strict=True)):
-            if type(group) is not dict or group.get("params") is not params:
-                raise ValueError(
-                    f"param_groups[{number}]: its parameters were replaced; use add_param_group"
-                )
-
     def _refresh(self, *, call: bool = True) -> None:
         """Take over what has changed in ``param_groups``, after checking all of it.
 
         Learning rates need not be evaluated where no step follows; the next step does it anyway.
         """
-        self._check_groups()
+        check_groups(self._members)
         groups = self._members.groups
         seen, scheduled = as_seen(groups), scheduled_groups(groups)  # before one is evaluated
         if not call:
@@ -369,7 +356,7 @@ class Optimizer:
             elif now.hypers.scheduled:
                 self._evaluate_schedules()
             if type(grads) is not list or now.members.named:
-                grads = self._in_order(grads)
+                grads = flatten_grads(grads, now.members.tree_def, len(now.members.params))
             if type(loss_scale) is not float or loss_scale != 1.0:
                 loss_scale = self._checked_scale(loss_scale)
             if zero_grad is not False:
@@ -388,25 +375,6 @@ class Optimizer:
             if not float(limits.smallest_normal) <= 1 / scale <= float(limits.max):
                 raise ValueError(f"loss_scale is out of the range of {dtype}: got {loss_scale!r}")
         return scale
-
-    def _in_order(self, grads: Any) -> Sequence[Array | None]:
-        """Return the gradients in the order of the parameters, having checked the structure."""
-        members = self._members
-        if members.tree_def is not None:
-            return flatten_like("grads", grads, members.tree_def, len(members.params))
-        wrong = (
-            f"grads must be a list or tuple in the parameters' order, got {type(grads).__name__}"
-        )
-        if _core.lends_memory(grads):
-            raise TypeError(f"{wrong}; of a single array, [gradient]")
-        if isinstance(grads, (Mapping, str, set, frozenset)):
-            raise TypeError(wrong)
-        try:
-            return list(grads)
-        except TypeError:
-            if hasattr(grads, "__iter__"):
-                raise
-            raise TypeError(wrong) from None
 
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
@@ -481,7 +449,7 @@ class Optimizer:
         with self._lock:
             self._forbid_reentry("load()" if checkpoint else "load_state_dict()")
             self._follow()
-            self._check_groups()
+            check_groups(self._members)
             new = _saved.verified(
                 _saved.Expected(self._rule, self._settings, self._members, self._defaults.keys()),
                 saved,

@@ -29,7 +29,7 @@ from support import (
 )
 
 import fastopt
-from fastopt import SGD, Adam
+from fastopt import SGD, Adam, checkpoint
 
 
 @pytest.fixture
@@ -156,6 +156,18 @@ def test_any_reader_finds_the_arrays_under_the_parameters_names(path):
         assert tensors[name].dtype == array.dtype
         assert tensors[name].shape == array.shape
         assert tensors[name].tobytes() == array.tobytes()
+
+
+def test_a_file_holds_any_arrays_and_texts_without_an_optimizer(path):
+    arrays = {"a": np.arange(3.0), "b/c": np.ones((2, 0), np.float32), "n": np.array(3)}
+    checkpoint.write(path, {"said": "yes"}, arrays)
+    texts, found = checkpoint.read(path)
+    assert texts["said"] == "yes"
+    assert texts["format"] == "fastopt checkpoint"
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert (found[name] == array).all()
 
 
 def test_the_metadata_says_what_the_file_is(path):
