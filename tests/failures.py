@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from support import (
-    CONFIGS,
     EVERY,
     MANY_AXES,
     NOT_EMPTY,
@@ -19,6 +18,7 @@ from support import (
     Table,
     change_in_place,
 )
+from tables import BAD_HYPERS, CONFIGS
 
 from fastopt import _core
 
@@ -300,49 +300,6 @@ for _of, _how, _message in [
 
 
 # ---- hyperparameters -----------------------------------------------------------------------------
-
-NOT_REAL = [
-    ("1", TypeError, r"{} must be a real number, got '1' \(str\)"),
-    (False, TypeError, r"{} must be a real number, got False \(bool\)"),
-    (None, TypeError, "{} must be a real number, got None"),
-    (np.ones(1), TypeError, r"{} must be a real number, got array\(\[1\.\]\)"),
-    (np.array(True), TypeError, "{} must be a real number, got array"),
-    (np.array("1"), TypeError, "{} must be a real number, got array"),
-    (1j, TypeError, "{} must be a real number, got 1j"),
-]
-NOT_AT_LEAST_0 = [
-    (-1e-9, ValueError, "{} must be >= 0, got -1e-09"),
-    (NAN, ValueError, "{} must be >= 0, got nan"),
-    (np.array(-1.0), ValueError, r"{} must be >= 0, got array\(-1\.\)"),
-    (10**400, ValueError, "{} is too large"),
-    *NOT_REAL,
-]
-NOT_BETAS = [
-    ((1.0, 0.9), ValueError, r"{}\[0\] must be >= 0 and < 1, got 1.0"),
-    ((0.9, 1), ValueError, r"{}\[1\] must be >= 0 and < 1, got 1"),
-    ((-0.1, 0.9), ValueError, r"{}\[0\] must be >= 0"),
-    ([0.9, NAN], ValueError, r"{}\[1\] must be .*, got nan"),
-    ((0.9, "x"), TypeError, r"{}\[1\] must be a real number, got 'x'"),
-    ((True, 0.9), TypeError, r"{}\[0\] must be a real number, got True"),
-    ((0.9,), ValueError, "{} must have two elements"),
-    ([0.9, 0.9, 0.9], ValueError, "{} must have two elements"),
-    (0.9, TypeError, "{} must be a tuple of two numbers, got 0.9"),
-    ("ab", TypeError, "{} must be a tuple of two numbers, got 'ab'"),
-    (np.ones(3), ValueError, "{} must have two elements"),
-    (np.ones((2, 2)), TypeError, "{} must be a tuple of two numbers"),
-    (np.array(0.9), TypeError, "{} must be a tuple of two numbers"),
-    (np.array([0.9, 1.0]), ValueError, r"{}\[1\] must be >= 0 and < 1, got "),
-]
-BAD_HYPERS = {"betas": NOT_BETAS}
-BAD_HYPERS["dampening"] = [(NAN, ValueError, "{} must be a number, got nan"), *NOT_REAL]
-for _name in ("lr", "weight_decay", "momentum", "alpha", "eps", "lr_decay"):
-    BAD_HYPERS[_name] = NOT_AT_LEAST_0
-BAD_HYPERS["initial_accumulator_value"] = NOT_AT_LEAST_0
-for _name in ("maximize", "decoupled_weight_decay", "nesterov", "centered", "amsgrad"):
-    BAD_HYPERS[_name] = [
-        (x, TypeError, "{} must be True or False, got " + repr(x)) for x in (1, 0.0, None, "no")
-    ]
-BAD_HYPERS["bias_correction"] = BAD_HYPERS["amsgrad"]
 
 
 def fail():

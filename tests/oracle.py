@@ -1,59 +1,11 @@
-"""The table of configurations that the tests run over, and a whole optimizer made of the reference.
-
-Each case of CASES is (name, class, keyword arguments); together they reach every rule, variant and
-option that changes a number.
-"""
+"""A whole optimizer made of the reference, to compare one of fastopt's with, bit for bit."""
 
 import math
 
 import numpy as np
+from tables import BY_CLASS
 
-import fastopt
 from fastopt import reference
-
-RULES = {
-    fastopt.SGD: (reference.sgd, ("momentum", "dampening", "nesterov")),
-    fastopt.Adagrad: (reference.adagrad, ("lr_decay", "eps")),
-    fastopt.RMSprop: (reference.rmsprop, ("alpha", "eps", "momentum", "centered")),
-    fastopt.Adam: (reference.adam, ("betas", "eps", "amsgrad", "bias_correction")),
-    fastopt.AdamW: (reference.adam, ("betas", "eps", "amsgrad", "bias_correction")),
-}
-COMMON = ("lr", "weight_decay", "decoupled_weight_decay", "maximize")
-
-
-def _cases():
-    per_class = {
-        fastopt.SGD: [
-            {},
-            {"momentum": 0.9},
-            {"momentum": 0.9, "dampening": 0.3},
-            {"momentum": 0.9, "nesterov": True},
-        ],
-        fastopt.Adagrad: [{}, {"lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3}],
-        fastopt.RMSprop: [
-            {},
-            {"momentum": 0.9, "eps": 1e-3},
-            {"centered": True, "alpha": 0.9},
-            {"centered": True, "momentum": 0.5, "alpha": 0.4},
-        ],
-        fastopt.Adam: [{}, {"amsgrad": True}, {"betas": (0.0, 0.4), "bias_correction": False}],
-        fastopt.AdamW: [{}, {"amsgrad": True, "betas": (0.8, 0.9), "eps": 1e-3}],
-    }
-    options = [
-        {"lr": 0.1},
-        {"lr": 0.05, "weight_decay": 0.1},
-        {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
-    ]
-    for cls, variants in per_class.items():
-        for i, variant in enumerate(variants):
-            for j, option in enumerate(options):
-                for semantics in ("torch", "keras"):
-                    kwargs = {**option, **variant, "semantics": semantics}
-                    yield f"{cls.__name__}-{i}{j}-{semantics}", cls, kwargs
-
-
-CASES = list(_cases())
-CASE_IDS = [case[0] for case in CASES]
 
 
 class Oracle:
@@ -91,7 +43,7 @@ class Oracle:
         self.update(grads, loss_scale)
 
     def update(self, grads, loss_scale):
-        rule, names = RULES[self.opt_class]
+        row = BY_CLASS[self.opt_class]
         semantics = self.kwargs.get("semantics", "torch")
         clip = {k: self.kwargs.get(k) for k in ("clip_value", "clip_norm", "global_clip_norm")}
         scales = [1 / loss_scale] * len(grads)
@@ -109,12 +61,12 @@ class Oracle:
             if grad is None:
                 continue
             state["step"] += 1
-            hypers = {name: self.groups[i][name] for name in (*COMMON, *names)}
-            if rule is reference.sgd:
+            hypers = row.formula(self.groups[i])
+            if row.begins:
                 hypers["fresh"] = self.fresh[i]
                 begins = state["step"] == 1 or self.fresh[i]
-                self.fresh[i] = bool(begins and hypers["momentum"] == 0)
-            rule(
+                self.fresh[i] = bool(begins and not {*row.begins} & {*row.used(hypers)})
+            row.reference(
                 param,
                 grad,
                 state,

@@ -9,8 +9,9 @@ import copy
 import numpy as np
 from oracle import Oracle, assert_same_bits, same_bits
 from sequences import relaid
+from tables import BY_CLASS
 
-from fastopt import SGD, Adagrad, RMSprop, reference
+from fastopt import reference
 
 
 class Rate:
@@ -58,22 +59,12 @@ def plain(value):
     return tuple(map(float, numbers)) if numbers.ndim else float(numbers)
 
 
-def used_slots(cls, group):
-    if cls is SGD:
-        return ["momentum_buffer"] if plain(group["momentum"]) else []
-    if cls is Adagrad:
-        return ["sum"]
-    if cls is RMSprop:
-        momentum = ["momentum_buffer"] if plain(group["momentum"]) else []
-        return ["square_avg", *momentum, *(["grad_avg"] if group["centered"] else [])]
-    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-
-
 class Model(Oracle):
     """What an optimizer should be: the reference, over copies of its parameters."""
 
     def __init__(self, cls, kwargs, defaults):
         self.opt_class, self.kwargs, self.defaults = cls, kwargs, defaults
+        self.row = BY_CLASS[cls]
         self.options, self.group_of, self.keys = [], [], []
         self.params, self.state, self.totals, self.fresh, self.left_out = [], [], [], [], []
         self.ema = None if kwargs.get("ema_decay") is None else []
@@ -95,18 +86,20 @@ class Model(Oracle):
         self.take_over(fresh=False)
 
     def initial(self, i, name):
-        value = self.options[self.group_of[i]]["initial_accumulator_value"] if name == "sum" else 0
+        group, start = self.options[self.group_of[i]], self.row.starts.get(name)
+        value = group[start] if start else 0
         return np.full_like(self.params[i], plain(value), order="K")
 
     def missing(self, i):
-        return {*used_slots(self.opt_class, self.options[self.group_of[i]])} - {*self.state[i]}
+        group = {k: plain(v) for k, v in self.options[self.group_of[i]].items() if k != "lr"}
+        return {*self.row.used(group)} - {*self.state[i]}
 
     def take_over(self, *, fresh=True):
         """Make the slots that have been switched on."""
         for i in range(len(self.params)):
             for name in self.missing(i):
                 self.state[i][name] = self.initial(i, name)
-                if self.opt_class is SGD:
+                if name in self.row.begins:
                     self.fresh[i] = fresh
 
     def foresee(self, grads, loss_scale):
@@ -174,7 +167,7 @@ class Model(Oracle):
                 else np.zeros_like(self.params[i])
                 for name in names
             }
-            self.fresh[i] = saved.fresh[k] or "momentum_buffer" not in saved.state[k]
+            self.fresh[i] = saved.fresh[k] or not {*self.row.begins} <= {*saved.state[k]}
             self.totals[i] = copy.deepcopy(saved.totals[k])
             if self.ema is not None:
                 self.ema[i] = saved.ema[k].copy()
@@ -205,7 +198,7 @@ def assert_as_modelled(opt, model):
         assert late <= model.missing(i)
         for name in late:
             model.state[i][name] = model.initial(i, name)
-            if model.opt_class is SGD:
+            if name in model.row.begins:
                 model.fresh[i] = True
     assert_same_bits(opt, model)
     if opt._members.sums is not None:
@@ -227,8 +220,8 @@ def assert_saved(saved, model):
         assert {k: plain(v) for k, v in group.items() if k != "params"} == expected
     assert list(saved["state"]) == model.keys
     for i, state in enumerate(saved["state"].values()):
-        waits = model.fresh[i] and "momentum_buffer" in state and model.state[i]["step"] > 0
-        marks = {"momentum_buffer_begun"} if waits and model.opt_class is SGD else set()
+        waits = model.fresh[i] and model.state[i]["step"] > 0
+        marks = {f"{name}_begun" for name in model.row.begins if waits and name in state}
         assert state.keys() == model.state[i].keys() | marks
         assert all(same_bits(state[name], model.state[i][name]) for name in model.state[i])
         assert not any(state[mark] for mark in marks)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
+from tables import CONFIGS
 
 import fastopt
 from fastopt import _core
@@ -28,24 +29,6 @@ EVERY = range(len(TENSORS))
 NOT_EMPTY = [k for k in EVERY if 0 not in TENSORS[k][0]]
 WITH_AXES = [k for k in NOT_EMPTY if TENSORS[k][0]]
 MANY_AXES = [k for k in EVERY if len(TENSORS[k][0]) > 1]
-
-# Class, options, and how the parameters are given.
-CONFIGS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, "list"),
-    "sgd-keras": (
-        fastopt.SGD,
-        {"momentum": 0.9, "nesterov": True, "semantics": "keras", "ema_decay": 0.5},
-        "dict",
-    ),
-    "adagrad": (fastopt.Adagrad, {"initial_accumulator_value": 0.1, "clip_value": 0.5}, "groups"),
-    "rmsprop": (fastopt.RMSprop, {"momentum": 0.5, "centered": True, "clip_norm": 1.0}, "dict"),
-    "adam": (
-        fastopt.Adam,
-        {"amsgrad": True, "weight_decay": 0.1, "global_clip_norm": 2.0, "ema_decay": 0.9},
-        "list",
-    ),
-    "adamw": (fastopt.AdamW, {"semantics": "keras", "ema_decay": 0.0}, "groups"),
-}
 
 
 def make_params():

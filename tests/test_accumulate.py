@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 from failures import KINDS
-from oracle import CASE_IDS, CASES, Oracle, assert_same_bits
-from support import CONFIGS, EVERY, NOT_EMPTY, Run, contents, differences, everything, make_grads
+from oracle import Oracle, assert_same_bits
+from support import EVERY, NOT_EMPTY, Run, contents, differences, everything, make_grads
+from tables import CASE_IDS, CASES, CLASSES, CONFIGS
 
-import fastopt
 from fastopt import SGD, Adam, AdamW, _core
 
 BLOCK = _core.BLOCK
@@ -303,7 +303,7 @@ def test_parameters_left_out_are_not_decayed(no_decay, out, decoupled):
 
 def test_leaving_out_is_the_same_as_a_group_without_decay():
     rng = np.random.default_rng(0)
-    for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+    for cls in CLASSES:
         start = [rng.standard_normal(size) for size in (5, 3, 5, 3)]
         one, two = ([p.copy() for p in start] for _ in range(2))
         by_keyword = cls(one, lr=0.1, weight_decay=0.1, no_decay=lambda i, p: i % 2 == 1)

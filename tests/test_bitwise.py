@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 from fpmode import flush_to_zero
-from oracle import CASE_IDS, CASES, Oracle, assert_same_bits
+from oracle import Oracle, assert_same_bits
+from tables import CASE_IDS, CASES
 
 import fastopt
 from fastopt import _core, reference

@@ -37,11 +37,12 @@ from c_interface import (
     options,
     result,
 )
-from oracle import CASE_IDS, CASES, assert_same_bits
+from oracle import assert_same_bits
 from support import python
+from tables import BY_RULE, CASE_IDS, CASES
 
 import fastopt
-from fastopt import SGD, Adagrad, Adam, RMSprop, _core
+from fastopt import SGD, Adam, _core
 from fastopt._options import flag, real
 
 PACKAGE = Path(fastopt.__file__).parent
@@ -160,12 +161,9 @@ def test_gradients_are_zeroed_where_that_is_asked_for():
     assert not any(g.any() for g in grads)
 
 
-CLASSES = [fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam]
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_defaults_are_those_of_the_class(cls):
-    opt = cls([np.ones(1)])
+@pytest.mark.parametrize("rule", BY_RULE)
+def test_defaults_are_those_of_the_class(rule):
+    opt = BY_RULE[rule].cls([np.ones(1)])
     handle = create(opt._rule.name, 2, 1)
     value = ctypes.c_double()
     for group in range(2):
@@ -181,9 +179,10 @@ def listed(names, *arguments):
 
 
 def test_names_are_listed():
-    assert listed(fo.rule_name) == _core.rule_names() == [cls._rule.name for cls in CLASSES]
-    for cls in CLASSES:
-        rule = cls._rule
+    assert listed(fo.rule_name) == _core.rule_names() == list(BY_RULE)
+    for row in BY_RULE.values():
+        rule = row.cls._rule
+        assert list(row.slots) == list(rule.slots)
         assert listed(fo.hyper_name, rule.name.encode()) == list(rule.hypers)
         assert listed(fo.state_name, rule.name.encode()) == list(rule.slots)
         for names, count in ((fo.hyper_name, len(rule.hypers)), (fo.state_name, len(rule.slots))):
@@ -539,8 +538,8 @@ def in_range(check, name, value):
 
 def test_ranges_of_hyperparameters_are_those_of_the_class():
     value = ctypes.c_double()
-    for rule, cls in (("sgd", SGD), ("adagrad", Adagrad), ("rmsprop", RMSprop), ("adam", Adam)):
-        handle, checks = create(rule, 1, 1), {**cls._checks}
+    for rule, row in BY_RULE.items():
+        handle, checks = create(rule, 1, 1), {**row.cls._checks}
         for name in ("beta1", "beta2"):
             checks[name] = partial(real, below=1.0)
         for name in _core.Rule(rule).hypers:

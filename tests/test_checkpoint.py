@@ -15,9 +15,8 @@ import pytest
 import safetensors.numpy
 from forged import checksum, read, small
 from old_checkpoints import DATA, OLD, STEPS, advanced, made
-from oracle import CASES, Oracle, assert_same_bits
+from oracle import Oracle, assert_same_bits
 from support import (
-    CONFIGS,
     Run,
     contents,
     differences,
@@ -27,6 +26,7 @@ from support import (
     make_params,
     python,
 )
+from tables import CASES, CONFIGS, ROWS
 
 import fastopt
 from fastopt import SGD, Adam, checkpoint
@@ -133,7 +133,7 @@ def run_on_reference(rule, oracle):
 
 
 def test_every_rule_has_an_old_file():
-    assert {OLD[rule][0] for rule in OLD} == {CONFIGS[config][0] for config in CONFIGS}
+    assert {OLD[rule][0] for rule in OLD} == {row.cls for row in ROWS if row.since == "0.1"}
     files = {path.name for path in DATA.glob("checkpoint-*")}
     assert files == {f"checkpoint-0.1-{rule}.safetensors" for rule in OLD}
 

@@ -11,7 +11,6 @@ import pydoc
 import numpy as np
 import pytest
 from support import (
-    CONFIGS,
     EVERY,
     Run,
     differences,
@@ -20,58 +19,11 @@ from support import (
     make_grads,
     make_owned_params,
 )
+from tables import BELOW_1, BETAS, CLASSES, COMMON, CONFIGS, ROWS
 
 import fastopt
-from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core, functional
+from fastopt import SGD, Adam, RMSprop, _core, functional
 from fastopt._settings import Options
-
-COMMON = {
-    "semantics": "torch",
-    "maximize": False,
-    "decoupled_weight_decay": False,
-    "clip_value": None,
-    "clip_norm": None,
-    "global_clip_norm": None,
-    "nonfinite": "propagate",
-    "ema_decay": None,
-    "accumulate": 1,
-    "no_decay": None,
-    "num_threads": None,
-}
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
-SIGNATURES = {  # positional, in this order; keyword-only
-    SGD: (
-        {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
-        COMMON,
-    ),
-    Adagrad: (
-        {
-            "lr": 1e-2,
-            "lr_decay": 0.0,
-            "weight_decay": 0.0,
-            "initial_accumulator_value": 0.0,
-            "eps": 1e-10,
-        },
-        COMMON,
-    ),
-    RMSprop: (
-        {
-            "lr": 1e-2,
-            "alpha": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "momentum": 0.0,
-            "centered": False,
-        },
-        COMMON,
-    ),
-    Adam: ({"lr": 1e-3, **ADAM}, {**COMMON, "bias_correction": True}),
-    AdamW: (
-        {"lr": 1e-3, **ADAM, "weight_decay": 1e-2},
-        {**COMMON, "bias_correction": True, "decoupled_weight_decay": True},
-    ),
-}
-IN_GROUPS = {"maximize", "decoupled_weight_decay", "bias_correction"}
 
 
 def one_step(cls, start, grad, **options):
@@ -84,9 +36,11 @@ def one_step(cls, start, grad, **options):
 # ---- the constructor -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", SIGNATURES)
-def test_names_order_and_defaults_are_as_documented(cls):
-    positional, keyword_only = SIGNATURES[cls]
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_names_order_and_defaults_are_as_documented(row):
+    cls = row.cls
+    positional = {name: default for name, (default, _) in row.hypers.items()}
+    keyword_only = COMMON | {name: default for name, (default, _) in row.keywords.items()}
     shown = inspect.signature(cls).parameters.values()
     by_position = {p.name: p.default for p in shown if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(by_position) == ["params", *positional]
@@ -96,7 +50,7 @@ def test_names_order_and_defaults_are_as_documented(cls):
         cls([np.ones(1)], *positional.values(), "torch")
     for semantics in ("torch", "keras"):  # which never changes defaults
         (group,) = cls([np.ones(1)], semantics=semantics).param_groups
-        assert group.keys() == {"params", *positional, *(IN_GROUPS & keyword_only.keys())}
+        assert group.keys() == {"params", *row.defaults}
         assert {**positional, **keyword_only, **group} == {
             **positional,
             **keyword_only,
@@ -104,15 +58,19 @@ def test_names_order_and_defaults_are_as_documented(cls):
         }
 
 
-@pytest.mark.parametrize("cls", SIGNATURES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_the_constructor_itself_shows_every_option_too(cls):
     shown = inspect.signature(cls.__init__)
     assert list(shown.parameters) == ["self", *inspect.signature(cls).parameters]
     assert str(shown) in pydoc.plain(pydoc.render_doc(cls.__init__))
-    assert Options.__annotations__.keys() == COMMON.keys() - IN_GROUPS < shown.parameters.keys()
+    assert (
+        Options.__annotations__.keys()
+        == COMMON.keys() - {"maximize", "decoupled_weight_decay"}
+        < shown.parameters.keys()
+    )
 
 
-@pytest.mark.parametrize("cls", SIGNATURES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_an_option_that_a_class_does_not_have_is_refused_as_python_refuses_it(cls):
     message = rf"^{cls.__name__}\.__init__\(\) got an unexpected keyword argument 'foreach'$"
     with pytest.raises(TypeError, match=message):
@@ -127,7 +85,7 @@ def test_the_step_takes_two_options_by_name():
     ]
 
 
-@pytest.mark.parametrize("cls", SIGNATURES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_every_option_is_accepted_by_every_class(cls):
     for name, value in {
         **COMMON,
@@ -144,6 +102,14 @@ def test_every_option_is_accepted_by_every_class(cls):
     }.items():
         w = np.ones(3)
         assert cls([w], **{name: value}).step([np.ones(3)]).skipped is False
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_ranges_are_as_documented(row):
+    expected = {k: v for k, v in row.ranges.items() if k not in row.starts.values()}
+    if expected.pop("betas", None) == BETAS:
+        expected |= {"beta1": BELOW_1, "beta2": BELOW_1}
+    np.testing.assert_equal(row.cls._rule.ranges, expected)
 
 
 def test_ranges_are_torchs():
@@ -325,7 +291,7 @@ def test_what_is_saved_of_a_hyperparameter_that_is_an_array_is_no_array(tmp_path
         assert {name: other.param_groups[0][name] for name in numbers} == numbers
 
 
-@pytest.mark.parametrize("cls", SIGNATURES)
+@pytest.mark.parametrize("cls", CLASSES)
 def test_a_class_is_known_by_where_users_find_it(cls):
     assert f"{cls.__module__}.{cls.__qualname__}" == f"fastopt.{cls.__name__}"
     assert pickle.loads(pickle.dumps(cls)) is cls is getattr(fastopt, cls.__name__)

@@ -4,9 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from failures import BAD_HYPERS, INF, KINDS, NAN
+from failures import INF, KINDS, NAN
 from support import (
-    CONFIGS,
     EVERY,
     NOT_EMPTY,
     Run,
@@ -18,10 +17,9 @@ from support import (
     everything,
     finish,
 )
+from tables import BAD_HYPERS, CLASSES, CONFIGS
 
 import fastopt
-
-CLASSES = [fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW]
 
 # ---- what is promised of all of them -------------------------------------------------------------
 

@@ -5,38 +5,32 @@ import threading
 
 import numpy as np
 import pytest
-from oracle import CASE_IDS, CASES, bits, same_bits
+from oracle import bits, same_bits
 from support import SparseMatrix, Table
+from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES
 
 import fastopt
 from fastopt import _core, functional, reference
 
 BLOCK = _core.BLOCK
-FUNCTIONS = {
-    fastopt.SGD: (functional.sgd, ["momentum_buffer"]),
-    fastopt.Adagrad: (functional.adagrad, ["sum"]),
-    fastopt.RMSprop: (functional.rmsprop, ["square_avg", "momentum_buffer", "grad_avg"]),
-    fastopt.Adam: (functional.adam, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
-    fastopt.AdamW: (functional.adam, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
-}
-KERAS = {"sgd": "velocity", "adagrad": "eps_inside", "rmsprop": "eps_inside", "adam": "eps_hat"}
 
 
 def as_function(cls, kwargs):
     """Return the function that is the class with these arguments, but for arrays and the step."""
-    function, slots = FUNCTIONS[cls]
-    kwargs = dict(kwargs)
-    kwargs[KERAS[function.__name__]] = kwargs.pop("semantics", "torch") == "keras"
-    for implied in ("amsgrad", "centered", "initial_accumulator_value"):
-        kwargs.pop(implied, None)
-    if cls is fastopt.AdamW:
-        kwargs = {"weight_decay": 1e-2, "decoupled_weight_decay": True, **kwargs}
-    takes_step = "step" in inspect.signature(function).parameters
+    row, kwargs = BY_CLASS[cls], dict(kwargs)
+    known = inspect.signature(row.function).parameters
+    kwargs[row.dialect] = kwargs.pop("semantics", "torch") == "keras"
+    for name, default in row.defaults.items():  # of AdamW, where they are not Adam's
+        if default != BY_RULE[row.rule].defaults[name]:
+            kwargs.setdefault(name, default)
+    implied = {*row.starts.values(), *(name for _, switch in row.switches() for name in switch)}
+    kwargs = {k: v for k, v in kwargs.items() if k in known or k not in implied}
 
     def call(params, grads, state, step, **options):
-        if takes_step:
+        if "step" in known:
             options["step"] = step
-        return function(params, grads, *(state.get(name) for name in slots), **kwargs, **options)
+        state = [state.get(name) for name in row.slots]
+        return row.function(params, grads, *state, **kwargs, **options)
 
     return call
 

@@ -85,7 +85,7 @@ STEPS = """
 import hashlib, sys
 import numpy as np
 import fastopt
-from oracle import CASES
+from tables import CASES
 from fastopt import _core
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()

@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 from support import (
-    CONFIGS,
     EVERY,
     F32,
     F64,
@@ -20,8 +19,9 @@ from support import (
     make_owned_params,
     make_params,
 )
+from tables import CONFIGS, ROWS
 
-from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, _core
+from fastopt import SGD, Adagrad, Adam, _core
 
 # ---- parameters ----------------------------------------------------------------------------------
 
@@ -190,12 +190,7 @@ def test_a_named_group_can_be_added_to_named_ones():
 
 @pytest.mark.parametrize(
     ("cls", "switch", "slot"),
-    [
-        (SGD, {"momentum": 0.5}, "momentum_buffer"),
-        (RMSprop, {"momentum": 0.5}, "momentum_buffer"),
-        (RMSprop, {"centered": True}, "grad_avg"),
-        (Adam, {"amsgrad": True}, "max_exp_avg_sq"),
-    ],
+    [(row.cls, switch, slot) for row in ROWS for slot, switch in row.switches()],
 )
 def test_state_switched_on_later_starts_at_zero_then(cls, switch, slot):
     late = cls({"a": np.ones(5), "b": np.ones((2, 2))}, lr=0.5)
@@ -234,19 +229,19 @@ def test_a_list_or_an_array_for_all_groups_is_each_groups_own():
 
 # ---- state ---------------------------------------------------------------------------------------
 
-SLOTS = [
-    (SGD, {}, set()),
-    (SGD, {"momentum": 0.9}, {"momentum_buffer"}),
-    (SGD, {"momentum": 0.9, "semantics": "keras"}, {"momentum_buffer"}),
-    (Adagrad, {}, {"sum"}),
-    (RMSprop, {}, {"square_avg"}),
-    (RMSprop, {"centered": True}, {"square_avg", "grad_avg"}),
-    (RMSprop, {"momentum": 0.9}, {"square_avg", "momentum_buffer"}),
-    (RMSprop, {"momentum": 1, "centered": True}, {"square_avg", "momentum_buffer", "grad_avg"}),
-    (Adam, {}, {"exp_avg", "exp_avg_sq"}),
-    (Adam, {"amsgrad": True}, {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
-    (AdamW, {}, {"exp_avg", "exp_avg_sq"}),
-]
+
+def slot_cases():
+    """Each class with every set of switches for its state."""
+    for row in ROWS:
+        for n in range(1 + len(row.switches())):
+            for on in itertools.combinations(row.switches(), n):
+                names = {s for s, switch in row.slots.items() if not switch or (s, switch) in on}
+                for semantics in ("torch", "keras"):
+                    options = {k: v for _, switch in on for k, v in switch.items()}
+                    yield row.cls, {**options, "semantics": semantics}, names
+
+
+SLOTS = list(slot_cases())
 
 
 @pytest.mark.parametrize(("cls", "kwargs", "names"), SLOTS)

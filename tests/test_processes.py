@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import advance, contents, python
+from tables import ROWS
 
 import fastopt
 from fastopt import SGD, Adam, _core, functional
@@ -521,7 +522,7 @@ def fails(make, *args, **kwargs):
     else:
         raise AssertionError(f"{make}(*{args}, **{kwargs})")
 
-for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+for cls in CLASSES:
     twice = array(3)
     for args, kwargs in [
         ((), {}),
@@ -575,6 +576,7 @@ del new, args, kwargs, twice, both, changed, plan
 gc.collect()
 assert [ref() for ref in given if ref() is not None] == []
 """
+    script = script.replace("CLASSES", "".join(f"fastopt.{row.name}, " for row in ROWS))
     done = python("-X", "dev", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

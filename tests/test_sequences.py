@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import sequences
-from oracle import RULES, same_bits
+from oracle import same_bits
 from sequences import History, chance, new_gradient, new_parameter, pick, values
 from sequences_model import (
     Failing,
@@ -24,9 +24,10 @@ from sequences_model import (
     assert_saved,
     every_third,
 )
+from tables import BAD_HYPERS, BY_CLASS, CLASSES
 
 import fastopt
-from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop, schedules
+from fastopt import SGD, schedules
 
 OPERATIONS = 30
 
@@ -51,46 +52,12 @@ def good_options(rng, cls, semantics):
         options["decoupled_weight_decay"] = pick(rng, [False, True, np.bool_(True)])
     if chance(rng, 0.2):
         options["maximize"] = pick(rng, [False, True])
-    if cls is SGD and chance(rng, 0.7):
-        momentum = pick(rng, [0, 0, 0.0, 0.9, 0.5, np.float32(0.3), 1.25])
-        nesterov = chance(rng, 0.3) and (momentum != 0 or semantics == "keras")
-        dampening = 0 if nesterov else pick(rng, [0, 0.0, 0.3, -1, 1])
-        options |= {"momentum": momentum, "nesterov": nesterov, "dampening": dampening}
-    if cls is RMSprop and chance(rng, 0.7):
-        options["momentum"] = pick(rng, [0, 0.0, 0.9, 0.5])
-        options["centered"] = pick(rng, [False, True])
-        options["alpha"] = pick(rng, [0.9, 0.99, 0, 0.5])
-    if cls is Adagrad and chance(rng, 0.7):
-        options["lr_decay"] = pick(rng, [0, 0.1])
-        options["initial_accumulator_value"] = pick(rng, [0, 0.1, 2])
-    if cls in (Adam, AdamW) and chance(rng, 0.7):
-        options["amsgrad"] = pick(rng, [False, True])
-        options["bias_correction"] = pick(rng, [True, True, False])
-        options["betas"] = pick(
-            rng, [(0.9, 0.999), [0.5, 0.75], (0, 0.4), np.array([0.8, 0.9]), [0.9, 0.99]]
-        )
-    if cls is not SGD and chance(rng, 0.3):
+    row = BY_CLASS[cls]
+    if chance(rng, 0.7):
+        options |= row.draw(rng, semantics)
+    if "eps" in row.hypers and chance(rng, 0.3):
         options["eps"] = pick(rng, [1e-8, 1e-3, 0.1])
     return options
-
-
-BAD = {
-    "lr": [-1, float("nan"), "0.1", None, True, [0.1], 1 + 1j],
-    "weight_decay": [-0.1, float("nan"), None, False],
-    "maximize": [1, None, "yes"],
-    "decoupled_weight_decay": [0, 2.0],
-    "momentum": [-0.5, float("nan"), "m"],
-    "dampening": [float("nan"), None],
-    "nesterov": [1, None],
-    "alpha": [-1, [0.9]],
-    "centered": [1.0],
-    "lr_decay": [-1e-3],
-    "initial_accumulator_value": [-1, "0"],
-    "eps": [-1e-8, None],
-    "betas": [(0.9, 1.0), (0.9,), 0.9, [-0.1, 0.5], (0.9, None), np.ones((2, 2)), "ab"],
-    "amsgrad": [1],
-    "bias_correction": [None],
-}
 
 
 # ---- the sequence --------------------------------------------------------------------------------
@@ -101,7 +68,7 @@ class Sequence:
         self.rng, self.folder, self.files = np.random.default_rng([seed, 1]), folder, 0
         self.history = History(done)
         rng = self.rng
-        self.cls = pick(rng, [SGD, *RULES])
+        self.cls = pick(rng, [SGD, *CLASSES])
         self.named = chance(rng, 0.4)
         self.kwargs = self.new_kwargs()
         self.pairs = [self.new_pair()]
@@ -396,10 +363,10 @@ class Sequence:
         number = int(rng.integers(len(self.model.options)))
         group, message = opt.param_groups[number], re.escape(f"param_groups[{number}]: ")
         before = dict(group)
-        name = pick(rng, [name for name in self.model.options[0] if name in BAD])
+        name = pick(rng, [name for name in self.model.options[0] if name in BAD_HYPERS])
         way = pick(rng, ["value", "value", "value", "unknown", "missing"])
         if way == "value":
-            group[name] = pick(rng, BAD[name])
+            group[name] = pick(rng, BAD_HYPERS[name])[0]
             message += name
         elif way == "unknown":
             group["other"] = 1

@@ -34,6 +34,7 @@ from c_interface import (
 )
 from oracle import Oracle, same_bits
 from sequences import BLOCK, History, chance, pick, values
+from tables import BY_RULE
 
 import fastopt
 from fastopt import reference
@@ -41,30 +42,19 @@ from fastopt import reference
 OPERATIONS = 40
 HERE = np.zeros(1)
 LAYERS = fastopt.build_info()["threading"]["available"]
-CLASSES = {cls._rule.name: cls for cls in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop)}
-CLASSES["adam"] = fastopt.Adam
-SLOTS = {
-    "sgd": ["momentum_buffer"],
-    "adagrad": ["sum"],
-    "rmsprop": ["square_avg", "momentum_buffer", "grad_avg"],
-    "adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
-}
-FLAGS = {"lr": [0.1, 1e-3, 0.0, 0.5], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.9, 0.5]}
-FLAGS |= {name: [0.0, 1.0] for name in ("maximize", "decoupled_weight_decay", "centered")}
-FLAGS |= {name: [0.0, 1.0] for name in ("nesterov", "amsgrad", "bias_correction")}
-FLAGS |= {"dampening": [0.0, 0.5], "alpha": [0.9, 0.5], "eps": [1e-8, 0.1], "lr_decay": [0.0, 0.1]}
-FLAGS |= {"beta1": [0.9, 0.0], "beta2": [0.999, 0.5]}
+FLAGS = {"lr": [0.1, 1e-3, 0.0, 0.5], "weight_decay": [0.0, 0.1], "eps": [1e-8, 0.1]}
+
+
+def some_values(rule, name):
+    """Return values that a hyperparameter may be given."""
+    is_switch = math.isnan(BY_RULE[rule].cls._rule.ranges[name][1])
+    tried = [0.0, 1.0] if is_switch else [0.0, 0.1, 0.5, 0.9]
+    return FLAGS.get(name, tried)
 
 
 def used_slots(rule, hypers):
     """Return which state arrays a step touches."""
-    if rule == "sgd":
-        return {"momentum_buffer"} if hypers["momentum"] else set()
-    left = {
-        "rmsprop": {"momentum_buffer": "momentum", "grad_avg": "centered"},
-        "adam": {"max_exp_avg_sq": "amsgrad"},
-    }.get(rule, {})
-    return {slot for slot in SLOTS[rule] if slot not in left or hypers[left[slot]]}
+    return {*BY_RULE[rule].used(hypers)}
 
 
 def unaligned(rng, array):
@@ -85,7 +75,8 @@ class Parameter:
         self.group, self.fresh = group, False
         self.param = unaligned(rng, values(rng, size, self.dtype, wild=0))
         self.counter = np.zeros(1, np.int64)
-        self.state = {name: unaligned(rng, np.zeros_like(self.param)) for name in SLOTS[rule]}
+        slots = BY_RULE[rule].slots
+        self.state = {name: unaligned(rng, np.zeros_like(self.param)) for name in slots}
         self.average = self.param.copy()
         self.grad = np.zeros_like(self.param)
         self.bound = {}
@@ -105,13 +96,14 @@ class Sequence:
     def __init__(self, seed, done):
         rng = self.rng = np.random.default_rng([seed, 4])
         self.history = History(done)
-        self.rule = pick(rng, SLOTS)
+        self.rule = pick(rng, BY_RULE)
+        self.row = BY_RULE[self.rule]
         self.n_groups = pick(rng, [1, 2, 3])
         self.params = [
             Parameter(rng, self.rule, int(rng.integers(self.n_groups)))
             for _ in range(pick(rng, [1, 2, 3, 4]))
         ]
-        defaults = CLASSES[self.rule]([np.zeros(1)])
+        defaults = self.row.cls([np.zeros(1)])
         row = dict(zip(defaults._rule.hypers, defaults._bound.hypers.rows[0], strict=True))
         self.hypers = [dict(row) for _ in range(self.n_groups)]
         self.options = {}
@@ -159,12 +151,12 @@ class Sequence:
                 self.do("get_hyper", group, name.encode(), number)
                 assert number.value == value
             used = used_slots(self.rule, hypers)
-            for slot in SLOTS[self.rule]:
+            for slot in self.row.slots:
                 self.do("uses_state", group, slot.encode(), whole)
                 assert whole.value == (slot in used)
-        if self.rule == "sgd":
+        for slot in self.row.begins:
             for i, p in enumerate(self.params):
-                self.do("get_begun", i, b"momentum_buffer", whole)
+                self.do("get_begun", i, slot.encode(), whole)
                 assert whole.value == (p.counter[0] > 0 and not p.fresh)
 
     # ---- steps
@@ -202,7 +194,7 @@ class Sequence:
     def model(self):
         """Return the reference over copies of everything."""
         model = Oracle.__new__(Oracle)
-        model.opt_class, model.ema, model.completed = CLASSES[self.rule], None, 0
+        model.opt_class, model.ema, model.completed = self.row.cls, None, 0
         clip = {v: k for k, v in CLIPS.items()}.get(self.options.get("clip", 0))
         model.kwargs = {"semantics": ("torch", "keras")[self.options.get("semantics", 0)]}
         if clip:
@@ -216,7 +208,7 @@ class Sequence:
         model.groups = []
         for p in self.params:
             hypers = dict(self.hypers[p.group])
-            if self.rule == "adam":
+            if "beta1" in hypers:
                 hypers["betas"] = hypers.pop("beta1"), hypers.pop("beta2")
             model.groups.append(hypers)
         return model
@@ -299,7 +291,7 @@ class Sequence:
         names = [n for n in self.hypers[group] if chance(self.rng, 0.3)]
         self.history.add("hyper", f"group {group} {names}")
         for name in names:
-            value = float(pick(self.rng, FLAGS[name]))
+            value = float(pick(self.rng, some_values(self.rule, name)))
             self.do("set_hyper", group, name.encode(), value)
             self.hypers[group][name] = value
 
@@ -332,25 +324,26 @@ class Sequence:
         i = int(self.rng.integers(len(self.params)))
         p = self.params[i]
         begun = ctypes.c_int32(1)
-        if self.rule == "sgd":
-            self.do("get_begun", i, b"momentum_buffer", begun)
+        for slot in self.row.begins:
+            self.do("get_begun", i, slot.encode(), begun)
         move = chance(self.rng, 0.5)
         if move:
             p.move(self.rng)
         p.group = int(self.rng.integers(self.n_groups))
         self.history.add("rebind", f"{i} to group {p.group}, moved: {move}, begun: {begun.value}")
         self.bind(i)
-        if self.rule == "sgd" and chance(self.rng, 0.8):
-            self.do("set_begun", i, b"momentum_buffer", begun.value)
-            p.fresh = begun.value == 0
+        for slot in self.row.begins:
+            if chance(self.rng, 0.8):
+                self.do("set_begun", i, slot.encode(), begun.value)
+                p.fresh = begun.value == 0
 
     def resume(self):
         """Make another optimizer over the same arrays."""
         begun = []
         for i in range(len(self.params)):
             value = ctypes.c_int32(1)
-            if self.rule == "sgd":
-                self.do("get_begun", i, b"momentum_buffer", value)
+            for slot in self.row.begins:
+                self.do("get_begun", i, slot.encode(), value)
             begun.append(value.value)
         self.history.add("resume", f"begun: {begun}")
         fo.destroy(self.handle)
@@ -361,23 +354,23 @@ class Sequence:
         self.do("set_options", options(**self.options))
         for i, p in enumerate(self.params):
             self.bind(i)
-            if self.rule == "sgd":
-                self.do("set_begun", i, b"momentum_buffer", begun[i])
+            for slot in self.row.begins:
+                self.do("set_begun", i, slot.encode(), begun[i])
                 p.fresh = begun[i] == 0
 
     def begin(self):
         """Say of a buffer that it has begun, or that it has not."""
-        if self.rule == "sgd":
+        for slot in self.row.begins:
             i, begun = int(self.rng.integers(len(self.params))), pick(self.rng, [0, 1])
             self.history.add("begun", f"{i}: {begun}")
-            self.do("set_begun", i, b"momentum_buffer", begun)
+            self.do("set_begun", i, slot.encode(), begun)
             self.params[i].fresh = not begun
 
     def take_away(self):
         """Take an array away from the optimizer, or give it back."""
         i = int(self.rng.integers(len(self.params)))
         there = chance(self.rng, 0.5)
-        what = pick(self.rng, [*SLOTS[self.rule], "average"])
+        what = pick(self.rng, [*self.row.slots, "average"])
         self.history.add("give" if there else "take away", f"{what} of {i}")
         if what == "average":
             self.set_average(i, there)
@@ -408,7 +401,7 @@ class Sequence:
     def refused(self):
         rng, n, n_groups = self.rng, len(self.params), self.n_groups
         h, i = self.handle, int(rng.integers(n))
-        p, slot = self.params[i], SLOTS[self.rule][0].encode()
+        p, slot = self.params[i], next(iter(self.row.slots)).encode()
         there, counter = dense(p.param), p.counter.ctypes.data
         other = dense(p.param, dtype=1 - DTYPES[p.param.dtype])
         whole, number = ctypes.c_int32(7), ctypes.c_double(7)

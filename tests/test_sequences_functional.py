@@ -4,6 +4,7 @@ Calls of every rule, dialect and way to give arrays follow one another on the sa
 what is remembered of one call is met by others. One that is refused must write nothing.
 """
 
+import inspect
 from collections import Counter
 
 import numpy as np
@@ -21,27 +22,26 @@ from sequences import (
     relaid,
     values,
 )
+from tables import BY_RULE
 
 import fastopt
-from fastopt import functional, reference
 
 OPERATIONS = 30
-SLOTS = {
-    "sgd": ("momentum_buffer",),
-    "adagrad": ("sum",),
-    "rmsprop": ("square_avg", "momentum_buffer", "grad_avg"),
-    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-}
-DIALECT = {"sgd": "velocity", "adagrad": "eps_inside", "rmsprop": "eps_inside", "adam": "eps_hat"}
+
+
+def implied(row):
+    """Return the slots that a function uses if they are given, and with what in the class."""
+    known = inspect.signature(row.function).parameters
+    return {s: name for s, switch in row.switches() for name in switch if name not in known}
 
 
 class Model:
     """A list of parameters with every state array that a rule may have, and copies of all."""
 
-    def __init__(self, rng, rule):
-        self.rule, n = rule, pick(rng, [1, 1, 2, 3])
+    def __init__(self, rng, row):
+        self.row, n = row, pick(rng, [1, 1, 2, 3])
         self.params = [new_parameter(rng, pick(rng, DTYPES)) for _ in range(n)]
-        self.state = {name: [self.start(rng, name, p) for p in self.params] for name in SLOTS[rule]}
+        self.state = {name: [self.start(rng, name, p) for p in self.params] for name in row.slots}
         self.grads = [new_gradient(rng, p) for p in self.params]
 
     def start(self, rng, name, param):
@@ -58,14 +58,22 @@ class Call:
     """A call with random options, and what it comes to."""
 
     def __init__(self, rng, model):
-        self.rng, self.model, self.rule = rng, model, model.rule
-        self.options = {"lr": pick(rng, [0.1, 1e-3, 0, -0.5, np.float32(0.25), 1])}
-        self.used = list(SLOTS[self.rule])
-        self.positional, self.counts = [None] * len(self.used), [1] * len(model.params)
-        getattr(self, self.rule)()
+        self.rng, self.model, self.row = rng, model, model.row
+        self.known = inspect.signature(self.row.function).parameters
+        self.counts = [2 if self.row.begins else 1] * len(model.params)
         self.keras = chance(rng, 0.4)
+        drawn = self.row.draw(rng, "keras" if self.keras else "torch")
+        if "eps" in self.row.hypers and chance(rng, 0.3):
+            drawn["eps"] = pick(rng, [1e-3, 0.1])
+        if drawn.get("bias_correction") is False and chance(rng, 0.3):
+            drawn["betas"] = (0.5, 1)  # which only a function takes
+        self.used = self.row.used({**self.row.defaults, **drawn})
+        self.options = {name: value for name, value in drawn.items() if name in self.known}
+        self.options["lr"] = pick(rng, [0.1, 1e-3, 0, -0.5, np.float32(0.25), 1])
+        if "step" in self.known:
+            self.number(self.row.needs_step(self.options))
         if self.keras:
-            self.options[DIALECT[self.rule]] = pick(rng, [True, np.True_])
+            self.options[self.row.dialect] = pick(rng, [True, np.True_])
         if chance(rng, 0.3):
             self.options["weight_decay"] = pick(rng, [0, 0.1])
             self.options["decoupled_weight_decay"] = chance(rng, 0.5)
@@ -76,8 +84,6 @@ class Call:
             self.options["zero_grad"] = True
         if chance(rng, 0.2):
             self.options["num_threads"] = pick(rng, [1, 2, 3])
-        if self.rule == "sgd" and self.options.get("nesterov") and not self.keras:
-            self.options["nesterov"] = self.options["momentum"] != 0
         self.grads = [None if chance(rng, 0.1) else g for g in model.grads]
         if not self.zero_grad and chance(rng, 0.05):
             k = int(rng.integers(len(self.grads)))
@@ -97,61 +103,22 @@ class Call:
             self.counts = [number] * n
             self.options["step"] = pick(rng, [number, np.int64(number)])
 
-    def sgd(self):
-        momentum = pick(self.rng, [0, 0.0, 0.9, np.float32(0.5)])
-        self.counts = [2] * len(self.counts)
-        self.options["momentum"] = momentum
-        if chance(self.rng, 0.3):
-            self.options["dampening"] = pick(self.rng, [0.3, 1, -1])
-        elif chance(self.rng, 0.3):
-            self.options["nesterov"] = True
-        if momentum == 0:
-            self.used = []
-        self.number(False)
-
-    def adagrad(self):
-        if chance(self.rng, 0.5):
-            self.options["lr_decay"] = 0.1
-        if chance(self.rng, 0.5):
-            self.options["eps"] = pick(self.rng, [1e-3, 0.1])
-        self.number("lr_decay" in self.options)
-
-    def rmsprop(self):
-        self.options["momentum"] = pick(self.rng, [0, 0.9])
-        self.options["alpha"] = pick(self.rng, [0.9, 0.99, 0])
-        if self.options["momentum"] == 0:
-            self.used.remove("momentum_buffer")
-        if chance(self.rng, 0.5):
-            self.used.remove("grad_avg")
-
-    def adam(self):
-        correct = chance(self.rng, 0.8)
-        if not correct or chance(self.rng, 0.2):
-            self.options["bias_correction"] = correct
-        betas = [(0.9, 0.999), [0.5, 0.75], (0, 0.4), np.array([0.8, 0.9])]
-        self.options["betas"] = pick(self.rng, betas if correct else [*betas, (0.5, 1)])
-        if chance(self.rng, 0.5):
-            self.used.remove("max_exp_avg_sq")
-        self.number(correct)
-
     def expected(self):
         """Return parameters and used state as they are to be afterwards."""
         options = {
             name: value
             for name, value in self.options.items()
-            if name not in ("step", "zero_grad", "num_threads", *DIALECT.values())
+            if name not in ("step", "zero_grad", "num_threads", self.row.dialect)
         }
-        if self.rule == "adam":
+        if "betas" in options:
             options["betas"] = tuple(float(b) for b in options["betas"])
-            options["amsgrad"] = "max_exp_avg_sq" in self.used
-        if self.rule == "rmsprop":
-            options["centered"] = "grad_avg" in self.used
+        options |= {name: slot in self.used for slot, name in implied(self.row).items()}
         options = {k: float(v) if isinstance(v, np.floating) else v for k, v in options.items()}
         params = [p.copy(order="K") for p in self.model.params]
         state = {n: [a.copy(order="K") for a in self.model.state[n]] for n in self.used}
         for i, (param, grad) in enumerate(zip(params, self.grads, strict=True)):
             if grad is not None:
-                getattr(reference, self.rule)(
+                self.row.reference(
                     param,
                     grad.copy(),
                     {name: arrays[i] for name, arrays in state.items()},
@@ -169,14 +136,14 @@ class Call:
     def arguments(self):
         """Return positional arguments; state that is not used may be given all the same."""
         state = []
-        for name in SLOTS[self.rule]:
-            optional = name == "momentum_buffer" and chance(self.rng, 0.5)
+        for name in self.row.slots:
+            optional = name not in implied(self.row) and chance(self.rng, 0.5)
             given = name in self.used or optional
             state.append(self.wrap(self.model.state[name]) if given else None)
         return [self.wrap(self.model.params), self.wrap(self.grads), *state]
 
     def __call__(self, *arguments, **options):
-        assert getattr(functional, self.rule)(*arguments, **self.options, **options) is None
+        assert self.row.function(*arguments, **self.options, **options) is None
 
 
 class Sequence:
@@ -184,7 +151,8 @@ class Sequence:
         self.rng = np.random.default_rng([seed, 3])
         self.history = History(done)
         self.models = [
-            Model(self.rng, pick(self.rng, SLOTS)) for _ in range(pick(self.rng, [1, 2, 3]))
+            Model(self.rng, pick(self.rng, BY_RULE.values()))
+            for _ in range(pick(self.rng, [1, 2, 3]))
         ]
 
     def run(self):
@@ -207,7 +175,7 @@ class Sequence:
             "None" if g is None else "own" if any(g is p for p in call.model.params) else "g"
             for g in call.grads
         ]
-        self.history.add(kind, f"{call.rule} {call.used} {call.options} {grads} {more}")
+        self.history.add(kind, f"{call.row.rule} {call.used} {call.options} {grads} {more}")
 
     def in_place(self):
         call = Call(self.rng, self.model)
@@ -293,7 +261,7 @@ class Sequence:
         call.grads = list(model.grads)
         k, call.single = int(rng.integers(len(model.params))), False
         arguments = [list(model.params), call.grads]
-        arguments += [list(model.state[n]) if n in call.used else None for n in SLOTS[call.rule]]
+        arguments += [list(model.state[n]) if n in call.used else None for n in call.row.slots]
         used = [i for i, a in enumerate(arguments) if i > 1 and a is not None]
         kind = pick(rng, ["params", "grads", "state", "option", "lists", "shared"])
         if kind == "state" and not used:
@@ -358,9 +326,9 @@ class Sequence:
         self.what, bad, self.message = pick(self.rng, ways)
         arguments[at][k] = bad
         if self.what == "state list":
-            centers = SLOTS[call.rule][at - 2] in ("grad_avg", "max_exp_avg_sq")
-            arguments[at] = "text" if centers else None
-            self.message = "must be a list or tuple" if centers else self.message
+            is_implied = list(call.row.slots)[at - 2] in implied(call.row)
+            arguments[at] = "text" if is_implied else None
+            self.message = "must be a list or tuple" if is_implied else self.message
 
     def spoil_option(self, call, arguments, k, used):
         nan = float("nan")
@@ -373,24 +341,25 @@ class Sequence:
             ("maximize", None, "maximize must be True or False"),
             ("zero_grad", 1, "zero_grad must be True or False"),
             ("num_threads", 0, "num_threads must be between"),
-            (DIALECT[call.rule], "yes", "must be True or False"),
+            (call.row.dialect, "yes", "must be True or False"),
             ("out", (), "out must be a tuple"),
             ("out", [0] * 5, "out must be a tuple"),
         ]
-        if call.rule != "rmsprop":
+        if "step" in call.known:
             ways += [
                 ("step", 0, "step must be >= 1"),
                 ("step", 1.0, "step must be an integer"),
                 ("step", True, "step must be an integer"),
                 ("step", [1] * (len(arguments[0]) + 1), "step"),
             ]
-        if call.rule == "adam" and call.options.get("bias_correction", True):
-            ways += [("step", None, "step is required"), ("betas", (0.9, 1.0), "betas must be < 1")]
-        if call.rule == "adam":
+        needs_step = call.row.needs_step(call.options)
+        if needs_step:
+            ways.append(("step", None, "step"))
+        if "betas" in call.known:
             ways += [("betas", (0.9,), "two elements"), ("betas", (-1, 0.5), "beta1 must be >= 0")]
-        if call.rule == "adagrad" and call.options.get("lr_decay"):
-            ways.append(("step", None, "step is required where lr_decay"))
-        if call.rule == "sgd":
+        if "betas" in call.known and needs_step:
+            ways.append(("betas", (0.9, 1.0), "beta.* must be .*< 1"))
+        if "momentum" in call.known:
             ways.append(("momentum", -0.5, "momentum"))
         name, value, self.message = pick(self.rng, ways)
         self.what = f"{name}={value!r}"

@@ -18,6 +18,7 @@ import sequences
 from oracle import Oracle, assert_same_bits, same_bits
 from sequences import DTYPES, History, chance, new_gradient, new_parameter, pick
 from support import differences, everything
+from tables import ROWS
 
 import fastopt
 
@@ -27,12 +28,12 @@ RARE = [1.0, True, None, (1, 2), 2.0, False]
 Layer, Turned, Three = (
     namedtuple(*x) for x in (("Layer", "W b"), ("Turned", "b W"), ("Three", "x y z"))
 )
-CLASSES = [
-    (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
-    (fastopt.Adam, {"lr": 0.1, "ema_decay": 0.5}),
-    (fastopt.AdamW, {"global_clip_norm": 1.0}),
-    (fastopt.Adagrad, {"semantics": "keras"}),
-    (fastopt.RMSprop, {"accumulate": 2}),
+OPTIONS = [
+    {},
+    {"ema_decay": 0.5},
+    {"global_clip_norm": 1.0},
+    {"semantics": "keras"},
+    {"accumulate": 2},
 ]
 
 
@@ -131,7 +132,11 @@ class Sequence:
     def __init__(self, seed, done, folder):
         self.rng, self.folder = np.random.default_rng([seed, 2]), folder
         self.history, self.files = History(done), 0
-        self.cls, self.kwargs = pick(self.rng, CLASSES)
+        row = pick(self.rng, ROWS)
+        self.cls, self.kwargs = row.cls, {"lr": 0.1, **pick(self.rng, OPTIONS)}
+        if chance(self.rng, 0.5):
+            for _, switch in row.switches():
+                self.kwargs |= switch
 
     # ---- trees
 

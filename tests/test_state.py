@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from failures import KINDS
 from support import (
-    CONFIGS,
     EVERY,
     Run,
     clean_finish,
@@ -22,8 +21,9 @@ from support import (
     goes_on_like,
     make_grads,
 )
+from tables import CONFIGS, ROWS
 
-from fastopt import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastopt import SGD, Adagrad, Adam
 
 
 def slots(opt):
@@ -454,10 +454,11 @@ def test_a_model_and_its_optimizer_keep_their_memory_order_and_their_bond_in_a_p
 
 
 def test_a_slot_that_is_not_used_any_more_is_loaded_and_the_step_goes_on():
-    for cls, on, off in (
-        (SGD, {"momentum": 0.9}, {"momentum": 0.0}),
-        (Adam, {"amsgrad": True}, {"amsgrad": False}),
-    ):
+    for cls, on, off in [
+        (row.cls, switch, {name: row.defaults[name] for name in switch})
+        for row in ROWS
+        for _, switch in row.switches()
+    ]:
         before, g = cls([np.ones(3)], lr=0.1, **on), [np.ones(3)]
         before.step(g)
         before.param_groups[0].update(off)
@@ -512,11 +513,8 @@ def test_a_deep_copy_is_not_torn_by_a_step_in_another_thread():
 @pytest.mark.parametrize(
     ("cls", "switch"),
     [
+        *((row.cls, {**switch, "lr": 0.5}) for row in ROWS for _, switch in row.switches()),
         (SGD, {"momentum": 0.9, "dampening": 0.5}),
-        (RMSprop, {"momentum": 0.9}),
-        (RMSprop, {"centered": True}),
-        (Adam, {"amsgrad": True}),
-        (AdamW, {"amsgrad": True, "lr": 0.5}),
     ],
 )
 def test_a_copy_takes_over_what_was_changed_since_the_last_step(cls, switch, tmp_path):

@@ -12,23 +12,17 @@ import keras
 import numpy as np
 import pytest
 import torch
+from tables import KERAS_CLASSES, ROWS
 
 import fastopt.keras
 from fastopt import FallbackWarning
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "__array__ implementation")  # Keras's own, of NumPy
-NAMES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
-OURS = {name: getattr(fastopt.keras, name) for name in NAMES}
-THEIRS = {name: getattr(keras.optimizers, name) for name in NAMES}
-OWN = [
-    ("SGD", {}),
-    ("SGD", {"momentum": 0.9, "nesterov": True}),
-    ("Adagrad", {}),
-    ("RMSprop", {"momentum": 0.5, "centered": True, "epsilon": 1e-4}),
-    ("Adam", {"amsgrad": True}),
-    ("AdamW", {}),
-]
+OURS = {name: getattr(fastopt.keras, name) for name in KERAS_CLASSES}
+THEIRS = {name: getattr(keras.optimizers, name) for name in KERAS_CLASSES}
+# Of each class the simplest and the most that it can do.
+OWN = [(row.name, own) for row in ROWS if row.keras for own in (row.keras[0], row.keras[-1])]
 COMMON = [
     {},
     {"weight_decay": 0.05},
@@ -389,7 +383,7 @@ def what_the_kernels_refuse():
 
 def rates_are_not_rounded_to_float32():
     """A learning rate that is a float is one, and 0.1 in float64 is no float32."""
-    for name in NAMES:
+    for name in KERAS_CLASSES:
         results = []
         for classes in OURS, THEIRS:
             variables = make_variables(["float64"])

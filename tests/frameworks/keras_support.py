@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tables import KERAS_CLASSES
 
 import fastopt.keras
 from fastopt import FallbackWarning
 
-NAMES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
-OURS = {name: getattr(fastopt.keras, name) for name in NAMES}
-THEIRS = {name: getattr(keras.optimizers, name) for name in NAMES}
+OURS = {name: getattr(fastopt.keras, name) for name in KERAS_CLASSES}
+THEIRS = {name: getattr(keras.optimizers, name) for name in KERAS_CLASSES}
 
 SHAPES = [(4, 5), (5,), (16, 4), ()]
 LOOPS = ["eager", "traced"]

@@ -19,7 +19,6 @@ import pytest
 import tensorflow as tf
 from frameworks.keras_support import (
     LOOPS,
-    NAMES,
     OURS,
     SHAPES,
     THEIRS,
@@ -35,6 +34,7 @@ from frameworks.keras_support import (
     train,
     values,
 )
+from tables import BY_NAME, KERAS_CLASSES, ROWS
 
 import fastopt.keras
 from fastopt.keras import _optimizer, _tensorflow
@@ -46,18 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).parent.parent.parent
 
 # Classes with options of their own, and options that all of them have.
-OWN = [
-    ("SGD", {}),
-    ("SGD", {"momentum": 0.9}),
-    ("SGD", {"momentum": 0.9, "nesterov": True}),
-    ("Adagrad", {"initial_accumulator_value": 0.2}),
-    ("RMSprop", {}),
-    ("RMSprop", {"momentum": 0.5, "centered": True, "epsilon": 1e-4}),
-    ("Adam", {}),
-    ("Adam", {"amsgrad": True, "beta_1": 0.8}),
-    ("AdamW", {}),
-    ("AdamW", {"amsgrad": True, "weight_decay": 0.1}),
-]
+OWN = [(row.name, options) for row in ROWS for options in row.keras or ()]
 COMMON = [
     {},
     {"weight_decay": 0.05},
@@ -80,7 +69,7 @@ FEWER = [
     for name, options in OPTIONS
     if (name == "Adam" and "amsgrad" not in options) or len(options) == 1 + len(dict(OWN)[name])
 ]
-each_class = pytest.mark.parametrize("name", NAMES)
+each_class = pytest.mark.parametrize("name", KERAS_CLASSES)
 each_option = pytest.mark.parametrize(
     ("name", "options"), OPTIONS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(OPTIONS)]
 )
@@ -220,9 +209,7 @@ def test_constructors_errors_are_keras_own(name, options):
         lambda opt, v: opt.set_weights([]),
     ],
 )
-@pytest.mark.parametrize(
-    "name", ["SGD", "Adagrad", "RMSprop", "Adam"]
-)  # Keras's AdamW decays first
+@pytest.mark.parametrize("name", [n for n in KERAS_CLASSES if n != "AdamW"])  # it decays first
 def test_errors_are_keras_own_and_change_nothing(name, wrong):
     messages = []
     for classes in THEIRS, OURS:
@@ -444,7 +431,7 @@ def test_hyperparameters_may_change_between_eager_steps(name):
         train(opt, variables, "eager", range(4))
         opt.learning_rate = 0.1
         opt.weight_decay = 0.2
-        if name != "SGD":
+        if "eps" in BY_NAME[name].hypers:
             opt.epsilon = 0.1
         train(opt, variables, "eager", range(4, 8))
         results.append(variables)
@@ -480,7 +467,7 @@ def test_learning_rates(loop, rate):
 @each_class
 @pytest.mark.usefixtures("only_kernels")
 def test_no_tensor_that_was_read_changes(name, loop):
-    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    options = {"momentum": 0.9} if "momentum" in BY_NAME[name].hypers else {}
     variables = make_variables()
     opt = OURS[name](**options, use_ema=True)
     step = stepper(opt, variables, loop)
@@ -914,7 +901,7 @@ def test_tensorflows_checkpoints(name, tmp_path):
 
 @pytest.mark.usefixtures("only_kernels")
 def test_docstring_examples():
-    assert doctest.testmod(fastopt.keras) == (0, 6 * len(NAMES) + 5 + 2)
+    assert doctest.testmod(fastopt.keras) == (0, 6 * len(KERAS_CLASSES) + 5 + 2)
     assert doctest.testmod(_optimizer) == (0, 7)
 
 

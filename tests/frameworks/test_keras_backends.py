@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 def python(backend, *arguments):
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,

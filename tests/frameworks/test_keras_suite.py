@@ -11,13 +11,10 @@ from unittest import mock
 
 import pytest
 from frameworks.keras_support import OURS, only_kernels  # noqa: F401
+from tables import BY_NAME, KERAS_CLASSES
 
 MODULES = (
-    "sgd_test",
-    "adagrad_test",
-    "rmsprop_test",
-    "adam_test",
-    "adamw_test",
+    *(f"{name.lower()}_test" for name in KERAS_CLASSES),
     "optimizer_test",
     "optimizer_sparse_test",
     "loss_scale_optimizer_test",
@@ -94,11 +91,7 @@ def test_how_many_tests_ran():
     """To be run with all the others."""
     assert len(EXCLUDED) == 10
     assert dict(Counter(name for name, _ in ran)) == {
-        "SGDTest": 7,
-        "AdagradTest": 6,
-        "RMSpropTest": 6,
-        "AdamTest": 9,
-        "AdamWTest": 7,
+        **{f"{name}Test": BY_NAME[name].keras_tests for name in KERAS_CLASSES},
         "OptimizerTest": 42,
         "OptimizerSparseTest": 36,
         "LossScaleOptimizerTest": 22,

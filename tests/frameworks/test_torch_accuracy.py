@@ -8,76 +8,34 @@ torch's fused multiply-add breaks them all one way. By the sign of momentum's ro
 makes up for a part of it (0.9: torch is 9 % better) or adds to it (0.8, 0.85: 5 and 8 % worse).
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from tables import BY_NAME, TORCH_CLASSES
 
 import fastopt
 
 L = np.longdouble
 STEPS, SEEDS, N = 100, 10, 500
 
-CASES = {
-    "SGD": [
-        *({"lr": lr} for lr in (0.1, 0.03)),
-        *({"lr": lr, "momentum": mu} for lr in (0.1, 0.03) for mu in (0.8, 0.85, 0.9, 0.95)),
-        {"lr": 0.05, "momentum": 0.8, "dampening": 0.1},
-        {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
-    ],
-    "Adagrad": [
-        {"lr": 0.1},
-        {"lr": 0.03},
-        {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.01},
-    ],
-    "RMSprop": [
-        {"lr": 0.01},
-        {"lr": 0.03},
-        {"lr": 0.01, "momentum": 0.8},
-        {"lr": 0.01, "momentum": 0.9},
-        {"lr": 0.01, "centered": True},
-        {"lr": 0.01, "centered": True, "momentum": 0.9, "weight_decay": 0.01},
-    ],
-    "Adam": [
-        {"lr": 0.01},
-        {"lr": 0.003, "betas": (0.8, 0.99)},
-        {"lr": 0.01, "amsgrad": True, "weight_decay": 0.01},
-    ],
-    "AdamW": [{"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.003}],
-}
-
 
 def exact(name, options, theta, gradients):
     """Run the formulas of torch.optim's documentation in 80-bit arithmetic."""
     o = {k: v if isinstance(v, (bool, tuple)) else L(v) for k, v in options.items()}
-    lr, decay = o["lr"], o.get("weight_decay", L(0.01 if name == "AdamW" else 0))
+    row = BY_NAME[name]
+    decay = o.get("weight_decay", L(row.defaults["weight_decay"]))
     theta = theta.astype(L)
-    m = v = a = b = largest = np.zeros_like(theta)
-    beta1, beta2 = (L(beta) for beta in o.get("betas", (0.9, 0.999)))
-    alpha, mu = L(0.99), o.get("momentum", L(0))
-    eps = L(1e-10 if name == "Adagrad" else 1e-8)
+    zeros = np.zeros_like(theta)
+    state = SimpleNamespace(m=zeros, v=zeros, a=zeros, b=zeros, largest=zeros)
     for t, g in enumerate(gradients, 1):
         g = g.astype(L)
-        if name == "AdamW":
-            theta = theta * (1 - lr * decay)
+        if row.defaults["decoupled_weight_decay"]:
+            theta = theta * (1 - o["lr"] * decay)
         else:
             g = g + decay * theta
-        if name == "SGD":
-            b = g if t == 1 else mu * b + (1 - o.get("dampening", L(0))) * g
-            theta = theta - lr * (g + mu * b if o.get("nesterov") else b)
-        elif name == "Adagrad":
-            v = v + g * g
-            theta = theta - lr / (1 + (t - 1) * o.get("lr_decay", L(0))) * g / (np.sqrt(v) + eps)
-        elif name == "RMSprop":
-            v = alpha * v + (1 - alpha) * g * g
-            a = alpha * a + (1 - alpha) * g if o.get("centered") else a
-            b = mu * b + g / (np.sqrt(np.maximum(v - a * a, 0)) + eps)
-            theta = theta - lr * b
-        else:
-            m = beta1 * m + (1 - beta1) * g
-            v = beta2 * v + (1 - beta2) * g * g
-            largest = np.maximum(largest, v)
-            vhat = (largest if o.get("amsgrad") else v) / (1 - beta2**t)
-            theta = theta - lr * (m / (1 - beta1**t)) / (np.sqrt(vhat) + eps)
+        theta = theta - row.exact(o, g, t, state)
     return theta
 
 
@@ -104,11 +62,11 @@ def errors(name, options, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TORCH_CLASSES)
 def test_errors_are_no_larger_than_torchs(name, dtype):
     assert np.finfo(L).nmant == 63, "needs the 80-bit long double of x86"
     squares, largest, peers_largest = [], [], []
-    for options in CASES[name]:
+    for options in BY_NAME[name].accuracy:
         ours, theirs = errors(name, options, dtype)
         unit = np.sqrt((theirs**2).mean())
         squares.append((ours**2).mean() / unit**2)

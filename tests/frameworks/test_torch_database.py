@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from tables import BY_NAME, TORCH_CLASSES
 from torch.nn import Parameter
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -26,8 +27,6 @@ from torch.testing._internal import common_optimizers as database
 import fastopt.torch
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
-
-CLASSES = ("Adagrad", "Adam", "AdamW", "RMSprop", "SGD")
 
 
 def entry(name):
@@ -55,7 +54,7 @@ def entry(name):
     )
 
 
-DATABASE = [entry(name) for name in CLASSES]
+DATABASE = [entry(name) for name in TORCH_CLASSES]
 
 
 def inputs(info, *skip):
@@ -184,7 +183,7 @@ def is_dense_float(tensor, gaps=False):
 @pytest.fixture(autouse=True)
 def guard(monkeypatch):
     guard = Guard()
-    for name in ("adagrad", "adam", "rmsprop", "sgd"):
+    for name in {BY_NAME[name].rule for name in TORCH_CLASSES}:
         module = sys.modules[f"torch.optim.{name}"]
         for implementation in ("single_tensor", "multi_tensor", "fused"):
             function = f"_{implementation}_{name}"

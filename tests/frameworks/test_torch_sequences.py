@@ -2,10 +2,12 @@
 
 Every operation is done to both. Then both raise or neither does; parameters and state are equal to
 a few ulp, and to the bit where PyTorch's own update ran; and ``fastopt_info()`` and the one warning
-tell of what ran. ``python tests/frameworks/test_torch_sequences.py FIRST LAST`` runs more seeds.
+tell of what ran.
+``PYTHONPATH=tests python tests/frameworks/test_torch_sequences.py FIRST LAST`` runs more seeds.
 """
 
 import copy
+import inspect
 import io
 import os
 import pickle
@@ -15,6 +17,7 @@ import warnings
 
 import pytest
 import torch
+from tables import ROWS
 from torch.nn import Parameter
 
 import fastopt
@@ -54,20 +57,7 @@ ODD_LAYOUTS = {
     "real parts": lambda b: [b, torch.view_as_complex(b.view(6, 2))],
     "broadcast": lambda b: [b[:3].expand(2, 3)],
 }
-HYPERS = {
-    "SGD": {
-        "momentum": (0.0, 0.9), "dampening": (0.0, 0.5), "nesterov": (False, True),
-    },
-    "Adagrad": {"lr_decay": (0.0, 0.1), "eps": (1e-10, 1e-3)},
-    "RMSprop": {
-        "alpha": (0.9, 0.5), "momentum": (0.0, 0.9), "centered": (False, True), "eps": (1e-3, 0.1),
-    },
-    "Adam": {
-        "betas": ((0.9, 0.999), (0.5, 0.9)), "amsgrad": (False, True), "eps": (1e-8, 1e-3),
-        "decoupled_weight_decay": (False, True),
-    },
-    "AdamW": {"betas": ((0.9, 0.999), (0.5, 0.9)), "amsgrad": (False, True), "eps": (1e-8, 1e-3)},
-}  # fmt: skip
+HYPERS = {row.name: row.torch_choices for row in ROWS if row.torch}
 COMMON = {
     "lr": (0.1, 0.01, 0.5), "weight_decay": (0.0, 0.1), "maximize": (False, True),
     "foreach": (None, False, True),
@@ -93,7 +83,8 @@ class Sequence:
         self.name = self.random.choice(list(HYPERS))
         self.log = [self.name]
         # fused=True takes for granted that all is laid out alike, and that all have a gradient.
-        self.fused = self.name != "RMSprop" and self.random.random() < 0.15
+        signature = inspect.signature(getattr(torch.optim, self.name))
+        self.fused = "fused" in signature.parameters and self.random.random() < 0.15
         self.odd = 0.0 if self.fused else self.random.choice((0.0, 0.2, 0.6))
         self.exact = []  # whether PyTorch alone has updated a parameter so far
         self.complained = self.over = self.spoiled = False
@@ -106,8 +97,8 @@ class Sequence:
                 "momentum": 0.0,
                 "nesterov": False,
             }
-            options = {k: v for k, v in options.items() if k != "momentum" or self.name == "SGD"}
-            options = {k: v for k, v in options.items() if k != "nesterov" or self.name == "SGD"}
+            known = {*COMMON, *HYPERS[self.name], "fused"}
+            options = {k: v for k, v in options.items() if k in known}
         self.log.append(options)
         for side, params in zip(self.sides, self.new_params(), strict=True):
             side.params = params

@@ -1,0 +1,510 @@
+"""Every rule, once: whatever the tests have to be told about a rule stands in its row here.
+
+A row is of a class, in the order of the rules in the C core; AdamW, whose rule is Adam's, has one
+of its own. All tests go through ROWS, so a new rule is one more row, and no other file of the tests
+changes. Ranges and defaults are spelled out: it is here that the product's are compared with what
+they are to be.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from sequences import chance, pick
+
+import fastopt
+from fastopt import functional, reference
+
+NAN = float("nan")
+L = np.longdouble
+
+# Ranges of hyperparameters, with both ends in them; a NaN as the end says that it is a switch.
+NUMBER, AT_LEAST_0, SWITCH = (-math.inf, math.inf), (0.0, math.inf), (0.0, NAN)
+BELOW_1 = (0.0, math.nextafter(1.0, 0.0))
+BETAS = "two of them, each from 0 to below 1"
+
+# What every class takes by keyword alone.
+COMMON = {
+    "semantics": "torch",
+    "maximize": False,
+    "decoupled_weight_decay": False,
+    "clip_value": None,
+    "clip_norm": None,
+    "global_clip_norm": None,
+    "nonfinite": "propagate",
+    "ema_decay": None,
+    "accumulate": 1,
+    "no_decay": None,
+    "num_threads": None,
+}
+
+
+class Row(NamedTuple):
+    """What the tests know of a class."""
+
+    cls: type
+    # The class's arguments after `params`, in their order, with default and range; and those of its
+    # own by keyword alone, or with a default of its own.
+    hypers: dict
+    keywords: dict
+    # State in the C core's order: each with the hyperparameters that a step uses it for, as a
+    # group may be given them, or without any if a step always does.
+    slots: dict
+    # Options that together reach all of the rule; the bitwise tests cross them with options that
+    # all rules have.
+    variants: list
+    # Configurations for the tests of errors, state and files, by name: options, and how parameters
+    # are given.
+    configs: dict
+    # Arguments of a group, drawn by a random sequence, for the semantics "torch" or "keras".
+    draw: Callable
+    # The function's argument that chooses Keras's formula; and whether it needs the step's number
+    # for these options.
+    dialect: str
+    needs_step: Callable
+    # The update of torch.optim's documentation in 80-bit arithmetic: from options, gradient, step's
+    # number and state (zeros at first) to what is subtracted from the parameter; and the options
+    # for which errors are compared with torch's.
+    exact: Callable
+    accuracy: list
+    # Recorded trajectories of PyTorch and of Keras; how many scaled ulps the former may be away,
+    # and for which options an update is ill-conditioned; and Keras's defaults and names of state.
+    golden: tuple
+    ulps: int
+    is_ill: Callable
+    keras_defaults: dict
+    keras_slots: dict
+    # Options for fastopt.torch and fastopt.keras, and for the random sequences of the former; None
+    # if there is no such class. And how many tests of its own Keras has.
+    torch: list | None
+    torch_choices: dict | None
+    keras: list | None
+    keras_tests: int
+    # State that the first step has to know of: torch's momentum begins as a copy of the gradient.
+    begins: tuple = ()
+    # State that begins at a hyperparameter.
+    starts: dict = {}  # noqa: RUF012
+    # Hyperparameters that Keras keeps as float32, besides those of all its classes.
+    keras_rounds: tuple = ()
+    # Whether a bias is corrected with powers of betas.
+    corrects: bool = False
+    since: str = "0.1"  # the first version whose files hold it
+
+    @property
+    def name(self):
+        return self.cls.__name__
+
+    @property
+    def rule(self):
+        return self.cls._rule.name
+
+    @property
+    def function(self):
+        return getattr(functional, self.rule)
+
+    @property
+    def reference(self):
+        return getattr(reference, self.rule)
+
+    @property
+    def defaults(self):
+        """Defaults of all that a group may have."""
+        every = {**self.hypers, **self.keywords}
+        own = {name: default for name, (default, _) in every.items()}
+        return {"maximize": False, "decoupled_weight_decay": False, **own}
+
+    @property
+    def ranges(self):
+        """Ranges of all that a group may have."""
+        every = {**self.hypers, **self.keywords}
+        own = {name: limits for name, (_, limits) in every.items()}
+        return {"maximize": SWITCH, "decoupled_weight_decay": SWITCH, **own}
+
+    def formula(self, group):
+        """Return those of a group's hyperparameters that the reference takes."""
+        return {k: group[k] for k in self.defaults if k not in self.starts.values()}
+
+    def used(self, group):
+        """Return the slots that a step with these hyperparameters touches."""
+        return [s for s, switch in self.slots.items() if all(bool(group[k]) for k in switch)]
+
+    def switches(self):
+        """Return pairs of a slot and what switches it on."""
+        return [(slot, switch) for slot, switch in self.slots.items() if switch]
+
+
+def never(options):
+    return False
+
+
+# ---- SGD -----------------------------------------------------------------------------------------
+
+
+def draw_sgd(rng, semantics):
+    momentum = pick(rng, [0, 0, 0.0, 0.9, 0.5, np.float32(0.3), 1.25])
+    nesterov = chance(rng, 0.3) and (momentum != 0 or semantics == "keras")
+    dampening = 0 if nesterov else pick(rng, [0, 0.0, 0.3, -1, 1])
+    return {"momentum": momentum, "nesterov": nesterov, "dampening": dampening}
+
+
+def exact_sgd(o, g, t, s):
+    mu = o.get("momentum", L(0))
+    s.b = g if t == 1 else mu * s.b + (1 - o.get("dampening", L(0))) * g
+    return o["lr"] * (g + mu * s.b if o.get("nesterov") else s.b)
+
+
+SGD = Row(
+    fastopt.SGD,
+    hypers={
+        "lr": (1e-3, AT_LEAST_0),
+        "momentum": (0.0, AT_LEAST_0),
+        "dampening": (0.0, NUMBER),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "nesterov": (False, SWITCH),
+    },
+    keywords={},
+    slots={"momentum_buffer": {"momentum": 0.9}},
+    begins=("momentum_buffer",),
+    variants=[
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.9, "nesterov": True},
+    ],
+    configs={
+        "sgd": ({"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, "list"),
+        "sgd-keras": (
+            {"momentum": 0.9, "nesterov": True, "semantics": "keras", "ema_decay": 0.5},
+            "dict",
+        ),
+    },
+    draw=draw_sgd,
+    dialect="velocity",
+    needs_step=never,
+    exact=exact_sgd,
+    accuracy=[
+        *({"lr": lr} for lr in (0.1, 0.03)),
+        *({"lr": lr, "momentum": mu} for lr in (0.1, 0.03) for mu in (0.8, 0.85, 0.9, 0.95)),
+        {"lr": 0.05, "momentum": 0.8, "dampening": 0.1},
+        {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    ],
+    golden=(26, 28),
+    ulps=8,
+    is_ill=never,
+    keras_defaults={"lr": 0.01},
+    keras_slots={"momentum": "momentum_buffer"},
+    keras_rounds=("momentum",),
+    torch=[
+        {"lr": 0.1},
+        {"lr": 0.1, "momentum": 0.9},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
+    ],
+    torch_choices={"momentum": (0.0, 0.9), "dampening": (0.0, 0.5), "nesterov": (False, True)},
+    keras=[{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
+    keras_tests=7,
+)
+
+# ---- Adagrad -------------------------------------------------------------------------------------
+
+
+def draw_adagrad(rng, semantics):
+    return {
+        "lr_decay": pick(rng, [0, 0.1]),
+        "initial_accumulator_value": pick(rng, [0, 0.1, 2]),
+    }
+
+
+def exact_adagrad(o, g, t, s):
+    s.v = s.v + g * g
+    return o["lr"] / (1 + (t - 1) * o.get("lr_decay", L(0))) * g / (np.sqrt(s.v) + L(1e-10))
+
+
+ADAGRAD = Row(
+    fastopt.Adagrad,
+    hypers={
+        "lr": (1e-2, AT_LEAST_0),
+        "lr_decay": (0.0, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "initial_accumulator_value": (0.0, AT_LEAST_0),
+        "eps": (1e-10, AT_LEAST_0),
+    },
+    keywords={},
+    slots={"sum": {}},
+    starts={"sum": "initial_accumulator_value"},
+    variants=[{}, {"lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3}],
+    configs={"adagrad": ({"initial_accumulator_value": 0.1, "clip_value": 0.5}, "groups")},
+    draw=draw_adagrad,
+    dialect="eps_inside",
+    needs_step=lambda options: options.get("lr_decay", 0) != 0,
+    exact=exact_adagrad,
+    accuracy=[{"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.01}],
+    golden=(12, 8),
+    ulps=12,
+    is_ill=never,
+    keras_defaults={"lr": 0.001, "initial_accumulator_value": 0.1, "eps": 1e-7},
+    keras_slots={"accumulator": "sum"},
+    torch=[{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.5}],
+    torch_choices={"lr_decay": (0.0, 0.1), "eps": (1e-10, 1e-3)},
+    keras=[{"initial_accumulator_value": 0.2}],
+    keras_tests=6,
+)
+
+# ---- RMSprop -------------------------------------------------------------------------------------
+
+
+def draw_rmsprop(rng, semantics):
+    return {
+        "momentum": pick(rng, [0, 0.0, 0.9, 0.5]),
+        "centered": pick(rng, [False, True]),
+        "alpha": pick(rng, [0.9, 0.99, 0, 0.5]),
+    }
+
+
+def exact_rmsprop(o, g, t, s):
+    alpha = L(0.99)
+    s.v = alpha * s.v + (1 - alpha) * g * g
+    s.a = alpha * s.a + (1 - alpha) * g if o.get("centered") else s.a
+    root = np.sqrt(np.maximum(s.v - s.a * s.a, 0)) + L(1e-8)
+    s.b = o.get("momentum", L(0)) * s.b + g / root
+    return o["lr"] * s.b
+
+
+RMSPROP = Row(
+    fastopt.RMSprop,
+    hypers={
+        "lr": (1e-2, AT_LEAST_0),
+        "alpha": (0.99, AT_LEAST_0),
+        "eps": (1e-8, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "momentum": (0.0, AT_LEAST_0),
+        "centered": (False, SWITCH),
+    },
+    keywords={},
+    slots={
+        "square_avg": {},
+        "momentum_buffer": {"momentum": 0.9},
+        "grad_avg": {"centered": True},
+    },
+    variants=[
+        {},
+        {"momentum": 0.9, "eps": 1e-3},
+        {"centered": True, "alpha": 0.9},
+        {"centered": True, "momentum": 0.5, "alpha": 0.4},
+    ],
+    configs={"rmsprop": ({"momentum": 0.5, "centered": True, "clip_norm": 1.0}, "dict")},
+    draw=draw_rmsprop,
+    dialect="eps_inside",
+    needs_step=never,
+    exact=exact_rmsprop,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.03},
+        {"lr": 0.01, "momentum": 0.8},
+        {"lr": 0.01, "momentum": 0.9},
+        {"lr": 0.01, "centered": True},
+        {"lr": 0.01, "centered": True, "momentum": 0.9, "weight_decay": 0.01},
+    ],
+    golden=(16, 12),
+    ulps=16,
+    is_ill=lambda options: options.get("centered"),  # the variance is a difference
+    keras_defaults={"lr": 0.001, "alpha": 0.9, "eps": 1e-7},
+    keras_slots={
+        "velocity": "square_avg",
+        "momentum": "momentum_buffer",
+        "average_gradient": "grad_avg",
+    },
+    torch=[
+        {"lr": 0.01},
+        {"lr": 0.01, "centered": True, "momentum": 0.9, "weight_decay": 0.01},
+    ],
+    torch_choices={
+        "alpha": (0.9, 0.5),
+        "momentum": (0.0, 0.9),
+        "centered": (False, True),
+        "eps": (1e-3, 0.1),
+    },
+    keras=[{}, {"momentum": 0.5, "centered": True, "epsilon": 1e-4}],
+    keras_tests=6,
+)
+
+# ---- Adam and AdamW ------------------------------------------------------------------------------
+
+
+def draw_adam(rng, semantics):
+    return {
+        "amsgrad": pick(rng, [False, True]),
+        "bias_correction": pick(rng, [True, True, False]),
+        "betas": pick(
+            rng, [(0.9, 0.999), [0.5, 0.75], (0, 0.4), np.array([0.8, 0.9]), [0.9, 0.99]]
+        ),
+    }
+
+
+def exact_adam(o, g, t, s):
+    beta1, beta2 = (L(beta) for beta in o.get("betas", (0.9, 0.999)))
+    s.m = beta1 * s.m + (1 - beta1) * g
+    s.v = beta2 * s.v + (1 - beta2) * g * g
+    s.largest = np.maximum(s.largest, s.v)
+    vhat = (s.largest if o.get("amsgrad") else s.v) / (1 - beta2**t)
+    return o["lr"] * (s.m / (1 - beta1**t)) / (np.sqrt(vhat) + L(1e-8))
+
+
+ADAM = Row(
+    fastopt.Adam,
+    hypers={
+        "lr": (1e-3, AT_LEAST_0),
+        "betas": ((0.9, 0.999), BETAS),
+        "eps": (1e-8, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "amsgrad": (False, SWITCH),
+    },
+    keywords={"bias_correction": (True, SWITCH)},
+    slots={"exp_avg": {}, "exp_avg_sq": {}, "max_exp_avg_sq": {"amsgrad": True}},
+    variants=[{}, {"amsgrad": True}, {"betas": (0.0, 0.4), "bias_correction": False}],
+    configs={
+        "adam": (
+            {"amsgrad": True, "weight_decay": 0.1, "global_clip_norm": 2.0, "ema_decay": 0.9},
+            "list",
+        )
+    },
+    draw=draw_adam,
+    dialect="eps_hat",
+    needs_step=lambda options: options.get("bias_correction", True),
+    exact=exact_adam,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.003, "betas": (0.8, 0.99)},
+        {"lr": 0.01, "amsgrad": True, "weight_decay": 0.01},
+    ],
+    golden=(26, 20),
+    ulps=12,
+    is_ill=lambda options: options.get("weight_decay"),  # coupled, where gradients are near zero
+    keras_defaults={"lr": 0.001, "eps": 1e-7},
+    keras_slots={
+        "momentum": "exp_avg",
+        "velocity": "exp_avg_sq",
+        "velocity_hat": "max_exp_avg_sq",
+    },
+    torch=[
+        {"lr": 0.01},
+        {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
+        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    torch_choices={
+        "betas": ((0.9, 0.999), (0.5, 0.9)),
+        "amsgrad": (False, True),
+        "eps": (1e-8, 1e-3),
+        "decoupled_weight_decay": (False, True),
+    },
+    keras=[{}, {"amsgrad": True, "beta_1": 0.8}],
+    keras_tests=9,
+    corrects=True,
+)
+
+ADAMW = ADAM._replace(
+    cls=fastopt.AdamW,
+    hypers={**ADAM.hypers, "weight_decay": (1e-2, AT_LEAST_0)},
+    keywords={**ADAM.keywords, "decoupled_weight_decay": (True, SWITCH)},
+    variants=[{}, {"amsgrad": True, "betas": (0.8, 0.9), "eps": 1e-3}],
+    configs={"adamw": ({"semantics": "keras", "ema_decay": 0.0}, "groups")},
+    accuracy=[{"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.003}],
+    golden=(8, 6),
+    is_ill=never,
+    keras_defaults={"lr": 0.001, "eps": 1e-7, "weight_decay": 0.004},
+    torch=[{"lr": 0.01}, {"lr": 0.01, "amsgrad": True, "maximize": True}],
+    torch_choices={
+        "betas": ((0.9, 0.999), (0.5, 0.9)),
+        "amsgrad": (False, True),
+        "eps": (1e-8, 1e-3),
+    },
+    keras=[{}, {"amsgrad": True, "weight_decay": 0.1}],
+    keras_tests=7,
+)
+
+# ---- all of them ---------------------------------------------------------------------------------
+
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW]
+CLASSES = [row.cls for row in ROWS]
+BY_CLASS = {row.cls: row for row in ROWS}
+BY_NAME = {row.name: row for row in ROWS}
+BY_RULE = {row.rule: row for row in reversed(ROWS)}  # of AdamW's rule, Adam's row
+BY_RULE = {rule: BY_RULE[rule] for rule in dict.fromkeys(row.rule for row in ROWS)}
+CONFIGS = {
+    name: (row.cls, options, given)
+    for row in ROWS
+    for name, (options, given) in row.configs.items()
+}
+TORCH_CLASSES = [row.name for row in ROWS if row.torch]
+KERAS_CLASSES = [row.name for row in ROWS if row.keras]
+
+
+def _cases():
+    options = [
+        {"lr": 0.1},
+        {"lr": 0.05, "weight_decay": 0.1},
+        {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    ]
+    for row in ROWS:
+        for i, variant in enumerate(row.variants):
+            for j, option in enumerate(options):
+                for semantics in ("torch", "keras"):
+                    kwargs = {**option, **variant, "semantics": semantics}
+                    yield f"{row.name}-{i}{j}-{semantics}", row.cls, kwargs
+
+
+# (name, class, keyword arguments): together they reach every rule, variant and option that changes
+# a number.
+CASES = list(_cases())
+CASE_IDS = [case[0] for case in CASES]
+
+# ---- bad values of hyperparameters ---------------------------------------------------------------
+
+_NOT_REAL = [
+    ("1", TypeError, r"{} must be a real number, got '1' \(str\)"),
+    (False, TypeError, r"{} must be a real number, got False \(bool\)"),
+    (None, TypeError, "{} must be a real number, got None"),
+    (np.ones(1), TypeError, r"{} must be a real number, got array\(\[1\.\]\)"),
+    (np.array(True), TypeError, "{} must be a real number, got array"),
+    (np.array("1"), TypeError, "{} must be a real number, got array"),
+    (1j, TypeError, "{} must be a real number, got 1j"),
+]
+_BAD = {
+    NUMBER: [(NAN, ValueError, "{} must be a number, got nan"), *_NOT_REAL],
+    AT_LEAST_0: [
+        (-1e-9, ValueError, "{} must be >= 0, got -1e-09"),
+        (NAN, ValueError, "{} must be >= 0, got nan"),
+        (np.array(-1.0), ValueError, r"{} must be >= 0, got array\(-1\.\)"),
+        (10**400, ValueError, "{} is too large"),
+        *_NOT_REAL,
+    ],
+    BELOW_1: [
+        (-1e-9, ValueError, "{} must be >= 0 and < 1, got -1e-09"),
+        (1.0, ValueError, "{} must be >= 0 and < 1, got 1.0"),
+        (NAN, ValueError, "{} must be >= 0 and < 1, got nan"),
+        *_NOT_REAL,
+    ],
+    SWITCH: [
+        (x, TypeError, "{} must be True or False, got " + repr(x)) for x in (1, 0.0, None, "no")
+    ],
+    BETAS: [
+        ((1.0, 0.9), ValueError, r"{}\[0\] must be >= 0 and < 1, got 1.0"),
+        ((0.9, 1), ValueError, r"{}\[1\] must be >= 0 and < 1, got 1"),
+        ((-0.1, 0.9), ValueError, r"{}\[0\] must be >= 0"),
+        ([0.9, NAN], ValueError, r"{}\[1\] must be .*, got nan"),
+        ((0.9, "x"), TypeError, r"{}\[1\] must be a real number, got 'x'"),
+        ((True, 0.9), TypeError, r"{}\[0\] must be a real number, got True"),
+        ((0.9,), ValueError, "{} must have two elements"),
+        ([0.9, 0.9, 0.9], ValueError, "{} must have two elements"),
+        (0.9, TypeError, "{} must be a tuple of two numbers, got 0.9"),
+        ("ab", TypeError, "{} must be a tuple of two numbers, got 'ab'"),
+        (np.ones(3), ValueError, "{} must have two elements"),
+        (np.ones((2, 2)), TypeError, "{} must be a tuple of two numbers"),
+        (np.array(0.9), TypeError, "{} must be a tuple of two numbers"),
+        (np.array([0.9, 1.0]), ValueError, r"{}\[1\] must be >= 0 and < 1, got "),
+    ],
+}
+
+# By hyperparameter: values, and with which error and message a class refuses them.
+BAD_HYPERS = {name: _BAD[limits] for row in ROWS for name, limits in row.ranges.items()}
