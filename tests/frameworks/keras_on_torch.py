@@ -208,9 +208,10 @@ def what_keras_does():
         ("its memory is not in order", (functools.partial(turned, "float32"), float32), [0], True),
         ("its dtype is float16", (float16, functools.partial(turned, "float32")), [0, 1], True),
     ):
-        for name, options in OWN:
+        for name, own in OWN:
+            options = {"weight_decay": 0.1, **own}
             variables, peers = ([new(n) for new, n in zip(make, (3, 2), strict=True)] for _ in "ab")
-            opt = OURS[name](0.1, weight_decay=0.1, **options)
+            opt = OURS[name](0.1, **options)
             opt.build(variables)
             if warns:
                 raises_before_it_writes(
@@ -223,7 +224,7 @@ def what_keras_does():
             assert runs(opt) == ["keras" if i in by_keras else "fastopt" for i in range(2)]
             by_kernels = [i for i in range(2) if i not in by_keras]
             for which, ulps in (by_keras, 0), (by_kernels, 4):
-                steps(THEIRS[name](0.1, weight_decay=0.1, **options), peers, range(3), which)
+                steps(THEIRS[name](0.1, **options), peers, range(3), which)
                 assert_close([variables[i] for i in which], [peers[i] for i in which], ulps)
 
 
