@@ -14,6 +14,9 @@ from tables import CONFIGS
 import fastopt
 from fastopt import _core
 
+TESTS = Path(__file__).parent
+CHECKOUT = TESTS.parent
+
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
 # Shape, dtype, and the axes from the outermost in memory to the innermost.

@@ -13,11 +13,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import python
+from support import TESTS, python
 
 import fastopt
 
-SOURCE = Path(__file__).parent / "c/failing_malloc.c"
+SOURCE = TESTS / "c/failing_malloc.c"
 ROOT = Path(fastopt.__file__).parents[1]
 SCRIPT = """
 import copy, ctypes, gc, sys
@@ -196,7 +196,7 @@ def run(script, allocator, *arguments):
         timeout=300,
         LD_PRELOAD=str(allocator),
         PYTHONMALLOC="malloc",
-        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
+        PYTHONPATH=os.pathsep.join([str(TESTS), str(ROOT)]),
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

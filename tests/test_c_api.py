@@ -38,7 +38,7 @@ from c_interface import (
     result,
 )
 from oracle import assert_same_bits
-from support import python
+from support import TESTS, python
 from tables import BY_RULE, CASE_IDS, CASES
 
 import fastopt
@@ -617,7 +617,7 @@ def test_an_optimizer_with_room_for_more_than_there_is_memory_is_refused():
         "-c",
         f"""
 import resource, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(TESTS)!r})
 from c_interface import *
 resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
 print(fo.create(b"adam", 1, {INT32_MAX}, OPTIMIZER()), fo.last_error())
@@ -689,7 +689,7 @@ def test_a_forked_child_goes_on_with_its_parents_optimizer():
         f"""
 import os, sys
 import numpy as np, fastopt
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(TESTS)!r})
 from c_interface import *
 from oracle import assert_same_bits
 size = 1 << 16

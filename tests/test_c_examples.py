@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from c_interface import FUNCTIONS, VALUES, Api, Array, Options, Result
-from support import python
+from support import CHECKOUT, TESTS, python
 
 import fastopt
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("CC") == "/bin/false", reason="CC=/bin/false: there is no compiler"
 )
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = CHECKOUT / "examples"
 CC = shlex.split(os.environ.get("CC", "cc"))
 
 
@@ -160,7 +160,7 @@ else:
 def test_a_module_is_imported_only_where_the_table_is_what_it_was_built_for(
     module, change, outcome
 ):
-    code = ANOTHER_TABLE.format(tests=str(Path(__file__).parent), change=change)
+    code = ANOTHER_TABLE.format(tests=str(TESTS), change=change)
     path = f"{Path(fastopt.__file__).parents[1]}{os.pathsep}{module}"
     done = python("-c", code, PYTHONPATH=path)
     assert re.match(outcome, done.stdout), done.stdout + done.stderr

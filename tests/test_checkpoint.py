@@ -17,6 +17,7 @@ from forged import checksum, read, small
 from old_checkpoints import DATA, OLD, STEPS, advanced, made
 from oracle import Oracle, assert_same_bits
 from support import (
+    CHECKOUT,
     Run,
     contents,
     differences,
@@ -362,7 +363,7 @@ def test_what_could_not_be_loaded_is_not_saved(path):
 
 
 def test_the_documentations_example_resumes_where_it_was_killed(tmp_path, monkeypatch):
-    page = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    page = CHECKOUT / "docs" / "checkpoints.md"
     train, look = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
 

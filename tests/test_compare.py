@@ -28,6 +28,7 @@ import matplotlib.image
 import numpy as np
 import pyte
 import pytest
+from support import CHECKOUT
 
 import fastopt
 from fastopt.__main__ import main
@@ -274,7 +275,7 @@ def test_results_say_what_was_run(five_epochs):
 
 
 def test_results_hold_what_their_documentation_lists(five_epochs):
-    text = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
+    text = (CHECKOUT / "docs" / "compare.md").read_text()
     text = text[text.index("## results.json") :]
     listed = set(re.findall(r"(?m)^\| `([\w.\[\]]+)` \|", text))
 
@@ -542,7 +543,7 @@ def test_every_schedule_can_be_asked_for_by_its_functions_name():
 
 
 def test_the_documented_schedules_are_those_there_are():
-    text = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
+    text = (CHECKOUT / "docs" / "compare.md").read_text()
     listed = text[text.index("| schedule |") :].partition("\n\n")[0]
     assert re.findall(r"(?m)^\| `([\w-]+)` \|", listed) == list(SCHEDULES)
     lr, n = 0.7, 420

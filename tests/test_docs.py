@@ -4,15 +4,15 @@ import doctest
 import importlib
 import pkgutil
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from c_interface import FUNCTIONS
+from support import CHECKOUT
 
 import fastopt
 
-ROOT = Path(__file__).parent.parent
+ROOT = CHECKOUT
 NEED_A_FRAMEWORK = ("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fpmode import control_word
-from support import python
+from support import TESTS, python
 
 import fastopt
 from fastopt import _core
@@ -336,7 +336,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 )
 def test_a_step_is_one_region_and_a_forked_child_enters_none(tmp_path):
     library = tmp_path / "regions.so"
-    source = Path(__file__).parent / "c/count_regions.c"
+    source = TESTS / "c/count_regions.c"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O2", source, "-o", library, "-ldl"], check=True)
     preload = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     done = python(
@@ -491,7 +491,7 @@ assert (tiny * np.float32(1)).all()
 
 
 def test_neither_import_nor_calls_change_the_floating_point_mode_of_any_thread():
-    paths = [str(Path(__file__).parent), str(Path(fastopt.__file__).parents[1])]
+    paths = [str(TESTS), str(Path(fastopt.__file__).parents[1])]
     done = python("-c", MODE, PYTHONPATH=os.pathsep.join(paths))
     assert done.returncode == 0, done.stderr
 

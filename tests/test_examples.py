@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import CHECKOUT
 
 import fastopt
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = CHECKOUT / "examples"
 
 
 def output(name):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import python
+from support import TESTS, python
 
 import fastopt
 from fastopt import _core, _tensors
@@ -125,4 +125,4 @@ def test_an_old_processor_gives_the_same_bits(tmp_path):
 
 
 def paths():
-    return f"{Path(__file__).parent}:{Path(fastopt.__file__).parents[1]}"
+    return f"{TESTS}:{Path(fastopt.__file__).parents[1]}"

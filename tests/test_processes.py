@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import advance, contents, python
+from support import TESTS, advance, contents, python
 from tables import ROWS
 
 import fastopt
@@ -99,7 +99,7 @@ def test_a_pool_and_loaders_of_data_step_beside_their_parent(method, tmp_path):
         pytest.skip(f"no {method} here")
     script = tmp_path / "train.py"
     script.write_text(f"import pickle\nMETHOD = {method!r}\n{POOL}")
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     ignored = ("-W", "ignore::DeprecationWarning")
     done = python(*ignored, str(script), timeout=90, PYTHONPATH=f"{ROOT}{os.pathsep}{paths}")
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,11 @@
 import json
 import math
 import pickle
-from pathlib import Path
 
 import mpmath
 import numpy as np
 import pytest
+from support import TESTS
 
 import fastopt
 from fastopt import schedules
@@ -25,7 +25,7 @@ from fastopt.schedules import (
     step,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 ENTRIES = {
     entry["id"]: entry
     for entry in json.loads((GOLDEN / "manifest.json").read_text())["entries"]

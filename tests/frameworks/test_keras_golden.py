@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from frameworks.keras_support import OURS, only_kernels, values  # noqa: F401
+from recorded import ENTRIES, GOLDEN, OTHER_RULES, tolerance
 from tables import BY_NAME, KERAS_CLASSES
-from test_golden import ENTRIES, GOLDEN, OTHER_RULES, tolerance
 
 KERAS = [entry for entry in ENTRIES if entry["library"] == "keras"]
 SCHEDULES = [entry for entry in KERAS if entry["class"].startswith("lr:")]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_golden as golden
+import recorded
 import torch
 from tables import BY_NAME, TORCH_CLASSES
 
 import fastopt.torch
 
-ENTRIES = [entry for entry in golden.ENTRIES if entry["library"] == "torch"]
+ENTRIES = [entry for entry in recorded.ENTRIES if entry["library"] == "torch"]
 SCHEDULES = [entry for entry in ENTRIES if entry["class"].startswith("lr:")]
 REPLAYED = [entry for entry in ENTRIES if entry["class"] in TORCH_CLASSES]
 
@@ -19,7 +19,7 @@ class Recording(dict):
     """A recording's arrays by name."""
 
     def __init__(self, entry):
-        with np.load(golden.GOLDEN / entry["file"]) as file:
+        with np.load(recorded.GOLDEN / entry["file"]) as file:
             super().__init__(file)
 
     @property
@@ -27,7 +27,7 @@ class Recording(dict):
         return list(self)
 
 
-class Replay(golden.Replay):
+class Replay(recorded.Replay):
     """Runs fastopt.torch over a recorded trajectory and keeps the largest errors."""
 
     def __init__(self, entry):
@@ -38,14 +38,14 @@ class Replay(golden.Replay):
         self.params = [tensor.numpy() for tensor in self.tensors]  # views
         kwargs = dict(entry["kwargs"])
         self.torch = getattr(fastopt.torch, entry["class"])(
-            golden.groups(entry, self.tensors), **kwargs
+            recorded.groups(entry, self.tensors), **kwargs
         )
         self.scheduler = None
         if "sched" in entry:
             name, options = entry["sched"]
             self.scheduler = getattr(torch.optim.lr_scheduler, name)(self.torch, **options)
-        self.opt = self  # what golden.Replay steps and looks at
-        self.bias_error = golden.bias_error(entry)
+        self.opt = self  # what recorded.Replay steps and looks at
+        self.bias_error = recorded.bias_error(entry)
         self.error, self.finite_alike = 0.0, True
 
     @property
@@ -92,7 +92,7 @@ class LikeState(dict):
 def test_trajectory(entry):
     replay = Replay(entry).run()
     assert replay.finite_alike
-    assert replay.error <= golden.tolerance(entry)
+    assert replay.error <= recorded.tolerance(entry)
     names = {key.split("_", 2)[2] for key in replay.file.files if key.startswith("s_")}
     assert {name for state in replay.state for name in state} == names
     for name, expected, got, largest, _ in replay.final_state():
@@ -103,7 +103,7 @@ def test_trajectory(entry):
             continue
         with np.errstate(invalid="ignore"):
             gap = np.abs(got.astype(np.longdouble) - expected)
-        limit = 8 if golden.tolerance(entry) < 128 else 16
+        limit = 8 if recorded.tolerance(entry) < 128 else 16
         assert (gap / np.spacing(largest))[finite].max(initial=0) <= limit, name
 
 
@@ -126,6 +126,6 @@ def test_schedule(entry):
 
 def test_how_many_were_replayed():
     left_out = [entry for entry in ENTRIES if entry not in REPLAYED + SCHEDULES]
-    assert {entry["class"] for entry in left_out} <= {*golden.OTHER_RULES, *BY_NAME}
+    assert {entry["class"] for entry in left_out} <= {*recorded.OTHER_RULES, *BY_NAME}
     assert len(REPLAYED) == sum(BY_NAME[name].golden[0] for name in TORCH_CLASSES)
     assert (len(ENTRIES), len(SCHEDULES)) == (105, 9)
