@@ -304,7 +304,7 @@ def _fast(name: str, param: torch.Tensor) -> str:
     """Return the option that makes PyTorch's own update of a parameter fast."""
     if param.is_complex():  # fused=True refuses it
         return ""
-    if name == "RMSprop":
+    if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters:
         return "foreach=True (it has no fused=True)"
     if name == "SGD" and param.dtype in (torch.bfloat16, torch.float16):
         return "foreach=True (not fused=True, which in 16 bits writes only the tail of an array)"
