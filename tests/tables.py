@@ -87,6 +87,8 @@ class Row(NamedTuple):
     starts: dict = {}  # noqa: RUF012
     # Hyperparameters that Keras keeps as float32, besides those of all its classes.
     keras_rounds: tuple = ()
+    # Whether PyTorch takes hyperparameters that are tensors with axes.
+    torch_takes_axes: bool = True
     # Whether a bias is corrected with powers of betas.
     corrects: bool = False
     since: str = "0.1"  # the first version whose files hold it
