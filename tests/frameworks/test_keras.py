@@ -956,4 +956,5 @@ def test_an_optimizer_is_collected_with_its_memory():
 
 
 def test_how_many_option_sets():
-    assert (len(OPTIONS), len(FEWER)) == (78, 20)
+    assert len(OPTIONS) == len(OWN) * len(COMMON) - 2  # AdamW has a decay in any case
+    assert len(FEWER) >= 20
