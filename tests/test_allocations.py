@@ -202,11 +202,13 @@ def run(script, allocator, *arguments):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "accumulate"), [("adagrad", 1), ("rmsprop", 2)])
 def test_an_allocation_that_fails_changes_nothing(config, accumulate, allocator):
     # (The first configuration is of groups, the second of a dict.)
     assert run(SCRIPT, allocator, config, str(accumulate)) > 2000
 
 
+@pytest.mark.slow
 def test_an_allocation_that_fails_in_a_function_changes_nothing(allocator):
     assert run(FUNCTIONS, allocator) > 100

@@ -18,9 +18,12 @@ from support import CHECKOUT, TESTS, python
 
 import fastopt
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("CC") == "/bin/false", reason="CC=/bin/false: there is no compiler"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("CC") == "/bin/false", reason="CC=/bin/false: there is no compiler"
+    ),
+]
 
 EXAMPLES = CHECKOUT / "examples"
 CC = shlex.split(os.environ.get("CC", "cc"))

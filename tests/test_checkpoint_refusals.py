@@ -381,6 +381,7 @@ def test_a_header_that_lies_is_refused(lie, signed, path):
         refusal(opt, path, everything(opt))
 
 
+@pytest.mark.slow
 def test_a_header_of_any_length_is_refused_at_once(path):
     small().save(path)
     header, data = parts(path)
@@ -451,6 +452,7 @@ lies = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 5), lies), min_size=1, max_size=4),

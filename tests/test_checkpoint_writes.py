@@ -983,6 +983,7 @@ def test_a_save_interrupted_at_any_moment_leaves_a_file_that_loads(tmp_path):
     assert steps > 20
 
 
+@pytest.mark.slow
 @LEFT_OPEN
 def test_a_save_interrupted_wherever_python_handles_signals_is_cleared_up_by_the_next(path):
     """Python handles them when it has entered a function, and after a call."""

@@ -394,6 +394,7 @@ def test_without_a_search_the_page_has_none(tmp_path):
 # ---- the same numbers ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits_for_any_threads(five_epochs, tmp_path):
     """In another process, whose BLAS and OpenMP would take other numbers of threads."""
     first = strict_json(five_epochs[0] / "results.json")
@@ -410,6 +411,7 @@ def test_same_seed_same_bits_for_any_threads(five_epochs, tmp_path):
     assert without_times(again) == without_times(first)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(five_epochs, tmp_path):
     first = strict_json(five_epochs[0] / "results.json")
     other = results_of(tmp_path, "--epochs", "5", "--seed", "1", "--seeds", "1")
@@ -602,6 +604,7 @@ def test_if_every_rate_tried_diverges_the_algorithm_is_a_row_that_says_so(monkey
     assert figure.search(comparison) is None  # nothing to draw
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_the_finished_runs(monkeypatch, tmp_path, capsys):
     train = progress.Lines.train
 
@@ -786,6 +789,7 @@ def test_a_full_disk_keeps_the_old_file(monkeypatch, tmp_path, capsys, name):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["sklearn", "threadpoolctl", "rich", "matplotlib"])
 def test_a_missing_extra_is_named_with_its_remedy(tmp_path, module):
     code = f"""
@@ -803,6 +807,7 @@ sys.exit(main(["compare"]))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_output_without_unicode_gets_what_it_can_show(tmp_path):
     argv = ["-m", "fastopt", "compare", "--epochs", "1", "--seeds", "2", "--lr", "0.01"]
     done = python(*argv, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
@@ -811,6 +816,7 @@ def test_an_output_without_unicode_gets_what_it_can_show(tmp_path):
     assert "Best test accuracy" in done.stdout
 
 
+@pytest.mark.slow
 def test_forced_colours_are_no_terminal(tmp_path):
     argv = ["-m", "fastopt", "compare", "--epochs", "2", "--seeds", "1", "--lr", "0.01"]
     done = python(*argv, cwd=tmp_path, env={"FORCE_COLOR": "1"})
@@ -873,6 +879,7 @@ def on_a_terminal(cwd, *argv, ctrl_c_at=None, columns=90):
     return process.returncode, output.decode(), lines, bars
 
 
+@pytest.mark.slow
 def test_on_a_terminal_bars_are_drawn_and_leave_no_debris(tmp_path):
     status, output, lines, bars = on_a_terminal(
         tmp_path, "--epochs", "5", "--seeds", "2", columns=110
@@ -897,6 +904,7 @@ def test_on_a_terminal_bars_are_drawn_and_leave_no_debris(tmp_path):
     assert "".join(lines[written + 2 :]) == ""
 
 
+@pytest.mark.slow
 def test_on_a_narrow_terminal_a_bar_is_a_line_and_there_is_no_debris_either(tmp_path):
     argv = ["--epochs", "3", "--seeds", "1", "--lr", "0.01"]
     status, _, lines, bars = on_a_terminal(tmp_path, *argv, columns=44)
@@ -908,6 +916,7 @@ def test_on_a_narrow_terminal_a_bar_is_a_line_and_there_is_no_debris_either(tmp_
     assert not any(has_bar(line) or "seed 0" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_keeps_the_finished_runs(tmp_path):
     argv = ["--optimizers", "sgd,adam", "--lr", "0.01", "--seeds", "1", "--epochs", "300"]
     status, output, lines, bars = on_a_terminal(tmp_path, *argv, ctrl_c_at=r"(?m)^adam .*Epoch")
@@ -977,6 +986,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fastopt {fastopt.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(Path(fastopt.__file__).parents[1])}
     argv = [sys.executable, "-m", "fastopt", "compare", "--epochs", "1", "--seeds", "1"]

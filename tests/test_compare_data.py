@@ -59,6 +59,7 @@ def all_rows(loaded):
 # ---- real tables ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task", "layers", "good"),
     [

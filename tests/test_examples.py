@@ -33,6 +33,7 @@ def number(pattern, text):
     return float(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accuracy"),
     [
@@ -89,6 +90,7 @@ def test_a_factorization_predicts_almost_as_well_as_the_noise_allows():
     assert number(r"Error of the mean rating: ([\d.]+)", text) > 2 * noise
 
 
+@pytest.mark.slow
 def test_an_embedded_fastopt_saves_time_and_memory_and_changes_no_result():
     text = output("before_and_after")
     before = re.search(r"before: ([\d.]+) ms and ([\d.]+) MB", text)

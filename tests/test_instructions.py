@@ -102,6 +102,7 @@ print(_core.isa()["supported"], _core.isa()["active"], digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_an_old_processor_gives_the_same_bits(tmp_path):
     """Nehalem (2008) is what NumPy itself needs: SSE 4.2, and no AVX."""
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")

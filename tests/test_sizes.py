@@ -23,6 +23,7 @@ PERIOD = 1021 * 1024  # elements of the file: no divisor of 2**31 or 2**32
 MAP_FIXED = 0x10
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux"),
     pytest.mark.skipif(sys.maxsize < 2**32, reason="needs 64 bits"),
 ]
