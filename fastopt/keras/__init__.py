@@ -13,7 +13,7 @@ them in one step. Clipping, averaging, accumulation and loss scaling are Keras's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -217,6 +217,10 @@ class Adam(KernelOptimizer, _Adam):
 
     _rule = _core.Rule("adam")
     _parent: ClassVar[Any] = _Adam
+
+    @staticmethod
+    def _correction(lr: Any, left1: Any, left2: Any, sqrt: Callable[[Any], Any]) -> Any:
+        return lr * sqrt(left2) / left1
 
     def _hypers(self) -> dict[str, Any]:
         return {

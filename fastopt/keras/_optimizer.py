@@ -29,6 +29,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
 
     _rule: ClassVar[_core.Rule]
     _parent: ClassVar[Any]  # Keras's own class
+    _correction: ClassVar[Any] = None  # of a bias, as Keras computes it: a Correction
     _has_warned = False
     _decisions: Any = None
     _updates: Any = None
@@ -211,6 +212,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
             tuple(indices),
             tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
             tuple(v.name for v in variables),
+            self._correction,
         )
         owned = []
         for variable, index in zip(variables, indices, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core
+from fastopt.reference import one_minus_power
 
 Array = NDArray[Any]
 
@@ -16,9 +17,14 @@ DTYPES = ("float32", "float64")
 _KERAS = 1  # the number of Keras's semantics in the C core
 
 
-# From a group's hyperparameters, its type, the learning rate and the number of iterations so far to
-# a step's hyperparameters: each of Keras's backends rounds in its own way.
-Rates = Callable[[dict[str, float], type[Any], Any, Any], dict[str, float]]
+# From the learning rate, 1 - beta**step of each beta, and a square root, all of a backend's own
+# numbers, to the learning rate with the bias corrected.
+Correction = Callable[[Any, Any, Any, Callable[[Any], Any]], Any]
+
+# From a correction if there is any, a group's hyperparameters, its type, the learning rate and the
+# number of iterations so far to a step's hyperparameters: each of Keras's backends rounds in its
+# own way.
+Rates = Callable[[Correction | None, dict[str, float], type[Any], Any, Any], dict[str, float]]
 
 
 class Unfit(NamedTuple):
@@ -62,13 +68,14 @@ class Settings(NamedTuple):
     indices: tuple[int, ...]  # of the variables, by which Keras knows them
     decays: tuple[float, ...]  # their weight decay
     names: tuple[str, ...]
+    correction: Correction | None
 
 
 class Step:
     """A step over arrays, which it updates in place: each variable's, followed by its slots."""
 
     def __init__(self, settings: Settings, arrays: Sequence[Array], rates: Rates) -> None:
-        self._rule, self._rates = settings.rule, rates
+        self._rule, self._rates, self._correction = settings.rule, rates, settings.correction
         n, each = len(settings.names), 1 + sum(settings.kept)
         slots = [iter(arrays[i * each + 1 : (i + 1) * each]) for i in range(n)]
         kinds = list(zip(settings.decays, (a.dtype.type for a in arrays[::each]), strict=True))
@@ -100,7 +107,7 @@ class Step:
     def __call__(self, grads: Sequence[Array], learning_rate: Any, iterations: Any) -> None:
         """Update everything, or raise RefusedError and change nothing."""
         for number, (group, dtype) in enumerate(self._groups):
-            row = self._rates(group, dtype, learning_rate, iterations)
+            row = self._rates(self._correction, group, dtype, learning_rate, iterations)
             self.plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
         self._counters.fill(iterations)
         try:
@@ -109,8 +116,8 @@ class Step:
             raise RefusedError(str(error)) from error
 
 
-def with_rate(row: dict[str, float], rate: float) -> dict[str, float]:
-    """Return hyperparameters with Adam's corrected learning rate, for the same weight decay.
+def with_rate(row: dict[str, float], rate: float, step: int) -> dict[str, float]:
+    """Return hyperparameters with a corrected learning rate, for the same weight decay.
 
     Keras computes the correction in the type of the variables. What cancels in ``1 - beta**step``
     then makes the first steps of float32 wrong by up to 2e-5: more than enough for a training to
@@ -118,5 +125,9 @@ def with_rate(row: dict[str, float], rate: float) -> dict[str, float]:
     """
     if not np.isfinite(rate) or rate == 0:
         return row
+    if "bias_correction" in row:
+        row = {**row, "bias_correction": 0.0}
+    else:  # the rule will correct
+        rate *= one_minus_power(row["beta1"], step)
     decay = row["weight_decay"] * row["lr"] / rate  # which the learning rate multiplies again
-    return {**row, "lr": rate, "weight_decay": decay, "bias_correction": 0.0}
+    return {**row, "lr": rate, "weight_decay": decay}

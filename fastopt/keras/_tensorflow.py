@@ -21,6 +21,7 @@ from fastopt._memory import CACHE_LINE, aligned_zeros
 from fastopt.keras._step import (
     DTYPES,
     Array,
+    Correction,
     Settings,
     Step,
     Unfit,
@@ -108,16 +109,19 @@ def rounded(value: Any) -> float:
 
 
 def _rates(
-    group: dict[str, float], dtype: type[Any], learning_rate: Array, iterations: Array
+    correction: Correction | None,
+    group: dict[str, float],
+    dtype: type[Any],
+    learning_rate: Array,
+    iterations: Array,
 ) -> dict[str, float]:
-    row = {**group, "lr": float(learning_rate)}
-    if "bias_correction" not in row:
+    row, step = {**group, "lr": float(learning_rate)}, int(iterations) + 1
+    if correction is None:
         return row
     with np.errstate(all="ignore"):
-        step = dtype(int(iterations) + 1)
-        beta1, beta2 = (dtype(rounded(row[name])) ** step for name in ("beta1", "beta2"))
-        rate = float(dtype(row["lr"]) * np.sqrt(1 - beta2) / (1 - beta1))
-    return with_rate(row, rate)
+        left1, left2 = (1 - dtype(rounded(row[name])) ** dtype(step) for name in ("beta1", "beta2"))
+        rate = float(correction(dtype(row["lr"]), left1, left2, np.sqrt))
+    return with_rate(row, rate, step)
 
 
 class _Memory:

@@ -12,6 +12,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from fastopt import _tensors
 from fastopt.keras._step import (
+    Correction,
     RefusedError,
     Settings,
     Step,
@@ -164,7 +165,7 @@ class Updates:
                     step = self._step = Step(
                         settings,
                         self._memory.arrays,
-                        lambda group, _, *now: _rates(group, first, *now),
+                        lambda correction, group, _, *now: _rates(correction, group, first, *now),
                     )
             except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
                 raise RefusedError(str(error)) from error
@@ -184,18 +185,23 @@ def _number(value: Any) -> Any:
 
 
 def _rates(
-    group: dict[str, float], dtype: torch.dtype, learning_rate: Any, iterations: Any
+    correction: Correction | None,
+    group: dict[str, float],
+    dtype: torch.dtype,
+    learning_rate: Any,
+    iterations: Any,
 ) -> dict[str, float]:
     """Return a step's hyperparameters, computed as Keras does, with PyTorch and in its types."""
     rate = float(learning_rate)
     row = {**group, "lr": rate}
     if group["weight_decay"] != 0 and rate != 0:
         row["weight_decay"] = (1 - float(1 - group["weight_decay"] * learning_rate)) / rate
-    if "bias_correction" in row:
+    if correction is not None:
         step = torch.as_tensor(iterations + 1, dtype=dtype)
-        power1, power2 = (
-            torch.pow(torch.as_tensor(row[name], dtype=dtype), step) for name in ("beta1", "beta2")
+        left1, left2 = (
+            1 - torch.pow(torch.as_tensor(row[name], dtype=dtype), step)
+            for name in ("beta1", "beta2")
         )
         lr = torch.as_tensor(learning_rate, dtype=dtype)
-        row = with_rate(row, float(lr * torch.sqrt(1 - power2) / (1 - power1)))
+        row = with_rate(row, float(correction(lr, left1, left2, torch.sqrt)), int(iterations) + 1)
     return row
