@@ -517,6 +517,7 @@ options = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     said=st.one_of(st.just({}), said),
