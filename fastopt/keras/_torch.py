@@ -26,7 +26,7 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.keras needs PyTorch 2.13 or newer, this is {torch.__version__}")
 
 # Only now: with an older PyTorch its own error would name the other adapter.
-from fastopt.torch._threads import share_threads
+from fastopt._pytorch import share_threads
 
 _DTYPES = (torch.float32, torch.float64)
 

@@ -13,6 +13,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from fastopt import _core, _tensors
+from fastopt._pytorch import share_threads
 from fastopt.torch._fitness import (
     KINDS,
     extents,
@@ -24,7 +25,6 @@ from fastopt.torch._fitness import (
     unfit,
     unfit_group,
 )
-from fastopt.torch._threads import share_threads
 
 
 class Owner(Protocol):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import tempfile
 import threading
 import warnings
@@ -16,6 +17,8 @@ from tables import KERAS_CLASSES, ROWS
 
 import fastopt.keras
 from fastopt import FallbackWarning
+
+assert "fastopt.torch" not in sys.modules  # none of its classes is needed here
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "__array__ implementation")  # Keras's own, of NumPy

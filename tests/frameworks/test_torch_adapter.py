@@ -24,7 +24,8 @@ from torch.testing import assert_close
 
 import fastopt
 import fastopt.torch
-from fastopt.torch import _optimizer, _threads
+from fastopt import _pytorch
+from fastopt.torch import _optimizer
 
 CONFIGS = [(row.name, kwargs) for row in ROWS for kwargs in row.torch or ()]
 every_config = pytest.mark.parametrize(
@@ -968,7 +969,7 @@ def test_threads_are_torchs_and_fastopts_bound():
             fastopt.set_num_threads(ours)
             opt.step()
             assert opt._run.plan.num_threads == bound
-            assert opt._run.plan.pool == (_threads.POOL if theirs <= ours else 0)
+            assert opt._run.plan.pool == (_pytorch.POOL if theirs <= ours else 0)
     finally:
         torch.set_num_threads(before[0])
         fastopt.set_num_threads(before[1])
@@ -985,7 +986,8 @@ def in_process(*arguments, seconds=120):
 
 POOL = """
     import ctypes, os, threading, torch, fastopt.torch
-    from fastopt.torch import _run, _threads
+    from fastopt import _pytorch
+    from fastopt.torch import _run
     torch.set_num_threads(3)
     fastopt.set_num_threads(3)
     seen = []  # by call of the pool, the threads that act
@@ -999,7 +1001,7 @@ POOL = """
             acting.add(threading.get_native_id())
             ctypes.CFUNCTYPE(None, ctypes.c_void_p)(act)(context)
 
-        theirs = type(pool)(_threads._POOL[0])
+        theirs = type(pool)(_pytorch._POOL[0])
         theirs(ctypes.cast(watched, ctypes.c_void_p), context, threads, flags)
         seen.append(acting)
 
@@ -1015,10 +1017,10 @@ POOL = """
     grads = [torch.randn(1 << 21) for _ in range(4)]
     torch.randn(1 << 21).sqrt_()  # PyTorch's threads are there now
     there = {int(name) for name in os.listdir("/proc/self/task")}
-    found = _threads.POOL
+    found = _pytorch.POOL
     assert found != 0
-    functions = type(_threads._POOL)(
-        ctypes.cast(pool, ctypes.c_void_p).value, _threads._POOL[1]
+    functions = type(_pytorch._POOL)(
+        ctypes.cast(pool, ctypes.c_void_p).value, _pytorch._POOL[1]
     )
 
     def share_threads(plan):

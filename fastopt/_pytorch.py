@@ -1,4 +1,4 @@
-"""PyTorch's own threads, for steps on its tensors, in this adapter and in Keras's."""
+"""What steps on PyTorch's tensors take of PyTorch, in its adapter and in Keras's: its threads."""
 
 from __future__ import annotations
 
