@@ -1,4 +1,7 @@
-"""What steps on PyTorch's tensors take of PyTorch, in its adapter and in Keras's: its threads."""
+"""What steps on PyTorch's tensors take of PyTorch, in its adapter and in Keras's.
+
+Its own threads, and its C functions that look at tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastopt import _core
+from fastopt import _core, _tensors
 from fastopt._info import borrowed_threads
 from fastopt.threads import get_num_threads, was_forked
 
@@ -48,3 +51,20 @@ def share_threads(plan: _core.Plan) -> None:
     theirs, ours = torch.get_num_threads(), get_num_threads()
     plan.num_threads = min(theirs, ours)
     plan.pool = POOL if theirs <= ours else 0  # with fewer, the runtime would end the others
+
+
+def _look_directly() -> bool:
+    """Let tensors be looked at through PyTorch's stable C interface; tell whether it was found."""
+    names = [f"aoti_torch_get_{what}" for what in ("data_ptr", "dtype", "dim", "sizes", "strides")]
+    for scope in None, torch._C.__file__:
+        try:
+            library = ctypes.CDLL(scope)
+            getters = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+        except (OSError, AttributeError, TypeError):  # on Windows, of None
+            continue
+        tensor = torch.zeros(2)
+        return _tensors.look_directly([tensor, torch.nn.Parameter(tensor)], getters)
+    return False
+
+
+LOOKS_DIRECTLY = _look_directly()

@@ -1,13 +1,15 @@
 """Types of the compiled module."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 def as_array(kind: type, tensor: Any) -> NDArray[Any]: ...
 def extent(kind: type, tensor: Any) -> tuple[int, int]: ...
-def meet(kind: type, few: list[Any], many: list[Any]) -> bool: ...
+def meet(kind: type, tensors: list[Any], arrays: Sequence[NDArray[Any] | None]) -> bool: ...
 def borrow(kind: type, given: Any) -> NDArray[Any]: ...
+def look_directly(examples: list[Any], getters: list[int | None]) -> bool: ...
 
 class Tensors:
     arrays: list[NDArray[Any]]
@@ -16,7 +18,6 @@ class Tensors:
 
 class Gradients:
     missing: int
-    held: list[Any]
     def __init__(
         self,
         kind: type,

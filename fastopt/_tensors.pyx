@@ -92,7 +92,7 @@ cdef Reader reader(kind) except NULL:
     return exchange_api(kind).dltensor_from_py_object_no_sync
 
 
-cdef inline char *address(DLTensor *tensor) noexcept:
+cdef inline char *address(const DLTensor *tensor) noexcept:
     return <char *>tensor.data + tensor.byte_offset if tensor.data != NULL else NULL
 
 
@@ -180,8 +180,6 @@ cdef int by_low(const void *a, const void *b) noexcept nogil:
 cdef bint has_extent(Reader read_tensor, tensor, size_t *low, size_t *high):
     """Find the addresses of a tensor's memory; False if it has none, or none that can be read."""
     cdef DLTensor read
-    if tensor is None:
-        return False
     try:
         read_tensor(<PyObject *>tensor, &read)
         find_extent(&read, low, high)
@@ -190,19 +188,33 @@ cdef bint has_extent(Reader read_tensor, tensor, size_t *low, size_t *high):
     return low[0] < high[0]
 
 
-def meet(kind, list few not None, list many not None):
-    """Tell whether a tensor of `few` lies between the addresses of one of `many`, or around it.
+cdef bint spans(cnp.ndarray array, size_t *low, size_t *high) noexcept:
+    """Find the addresses of an array's memory; False if it is empty."""
+    cdef int axis
+    cdef cnp.npy_intp reach
+    low[0] = <size_t>cnp.PyArray_DATA(array)
+    high[0] = low[0] + cnp.PyArray_ITEMSIZE(array)
+    for axis in range(cnp.PyArray_NDIM(array)):
+        reach = cnp.PyArray_DIM(array, axis) - 1
+        if reach < 0:
+            return False
+        high[0] += reach * cnp.PyArray_STRIDE(array, axis)  # which no tensor has below 0
+    return True
 
-    Tensors whose memory cannot be read, and those that are None, lie nowhere.
+
+def meet(kind, list tensors not None, arrays not None):
+    """Tell whether a tensor lies between the addresses of one of the arrays, or around it.
+
+    Tensors whose memory cannot be read lie nowhere, and neither do arrays that are None.
     """
     cdef Reader read_tensor = reader(kind)
     cdef size_t low, high
     cdef Py_ssize_t count = 0, last = 0, left, right, middle, k
-    cdef Extent *extents = <Extent *>PyMem_Calloc(len(few) + 1, sizeof(Extent))
+    cdef Extent *extents = <Extent *>PyMem_Calloc(len(tensors) + 1, sizeof(Extent))
     if extents == NULL:
         raise MemoryError
     try:
-        for tensor in few:
+        for tensor in tensors:
             if has_extent(read_tensor, tensor, &low, &high):
                 extents[count].low = low
                 extents[count].high = high
@@ -216,8 +228,8 @@ def meet(kind, list few not None, list many not None):
             else:
                 last += 1
                 extents[last] = extents[k]
-        for tensor in many:
-            if not has_extent(read_tensor, tensor, &low, &high):
+        for array in arrays:
+            if array is None or not spans(array, &low, &high):
                 continue
             if low >= extents[last].high or high <= extents[0].low:
                 continue
@@ -266,7 +278,135 @@ def borrow(kind, given):
     return array
 
 
+# ---- a quicker look at PyTorch's tensors ---------------------------------------------------------
+
+# To read a tensor through DLPack is to count a reference to it, and to count it back: two atomic
+# operations, and twice as many where nothing but Python refers to it. PyTorch's stable C interface
+# (torch/csrc/inductor/aoti_torch/c/shim.h) reads one without. It takes a pointer to where C++ has
+# the tensor, which is right behind the head of its Python object: `look_directly` tries whether.
+
+ctypedef int (*Getter)(void *handle, void *out) noexcept nogil
+
+cdef Getter get_data = NULL
+cdef Getter get_dtype = NULL
+cdef Getter get_dim = NULL
+cdef Getter get_sizes = NULL
+cdef Getter get_strides = NULL
+cdef tuple direct_kinds = ()
+
+
+def look_directly(list examples not None, list getters not None):
+    """Look at tensors of some types through PyTorch's C functions, from now on; tell whether.
+
+    Parameters
+    ----------
+    examples : list of torch.Tensor
+        A tensor of each type. If one is not where it is expected, all are read through DLPack.
+    getters : list of int
+        The addresses of ``aoti_torch_get_data_ptr``, ``..._dtype``, ``..._dim``, ``..._sizes`` and
+        ``..._strides``.
+    """
+    global get_data, get_dtype, get_dim, get_sizes, get_strides, direct_kinds
+    direct_kinds = ()
+    for tensor in examples:
+        if type(tensor).__basicsize__ < <Py_ssize_t>(sizeof(PyObject) + sizeof(void *)):
+            return False
+        if handle_of(<PyObject *>tensor)[0] != <void *><size_t>tensor._cdata:
+            return False
+    if examples:
+        get_data = <Getter><size_t>getters[0]
+        get_dtype = <Getter><size_t>getters[1]
+        get_dim = <Getter><size_t>getters[2]
+        get_sizes = <Getter><size_t>getters[3]
+        get_strides = <Getter><size_t>getters[4]
+    direct_kinds = tuple([type(tensor) for tensor in examples])
+    return bool(examples)
+
+
+cdef inline void **handle_of(PyObject *tensor) noexcept:
+    """Return where a tensor's Python object has the tensor of C++."""
+    return <void **>(<char *>tensor + sizeof(PyObject))
+
+
+cdef inline bint is_one_of(item, tuple kinds):
+    """Tell whether an object's type is exactly one of these."""
+    for kind in kinds:
+        if type(item) is kind:
+            return True
+    return False
+
+
 # ---- tensors that an adapter watches -------------------------------------------------------------
+
+cdef struct Seen:       # how a tensor lay when it was last looked at
+    bint direct         # whether PyTorch's functions tell if it still does
+    int32_t dtype       # as these number it
+    int32_t device_type
+    int32_t ndim
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+    int64_t *shape      # then the strides, in the same allocation
+    char *data
+
+
+cdef int note(Seen *seen, PyObject *tensor, const DLTensor *now, bint direct) except -1:
+    """Note how a tensor lies; `direct`: for looks through PyTorch's functions."""
+    cdef size_t nbytes = now.ndim * sizeof(int64_t)
+    if seen.shape == NULL or now.ndim != seen.ndim:
+        PyMem_Free(seen.shape)
+        seen.shape = <int64_t *>PyMem_Calloc(2 * now.ndim + 1, sizeof(int64_t))
+        if seen.shape == NULL:
+            raise MemoryError
+    if now.ndim > 0:
+        memcpy(seen.shape, now.shape, nbytes)
+        memcpy(seen.shape + now.ndim, now.strides, nbytes)
+    seen.ndim, seen.device_type = now.ndim, now.device_type
+    seen.code, seen.bits, seen.lanes = now.code, now.bits, now.lanes
+    seen.data = address(now)
+    # Not a tensor without memory: it has no address by which one of another device would differ.
+    seen.direct = (
+        direct and seen.data != NULL and get_dtype(handle_of(tensor), &seen.dtype) == 0
+    )
+    return 0
+
+
+cdef inline bint lies_as(
+    const Seen *seen, int32_t ndim, const int64_t *shape, const int64_t *strides
+) noexcept nogil:
+    """Tell whether a tensor's shape and strides are those that were seen."""
+    cdef int axis
+    cdef int64_t unlike = 0
+    if ndim != seen.ndim:
+        return False
+    for axis in range(ndim):
+        unlike |= shape[axis] ^ seen.shape[axis]
+        unlike |= strides[axis] ^ seen.shape[ndim + axis]
+    return unlike == 0
+
+
+cdef inline char *find_alike(const Seen *seen, void **handle) noexcept nogil:
+    """Return where a tensor's memory is if dtype, shape and strides are those that were seen.
+
+    Else, and where it has none, return NULL.
+    """
+    cdef void *data = NULL
+    cdef int32_t dtype = 0
+    cdef int64_t ndim = 0
+    cdef int64_t *shape = NULL
+    cdef int64_t *strides = NULL
+    if (
+        get_data(handle, &data) != 0
+        or get_dtype(handle, &dtype) != 0
+        or dtype != seen.dtype
+        or get_dim(handle, &ndim) != 0
+        or get_sizes(handle, &shape) != 0
+        or get_strides(handle, &strides) != 0
+        or not lies_as(seen, <int32_t>ndim, shape, strides)
+    ):
+        return NULL
+    return <char *>data
+
 
 cdef class Tensors:
     """Tensors whose memory a plan borrows: are they still where and what they were?
@@ -290,33 +430,23 @@ cdef class Tensors:
     cdef Reader read
     cdef tuple tensors
     cdef readonly list arrays
-    cdef DLTensor *seen
+    cdef Seen *seen
     cdef Py_ssize_t count  # which __dealloc__ needs, where the tuple may be gone
 
     def __cinit__(self, kind not None, list tensors not None, bint borrow=True):
-        cdef DLTensor *seen
+        cdef DLTensor now
         cdef Py_ssize_t k
-        cdef size_t nbytes
         self.read = reader(kind)
         self.tensors = tuple(tensors)
         self.count = len(self.tensors)
         self.arrays = [as_array(kind, tensor) for tensor in self.tensors] if borrow else []
-        self.seen = <DLTensor *>PyMem_Calloc(self.count + 1, sizeof(DLTensor))
+        self.seen = <Seen *>PyMem_Calloc(self.count + 1, sizeof(Seen))
         if self.seen == NULL:
             raise MemoryError
         for k in range(self.count):
-            seen = &self.seen[k]
-            self.read(<PyObject *>self.tensors[k], seen)
-            nbytes = seen.ndim * sizeof(int64_t)
-            shape, seen.shape = seen.shape, NULL
-            strides, seen.strides = seen.strides, NULL
-            seen.shape = <int64_t *>PyMem_Calloc(2 * seen.ndim + 1, sizeof(int64_t))
-            if seen.shape == NULL:
-                raise MemoryError
-            seen.strides = seen.shape + seen.ndim
-            if seen.ndim > 0:
-                memcpy(seen.shape, shape, nbytes)
-                memcpy(seen.strides, strides, nbytes)
+            tensor = self.tensors[k]
+            self.read(<PyObject *>tensor, &now)
+            note(&self.seen[k], <PyObject *>tensor, &now, is_one_of(tensor, direct_kinds))
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -328,28 +458,26 @@ cdef class Tensors:
     def in_place(self):
         """Tell whether no tensor has moved in memory, or changed its shape, strides or dtype."""
         cdef DLTensor now
-        cdef DLTensor *seen
+        cdef Seen *seen
         cdef Py_ssize_t k
-        cdef size_t nbytes
         for k in range(self.count):
             seen = &self.seen[k]
+            tensor = self.tensors[k]
+            if seen.direct:
+                if find_alike(seen, handle_of(<PyObject *>tensor)) != seen.data:
+                    return False
+                continue
             try:
-                self.read(<PyObject *>self.tensors[k], &now)
+                self.read(<PyObject *>tensor, &now)
             except Exception:  # the library's own: there is nothing to read any more
                 return False
             if (
-                now.data != seen.data
-                or now.byte_offset != seen.byte_offset
+                address(&now) != seen.data
                 or now.device_type != seen.device_type
                 or now.code != seen.code
                 or now.bits != seen.bits
                 or now.lanes != seen.lanes
-                or now.ndim != seen.ndim
-            ):
-                return False
-            nbytes = now.ndim * sizeof(int64_t)
-            if now.ndim > 0 and (
-                memcmp(now.shape, seen.shape, nbytes) or memcmp(now.strides, seen.strides, nbytes)
+                or not lies_as(seen, now.ndim, now.shape, now.strides)
             ):
                 return False
         return True
@@ -375,8 +503,6 @@ cdef class Gradients:
     ----------
     missing : int
         How many of `params` had no gradient when they were last read.
-    held : list
-        The gradients, or None, between `read` and `release`.
     """
 
     cdef Reader reader
@@ -385,7 +511,10 @@ cdef class Gradients:
     cdef tuple arrays
     cdef tuple without
     cdef list own   # an ndarray for each gradient so far, or None
-    cdef readonly list held  # the gradients between read() and release()
+    cdef Seen *seen  # how those lay that PyTorch's functions can look at
+    cdef bint direct
+    cdef Py_ssize_t count
+    cdef list held  # the gradients between read() and release()
     cdef readonly Py_ssize_t missing
 
     def __cinit__(
@@ -395,8 +524,20 @@ cdef class Gradients:
         self.reader = reader(kind)
         self.kinds = kinds
         self.params, self.arrays, self.without = tuple(params), tuple(arrays), tuple(without)
-        self.own = [None] * len(params)
-        self.held = [None] * len(params)
+        self.count = len(params)
+        self.own = [None] * self.count
+        self.held = [None] * self.count
+        self.direct = all([kind in direct_kinds for kind in kinds])
+        self.seen = <Seen *>PyMem_Calloc(self.count + 1, sizeof(Seen))
+        if self.seen == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.seen != NULL:
+            for i in range(self.count):
+                PyMem_Free(self.seen[i].shape)
+        PyMem_Free(self.seen)
 
     def read(self):
         """Return an ndarray or None for each gradient; or None, if one is not fit for a plan.
@@ -404,17 +545,29 @@ cdef class Gradients:
         The gradients are kept alive until `release`.
         """
         cdef Py_ssize_t i
-        cdef list result = [None] * len(self.params)
+        cdef Seen *seen
+        cdef char *data
+        cdef list result = [None] * self.count
         self.missing = 0
         for param in self.without:
             if param.grad is not None:
                 return None
-        for i in range(len(self.params)):
+        for i in range(self.count):
             grad = (<object>self.params[i]).grad
             if grad is None:
                 self.missing += 1
                 continue
-            if not self._bind(i, grad):
+            if not is_one_of(grad, self.kinds):
+                self.release()
+                return None
+            seen = &self.seen[i]
+            data = find_alike(seen, handle_of(<PyObject *>grad)) if seen.direct else NULL
+            if data != NULL:
+                if data != seen.data:
+                    seen.data = data
+                    (<PyArrayObject_fields *><PyObject *>self.own[i]).data = data
+                self.held[i] = grad
+            elif not self._bind(i, grad):
                 self.release()
                 return None
             result[i] = self.own[i]
@@ -423,19 +576,19 @@ cdef class Gradients:
     def release(self):
         """Let go of the gradients."""
         cdef Py_ssize_t i
-        for i in range(len(self.held)):
+        for i in range(self.count):
             self.held[i] = None
 
     cdef bint _bind(self, Py_ssize_t i, grad):
         """Make own[i] a view of this gradient; tell whether it is fit."""
         cdef DLTensor now
+        cdef Seen *seen = &self.seen[i]
         cdef cnp.ndarray param = self.arrays[i], array
         cdef int ndim = cnp.PyArray_NDIM(param), axis
         cdef cnp.npy_intp stride
         cdef bint alike
         cdef bint dense = True
-        if type(grad) not in self.kinds:
-            return False
+        seen.direct = False
         try:
             self.reader(<PyObject *>grad, &now)
         except Exception:  # the library's own: a tensor without memory, of an odd layout or dtype
@@ -466,6 +619,8 @@ cdef class Gradients:
             self.own[i] = view(&now)
         elif cnp.PyArray_SIZE(param) > 0:
             (<PyArrayObject_fields *>array).data = address(&now)
+        if self.direct and dense and cnp.PyArray_SIZE(param) > 1:
+            note(seen, <PyObject *>grad, &now, True)
         self.held[i] = grad
         return True
 

@@ -13,7 +13,7 @@ from fastopt import _core, _tensors
 from fastopt._warnings import FallbackWarning
 
 KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
-_DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64)
 SHARES = "it shares memory with another parameter"
 MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
 COMPILED = "the step is inside of torch.compile"
@@ -190,9 +190,9 @@ def _unfit_tensor(tensor: torch.Tensor) -> str | None:
         return f"type is {type(tensor).__name__}"
     if tensor.layout is not torch.strided:
         return f"layout is {tensor.layout}"
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return f"device is {tensor.device}"
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         return f"dtype is {tensor.dtype}"
     if tensor.is_neg():
         return "elements are stored as their negatives"

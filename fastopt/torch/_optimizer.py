@@ -115,8 +115,8 @@ class KernelOptimizer(torch.optim.Optimizer):
 
     def _step_of_namesake(self, params: list[torch.Tensor]) -> None:
         """Run the update of the class in torch.optim, for some parameters alone."""
-        groups, chosen = self.param_groups, set(params)
-        subset = [{**g, "params": [p for p in g["params"] if p in chosen]} for g in groups]
+        groups, chosen = self.param_groups, {id(param) for param in params}
+        subset = [{**g, "params": [p for p in g["params"] if id(p) in chosen]} for g in groups]
         self.param_groups = [group for group in subset if group["params"]]
         try:
             _own_step(self._namesake)(self)

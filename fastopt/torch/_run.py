@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from fastopt import _core, _tensors
 from fastopt._pytorch import share_threads
 from fastopt.torch._fitness import (
+    DTYPES,
     KINDS,
     extents,
     is_by_dtype,
@@ -146,6 +147,7 @@ class Run:
         return all(
             param.grad is None
             or self.unfit_groups[number]
+            or param.dtype not in DTYPES
             or unfit(param, self.state.get(param) or {}, self.used[number])
             for param, number in self.unfit
         )
@@ -187,16 +189,8 @@ class Run:
         counters = [step.data_ptr() for step in steps if step is not None]
         if len(set(counters)) < len(counters):
             raise ValueError("two parameters share a step counter")
-        self.held = held = [
-            t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None
-        ]
+        held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
-        # PyTorch takes half the time to look at a tensor that not only Python refers to: so these
-        # are each the gradient of a tensor, all of whose elements are one. (Not the parameters,
-        # whose hooks may lead back here where Python could not see it, and never free them.)
-        self.referrers = [tensor.new_empty(()).expand(tensor.shape) for tensor in held]
-        for referrer, tensor in zip(self.referrers, held, strict=True):
-            referrer.grad = tensor
         arrays = self.tensors.arrays
         array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
         self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
@@ -250,8 +244,8 @@ class Run:
         slots = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
         written = pieces([*others, *slots])
         read = pieces([param.grad for param in others if param.grad is not None])
-        owned = [*self.params, *self.held]
-        return _tensors.meet(torch.Tensor, written, [*owned, *self.gradients.held]) or (
+        owned = self.tensors.arrays
+        return _tensors.meet(torch.Tensor, written, [*owned, *(self.grads or ())]) or (
             _tensors.meet(torch.Tensor, read, owned)
         )
 
