@@ -68,6 +68,7 @@ class Plan:
     owners: tuple[int, ...]
     num_threads: int
     pool: int
+    unshared: bool
     settled: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
     completed_steps: int
     accumulated_steps: int

@@ -136,6 +136,7 @@ cdef class Plan:
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
     cdef readonly list settled       # what `settle` was told; None: since then all may be different
     cdef bint direct
+    cdef public bint unshared        # whether nobody else can reach the arrays: a look each is once
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
 
@@ -302,6 +303,8 @@ cdef class Plan:
         cdef Layout *layout
         cdef Borrowed *counter
         cdef char *data
+        if self.unshared and self.extents_sorted:
+            return 0
         for k in range(self.n_owned):
             layout = &self.layouts[k]
             if (

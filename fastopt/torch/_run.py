@@ -196,7 +196,7 @@ class Run:
         self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
         states = [state[param] for param in self.params if param in state]
         self.seen = _tensors.Snapshot([state, *states, *self.lists])
-        return _core.Plan(
+        plan = _core.Plan(
             rule,
             arrays[: len(self.params)],
             [tuple(array_of.get(id(slot)) for slot in row) for row in slots],
@@ -213,6 +213,8 @@ class Run:
             num_threads=0,
             completed_steps=0,
         )
+        plan.unshared = True
+        return plan
 
     def prepare(
         self, optimizer: Owner, others: list[torch.Tensor] | None = None
