@@ -132,22 +132,15 @@ class Plan:
         self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...
 
-class Update:
+class FunctionalStep:
     def __init__(
-        self, rule: Rule, checks: dict[str, tuple[Any, float, float]], arguments: tuple[str, ...]
-    ) -> None: ...
-    def __call__(
         self,
-        row: tuple[Any, ...],
-        semantics: int,
-        step: int | list[int],
-        params: Any,
-        grads: Any,
-        slots: tuple[Any, ...],
-        zero_grad: bool,
-        num_threads: int,
-        out: Any,
+        rule: Rule,
+        checks: dict[str, tuple[Any, float, float]],
+        arguments: tuple[str, ...],
+        options: tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], int]],
     ) -> None: ...
+    def function(self) -> Callable[..., None]: ...
 
 class Limit:
     def __init__(

@@ -36,7 +36,7 @@ from cpython.pythread cimport (
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 import os
 import sys
@@ -157,7 +157,9 @@ include "bridge/array.pxi"
 include "bridge/overlap.pxi"
 include "bridge/gradient.pxi"
 include "bridge/rule.pxi"
+include "bridge/binder.pxi"
 include "bridge/lock.pxi"
 include "bridge/limit.pxi"
 include "bridge/plan.pxi"
+include "bridge/workspace.pxi"
 include "bridge/call.pxi"

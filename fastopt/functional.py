@@ -28,7 +28,8 @@ array([ 2.9, -2.1])
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf, isnan
 from typing import Any
 
@@ -48,20 +49,26 @@ _ANY_NUMBER, _UP_TO_1 = (-inf, inf), (0.0, 1.0)
 _any_number = check(*_ANY_NUMBER)
 
 
-def _update(name: str, *slots: str, **ranges: tuple[float, float]) -> _core.Update:
+def _step_of(name: str, *slots: str, **ranges: tuple[float, float]) -> Callable[..., None]:
     """Return a rule as a function, with its ranges of hyperparameters but for these."""
     rule = _core.Rule(name)
     checks = {
         hyper: (check(low, high), low, 0.0 if isnan(high) else high)
         for hyper, (low, high) in (rule.ranges | {"lr": _ANY_NUMBER} | ranges).items()
     }
-    return _core.Update(rule, checks, ("params", "grads", *slots))
+    options = (_number, partial(flag, "zero_grad"), partial(checked_threads, name="num_threads"))
+    return _core.FunctionalStep(rule, checks, ("params", "grads", *slots), options).function()
 
 
-_sgd = _update("sgd", "momentum_buffers")
-_adagrad = _update("adagrad", "sums")
-_rmsprop = _update("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
-_adam = _update(
+def _number(step: Any) -> int | list[int]:
+    """Check the number of a step, or that of each parameter."""
+    return [_whole(number) for number in step] if isinstance(step, (list, tuple)) else _whole(step)
+
+
+_sgd = _step_of("sgd", "momentum_buffers")
+_adagrad = _step_of("adagrad", "sums")
+_rmsprop = _step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
+_adam = _step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
 
@@ -151,15 +158,21 @@ def sgd(
                 f"momentum={momentum!r} and dampening={dampening!r}"
             )
     _sgd(
-        (lr, weight_decay, decoupled_weight_decay, maximize, momentum, dampening, nesterov),
-        _KERAS if velocity is not False and flag("velocity", velocity) else _TORCH,
-        2 if step is None else _number(step),
         params,
         grads,
-        (momentum_buffers,),
-        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
+        momentum_buffers,
+        2 if step is None else step,
+        zero_grad,
+        num_threads,
         out,
+        _KERAS if velocity is not False and flag("velocity", velocity) else _TORCH,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
     )
 
 
@@ -222,15 +235,20 @@ def adagrad(
             "step is required where lr_decay is not 0: this step's number, from 1 (step=t)"
         )
     _adagrad(
-        (lr, weight_decay, decoupled_weight_decay, maximize, lr_decay, eps),
-        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
-        1 if step is None else _number(step),
         params,
         grads,
-        (sums,),
-        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
+        sums,
+        1 if step is None else step,
+        zero_grad,
+        num_threads,
         out,
+        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        lr_decay=lr_decay,
+        eps=eps,
     )
 
 
@@ -294,24 +312,24 @@ def rmsprop(
     array([ 2.5, -1.5])
     """
     _rmsprop(
-        (
-            lr,
-            weight_decay,
-            decoupled_weight_decay,
-            maximize,
-            alpha,
-            eps,
-            momentum,
-            grad_avgs is not None,
-        ),
-        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
-        1,
         params,
         grads,
-        (square_avgs, momentum_buffers, grad_avgs),
-        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
+        square_avgs,
+        momentum_buffers,
+        grad_avgs,
+        1,
+        zero_grad,
+        num_threads,
         out,
+        _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        alpha=alpha,
+        eps=eps,
+        momentum=momentum,
+        centered=grad_avgs is not None,
     )
 
 
@@ -397,35 +415,26 @@ def adam(
             "bias_correction=False needs none"
         )
     _adam(
-        (
-            lr,
-            weight_decay,
-            decoupled_weight_decay,
-            maximize,
-            beta1,
-            beta2,
-            eps,
-            max_exp_avg_sqs is not None,
-            bias_correction,
-        ),
-        _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
-        1 if step is None else _number(step),
         params,
         grads,
-        (exp_avgs, exp_avg_sqs, max_exp_avg_sqs),
-        zero_grad is not False and bool(flag("zero_grad", zero_grad)),
-        0 if num_threads is None else checked_threads(num_threads, "num_threads"),
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs,
+        1 if step is None else step,
+        zero_grad,
+        num_threads,
         out,
+        _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        amsgrad=max_exp_avg_sqs is not None,
+        bias_correction=bias_correction,
     )
-
-
-def _number(step: Any) -> int | list[int]:
-    """Check the number of a step, or that of each parameter."""
-    if type(step) is int and 0 < step < 2**62:
-        return step
-    if isinstance(step, (list, tuple)):
-        return [_whole(number) for number in step]
-    return _whole(step)
 
 
 def _whole(step: Any) -> int:

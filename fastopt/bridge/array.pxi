@@ -150,18 +150,38 @@ cdef void bounds(cnp.ndarray array, char **low, char **high) noexcept:
             high[0] += reach
 
 
-cdef struct Layout:
-    Borrowed *array
+cdef struct Layout:         # of an array, as it was last looked at
     void *descr             # NumPy's one for the type
     char *data
     Py_ssize_t nbytes
     int type_num
     int ndim
+    int room                # axes that there is memory for
     Py_ssize_t *shape       # then the strides, in the same allocation
-    void **target           # where the C plan keeps the data's address
+
+
+cdef int remember(Layout *layout, cnp.ndarray array) except -1:
+    """Note how an array lies, but not where."""
+    cdef int ndim = cnp.PyArray_NDIM(array)
+    if ndim > layout.room:
+        PyMem_Free(layout.shape)
+        layout.room = 0
+        layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim, sizeof(Py_ssize_t))
+        if layout.shape == NULL:
+            raise MemoryError
+        layout.room = ndim
+    layout.type_num = cnp.PyArray_TYPE(array)
+    layout.descr = descr_for(layout.type_num)
+    layout.ndim = ndim
+    layout.nbytes = cnp.PyArray_NBYTES(array)
+    if ndim > 0:  # else NumPy has no shape to point to
+        memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
+        memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
+    return 0
 
 
 cdef inline bint laid_out_as(const Layout *layout, Borrowed *array) noexcept nogil:
+    """Tell whether an array's shape and all its strides are those."""
     cdef int ndim = layout.ndim, axis
     cdef cnp.npy_intp *shape = shape_of(array)
     cdef cnp.npy_intp *strides = strides_of(array)
@@ -172,6 +192,18 @@ cdef inline bint laid_out_as(const Layout *layout, Borrowed *array) noexcept nog
         unlike |= shape[axis] ^ layout.shape[axis]
         unlike |= strides[axis] ^ layout.shape[ndim + axis]
     return unlike == 0
+
+
+cdef inline bint lies_as(const Layout *layout, PyObject *item, char *data) noexcept nogil:
+    """Tell whether something is a plain array, in memory of its own, that lies there and so."""
+    cdef Borrowed *array = <Borrowed *>item
+    return (
+        is_array(item)
+        and lender_of(array) == NULL
+        and descr_of(array) == layout.descr
+        and data_of(array) == data
+        and laid_out_as(layout, array)
+    )
 
 
 cdef inline void *descr_for(int type_num):

@@ -62,7 +62,7 @@ def step_result(grad_norm, skipped, threads):
 
 
 @cython.final
-cdef class Plan:
+cdef class Plan(Binder):
     """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
 
     Parameters
@@ -111,11 +111,9 @@ cdef class Plan:
     to ``step_settled``).
     """
 
-    cdef fo_plan *plan
-    cdef fo_tensor *tensors          # of the C plan
     cdef fo_step_args args
     cdef Rule rule
-    cdef Py_ssize_t n, n_owned, n_groups, n_extents
+    cdef Py_ssize_t n_groups
     cdef readonly tuple names
     cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
@@ -123,15 +121,7 @@ cdef class Plan:
     cdef list watched                # which other owned arrays lie in memory that is lent; or None
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef void *counter_descr         # NumPy's one for their type
-    cdef Layout *layouts             # of the owned arrays
-    cdef Extent *extents             # of owned arrays (not empty) and counters, by address
-    cdef bint extents_sorted
-    cdef Extent *grad_extents        # of the gradients last seen; index: whether dense
-    cdef Extent *sorting
-    cdef bint grads_known_apart
-    cdef bint from_jax               # whether a gradient of this step is
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
-    cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
     cdef readonly list settled       # what `settle` was told; None: since then all may be different
@@ -151,7 +141,7 @@ cdef class Plan:
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
         cdef int j
-        self.rule = rule
+        self.rule, self.spacing = rule, 1
         self.n = len(params)
         self.names = tuple(names)
         self.num_threads = num_threads
@@ -193,67 +183,36 @@ cdef class Plan:
                 owned.extend(arrays)
                 owners.extend(range(self.n))
                 targets.extend([j] * self.n)
-        self.owned, self.owners, self.n_owned = tuple(owned), tuple(owners), len(owned)
-
-        self.n_groups = len(rows)
-        self.plan = fo_plan_create(rule.rule, self.n_groups, self.n)
+        self.owned, self.owners, self.n_groups = tuple(owned), tuple(owners), len(rows)
+        self.make(rule, self.n, len(owned), self.n_groups)
         self.counter_descr = descr_for(cnp.NPY_INT64)
-        self.layouts = <Layout *>PyMem_Calloc(self.n_owned + 1, sizeof(Layout))
-        self.extents = <Extent *>PyMem_Calloc(self.n_owned + self.n + 1, sizeof(Extent))
-        self.grad_extents = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
-        self.sorting = <Extent *>PyMem_Calloc(self.n + 1, sizeof(Extent))
-        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(self.n + 1, sizeof(Py_ssize_t *))
-        if (
-            self.plan == NULL or self.layouts == NULL or self.extents == NULL
-            or self.grad_extents == NULL or self.sorting == NULL or self.grad_layout == NULL
-        ):
-            raise MemoryError
-        self.tensors = fo_plan_tensor(self.plan, 0)
-
         for k in range(self.n_owned):
             i = owners[k]
             array = self.owned[k]
             check_parameter(array, self._label(k))
             tensor = &self.tensors[i]
             if k < self.n:
-                tensor.size = cnp.PyArray_SIZE(array)
-                is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
-                tensor.dtype = fo_one_dtype(FO_F64 if is_double else FO_F32)
+                self.set_size(i, array)
                 tensor.group = groups[i]
-                self.layouts[k].target = &tensor.param
+                self.targets[k] = &tensor.param
             else:
                 self._check_like(array, self.owned[i], self._label(k))
                 j = targets[k - self.n]
-                self.layouts[k].target = (
+                self.targets[k] = (
                     &tensor.ema if j == EMA else &tensor.sum if j == SUM else &tensor.slot[j]
                 )
-            self._remember(k, array)
+            remember(&self.layouts[k], array)
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self.watched = [
             k for k in range(self.n_owned)
-            if lender_of(self.layouts[k].array) != NULL
+            if lender_of(<Borrowed *>tuple_item(<PyObject *>self.owned, k)) != NULL
             and (lent is None or k >= self.n or k not in lent.of)
         ] or None
         self._read_owned()
         for k in range(self.n_groups):
             self.set_hypers(k, rows[k])
         self._set_kept(accumulated_steps, self._as_flags(summed), self._as_fresh(fresh))
-
-    def __dealloc__(self):
-        cdef Py_ssize_t k
-        fo_plan_destroy(self.plan)
-        if self.layouts != NULL:
-            for k in range(self.n_owned):
-                PyMem_Free(self.layouts[k].shape)
-        if self.grad_layout != NULL:
-            for k in range(self.n):
-                PyMem_Free(self.grad_layout[k])
-        PyMem_Free(self.layouts)
-        PyMem_Free(self.extents)
-        PyMem_Free(self.grad_extents)
-        PyMem_Free(self.sorting)
-        PyMem_Free(self.grad_layout)
 
     # ---- the owned arrays ------------------------------------------------------------------------
 
@@ -262,77 +221,57 @@ cdef class Plan:
         name = self.names[self.owners[k] if k < self.n_owned else k - self.n_owned]
         return name if k < self.n else f"state of {name}"
 
-    cdef _array(self, Py_ssize_t k):
+    cdef owned_array(self, Py_ssize_t k):
         return self.owned[k] if k < self.n_owned else self.steps[k - self.n_owned]
 
+    cdef str gradient_name(self, Py_ssize_t i):
+        return f"gradient of {self.names[i]}"
+
     cdef _check_like(self, cnp.ndarray array, cnp.ndarray param, str label):
-        cdef int axes[64]
-        cdef int count = memory_order(param, axes), place
         a, p = <object>array, <object>param
         if a.shape != p.shape or a.dtype != p.dtype:
             raise ValueError(
                 f"{label}: shape {a.shape} and dtype {a.dtype} do not match the parameter's "
                 f"{p.shape} and {p.dtype}"
             )
-        for place in range(count):
-            if (
-                cnp.PyArray_STRIDE(array, axes[place]) != cnp.PyArray_STRIDE(param, axes[place])
-                and cnp.PyArray_SIZE(array) > 0
-            ):
-                raise ValueError(f"{label}: memory order differs from the parameter's")
-
-    cdef int _remember(self, Py_ssize_t k, cnp.ndarray array) except -1:
-        cdef Layout *layout = &self.layouts[k]
-        cdef int ndim = cnp.PyArray_NDIM(array)
-        layout.array = <Borrowed *><PyObject *>array
-        layout.type_num = cnp.PyArray_TYPE(array)
-        layout.descr = descr_for(layout.type_num)
-        layout.ndim = ndim
-        layout.nbytes = cnp.PyArray_NBYTES(array)
-        layout.shape = <Py_ssize_t *>PyMem_Calloc(2 * ndim + 1, sizeof(Py_ssize_t))
-        if layout.shape == NULL:
-            raise MemoryError
-        if ndim > 0:  # else NumPy has no shape to point to
-            memcpy(layout.shape, cnp.PyArray_DIMS(array), ndim * sizeof(Py_ssize_t))
-            memcpy(layout.shape + ndim, cnp.PyArray_STRIDES(array), ndim * sizeof(Py_ssize_t))
-        return 0
+        if not laid_out_alike(array, param):
+            raise ValueError(f"{label}: memory order differs from the parameter's")
 
     cdef int _read_owned(self) except -1:
         """Read every owned array's address anew; raise if anything else about it has changed."""
         cdef Py_ssize_t k
         cdef Layout *layout
-        cdef Borrowed *counter
+        cdef Borrowed *array
         cdef char *data
-        if self.unshared and self.extents_sorted:
+        if self.unshared and self.owned_apart:
             return 0
         for k in range(self.n_owned):
             layout = &self.layouts[k]
+            array = <Borrowed *>tuple_item(<PyObject *>self.owned, k)
             if (
-                descr_of(layout.array) != layout.descr
-                or not laid_out_as(layout, layout.array)
-                or not flags_of(layout.array) & cnp.NPY_ARRAY_WRITEABLE
+                descr_of(array) != layout.descr
+                or not laid_out_as(layout, array)
+                or not flags_of(array) & cnp.NPY_ARRAY_WRITEABLE
             ):
                 self._check_owned(k)
-            data = data_of(layout.array)
+            data = data_of(array)
             if data != layout.data:
-                layout.data = data
-                layout.target[0] = data
-                self.extents_sorted = False
+                self.place(k, data)
         for k in range(self.n):
-            counter = <Borrowed *>tuple_item(<PyObject *>self.steps, k)
+            array = <Borrowed *>tuple_item(<PyObject *>self.steps, k)
             if (
-                descr_of(counter) != self.counter_descr
-                or ndim_of(counter) != 0
-                or flags_of(counter) & cnp.NPY_ARRAY_BEHAVED != cnp.NPY_ARRAY_BEHAVED
-                or data_of(counter) != <char *>self.tensors[k].step
+                descr_of(array) != self.counter_descr
+                or ndim_of(array) != 0
+                or flags_of(array) & cnp.NPY_ARRAY_BEHAVED != cnp.NPY_ARRAY_BEHAVED
+                or data_of(array) != <char *>self.tensors[k].step
                 or not 0 <= self.tensors[k].step[0] < INT64_MAX
             ):
                 self._read_counter(k)
         if self.watched is not None:
             for k in self.watched:
                 refuse_moved(self.owned[k], self._label(k))
-        if not self.extents_sorted:
-            self._sort_extents()
+        if not self.owned_apart:
+            self._check_owned_apart()
         return 0
 
     cdef int _check_owned(self, Py_ssize_t k) except -1:
@@ -340,7 +279,7 @@ cdef class Plan:
         cdef Layout *layout = &self.layouts[k]
         cdef cnp.ndarray array = self.owned[k]
         if (
-            not laid_out_as(layout, layout.array)
+            not laid_out_as(layout, <Borrowed *><PyObject *>array)
             or cnp.PyArray_TYPE(array) != layout.type_num
             or not cnp.PyArray_ISNOTSWAPPED(array)
         ):
@@ -373,7 +312,7 @@ cdef class Plan:
         address = <int64_t *>cnp.PyArray_DATA(counter)
         if address != tensor.step:
             tensor.step = address
-            self.extents_sorted = False
+            self.owned_apart = False
         if not 0 <= tensor.step[0] < INT64_MAX:
             raise ValueError(
                 f"step counter of {self.names[i]} must be >= 0 and < 2**63 - 1, got "
@@ -381,150 +320,44 @@ cdef class Plan:
             )
         return 0
 
-    cdef int _sort_extents(self) except -1:
-        cdef Py_ssize_t k, count = 0
-        for k in range(self.n_owned):
-            if self.layouts[k].nbytes == 0:  # it may lie inside another, which it does not overlap
-                continue
-            self.extents[count].low = self.layouts[k].data
-            self.extents[count].high = self.layouts[k].data + self.layouts[k].nbytes
-            self.extents[count].index = k
-            count += 1
-        for k in range(self.n):
-            self.extents[count].low = <char *>self.tensors[k].step
-            self.extents[count].high = self.extents[count].low + sizeof(int64_t)
-            self.extents[count].index = self.n_owned + k
-            count += 1
-        self.n_extents = count
-        qsort(self.extents, count, sizeof(Extent), by_low)
-        for k in range(1, count):
-            if self.extents[k].low < self.extents[k - 1].high:
-                first, second = self.extents[k - 1].index, self.extents[k].index
-                first, second = min(first, second), max(first, second)
-                raise ValueError(
-                    f"{self._label(second)} overlaps {self._label(first)} in memory; every "
-                    "parameter needs memory of its own"
-                )
-        for k in range(self.n):
-            self.grad_extents[k].low = self.grad_extents[k].high = NULL
-        self.extents_sorted = True
+    cdef int _check_owned_apart(self) except -1:
+        cdef Py_ssize_t first = 0, second = 0
+        if self.owned_overlap(True, &first, &second):
+            raise ValueError(
+                f"{self._label(second)} overlaps {self._label(first)} in memory; every "
+                "parameter needs memory of its own"
+            )
         return 0
 
     # ---- gradients -------------------------------------------------------------------------------
 
-    cdef inline bint _bound_before(
-        self, Py_ssize_t i, PyObject *item, bint zero_grad
-    ) noexcept nogil:
-        """Whether a gradient is where and as the C plan was told at the last step."""
-        cdef Layout *layout = &self.layouts[i]
-        cdef Extent *extent = &self.grad_extents[i]
-        cdef Borrowed *grad = <Borrowed *>item
-        return (
-            is_array(item)
-            and lender_of(grad) == NULL
-            and descr_of(grad) == layout.descr
-            and data_of(grad) == extent.low
-            and extent.index
-            and laid_out_as(layout, grad)
-            and (
-                not zero_grad
-                or (flags_of(grad) & cnp.NPY_ARRAY_WRITEABLE and extent.low != layout.data)
-            )
-        )
-
-    cdef int _bind(self, Py_ssize_t i, list grads, bint zero_grad) except -1:
-        """Check gradient i, and tell the C plan where it is and how it is laid out."""
-        cdef fo_tensor *tensor = &self.tensors[i]
-        cdef Layout *layout = &self.layouts[i]
-        cdef Extent before = self.grad_extents[i]
-        cdef cnp.ndarray grad
-        cdef char *low
-        cdef char *high
-        cdef bint alike
-        item = grads[i]
-        # Until all is checked: what the C plan is told from here on is not what it was told then.
-        self.grad_extents[i].low = self.grad_extents[i].high = NULL
-        if item is None:
-            tensor.grad = NULL
-            return 0
-        grad = <cnp.ndarray>item
-        if not PyArray_CheckExact(item):
-            refuse_masked(grad, f"gradient of {self.names[i]}")
-        if lender_of(<Borrowed *><PyObject *>grad) != NULL:
-            refuse_moved(grad, f"gradient of {self.names[i]}")
-            self.from_jax |= is_from_jax(owner_of(<object>lender_of(<Borrowed *><PyObject *>grad)))
-        if cnp.PyArray_TYPE(grad) != layout.type_num or not cnp.PyArray_ISNOTSWAPPED(grad):
-            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
-        alike = laid_out_as(layout, <Borrowed *><PyObject *>grad)
-        if alike:
-            low = cnp.PyArray_BYTES(grad)
-            high = low + layout.nbytes
-            tensor.grad = low
-            tensor.grad_ndim = 0
-        else:
-            refuse_unlike(grad, self.owned[i], f"gradient of {self.names[i]}")
-            alike = describe_strided(
-                self.owned[i], grad, tensor, &self.grad_layout[i], &low, &high
-            )
-        if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
-            refuse_to_zero(grad, alike, f"gradient of {self.names[i]}")
-        if low != before.low or high != before.high or not (alike and before.index):
-            self.grads_known_apart = False
-            self._check_apart(i, grad, low, high, alike, zero_grad)
-        elif zero_grad and low == layout.data and layout.nbytes > 0:
-            self._check_apart(i, grad, low, high, alike, zero_grad)
-        self.grad_extents[i].low = low
-        self.grad_extents[i].high = high
-        self.grad_extents[i].index = alike
-        return 0
-
-    cdef int _check_apart(
-        self, Py_ssize_t i, cnp.ndarray grad, char *low, char *high, bint alike, bint zero_grad,
-    ) except -1:
-        """Raise if a gradient shares memory with a parameter or with state; its own is allowed."""
-        cdef Py_ssize_t left = 0, right = self.n_extents, middle, k
-        if low == high:
-            return 0
-        while left < right:  # the first extent that ends above `low`
-            middle = (left + right) // 2
-            if self.extents[middle].high > low:
-                right = middle
-            else:
-                left = middle + 1
-        while left < self.n_extents and self.extents[left].low < high:
-            k = self.extents[left].index
-            left += 1
-            if k == i and alike and low == self.layouts[i].data and not zero_grad:
-                continue
-            if alike or share_memory(grad, self._array(k)):
-                own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
-                raise ValueError(
-                    f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
-                    "gradient needs memory of its own"
-                )
-        return 0
-
-    cdef int _check_grads_apart(self, list grads) except -1:
-        """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
-        cdef Py_ssize_t i, j, k, count = 0
+    cdef int _bind(self, list grads, bint zero_grad) except -1:
+        """Check the gradients that are not as at the last step; tell the C plan where they are."""
+        cdef Py_ssize_t i, k
+        cdef PyObject *grad
         for i in range(self.n):
-            if self.grad_extents[i].low != self.grad_extents[i].high:
-                self.sorting[count] = self.grad_extents[i]
-                self.sorting[count].index = i
-                count += 1
-        qsort(self.sorting, count, sizeof(Extent), by_low)
-        for j in range(count):
-            k = j + 1
-            while k < count and self.sorting[k].low < self.sorting[j].high:
-                first, second = self.sorting[j].index, self.sorting[k].index
-                first, second = min(first, second), max(first, second)
-                if share_memory(grads[first], grads[second]):
+            grad = list_item(<PyObject *>grads, i)
+            if self.bound_before(i, grad, zero_grad, zero_grad):
+                continue
+            self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
+            if not self.gradients[i].known:
+                k = self.owned_under(i, grad, zero_grad)
+                if k >= 0:
+                    own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
                     raise ValueError(
-                        f"gradients of {self.names[first]} and {self.names[second]} share memory, "
-                        "and zero_grad=True asks to zero them"
+                        f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
+                        "gradient needs memory of its own"
                     )
-                k += 1
-        self.grads_known_apart = True
+        return 0
+
+    cdef int _check_gradients_apart(self, list grads) except -1:
+        """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
+        cdef Py_ssize_t first = 0, second = 0
+        if self.gradients_overlap(list_items(<PyObject *>grads), &first, &second):
+            raise ValueError(
+                f"gradients of {self.names[first]} and {self.names[second]} share memory, and "
+                "zero_grad=True asks to zero them"
+            )
         return 0
 
     # ---- the step --------------------------------------------------------------------------------
@@ -536,16 +369,13 @@ cdef class Plan:
 
     def check_gradients(self, list grads not None):
         """Raise if a step with these arrays, one or None for each parameter, would."""
-        cdef Py_ssize_t i
         if len(grads) != self.n:
             raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
         self._begin_writing()
         try:
             self._read_lent()
             self._read_owned()
-            for i in range(self.n):
-                if not self._bound_before(i, list_item(<PyObject *>grads, i), False):
-                    self._bind(i, grads, False)
+            self._bind(grads, False)
         finally:
             self.writing = 0
 
@@ -775,11 +605,9 @@ cdef class Plan:
                         "over the new one, or give None for the gradient of the old"
                     )
         self._read_owned()
-        for i in range(self.n):
-            if not self._bound_before(i, list_item(<PyObject *>bound, i), zero_grad):
-                self._bind(i, bound, zero_grad)
-        if zero_grad and not self.grads_known_apart:
-            self._check_grads_apart(bound)
+        self._bind(bound, zero_grad)
+        if zero_grad and not self.gradients_apart:
+            self._check_gradients_apart(bound)
 
         if self.from_jax:
             wait_for_jax(self.owned[:self.n])
@@ -787,11 +615,6 @@ cdef class Plan:
         args.zero_grad = zero_grad
         args.add = self.accumulated_steps + 1 < args.accumulate
         args.ema_starts = self.completed_steps == 0
-        args.max_threads = self.num_threads or fo_get_num_threads()
-        if threads_exact:
-            args.exact = True
-            if threads_exact > 0:
-                args.max_threads = threads_exact
         args.pool = <const fo_pool *>self.pool
         after_update = after_zeroing = None
         if self.lent is not None and not args.add:
@@ -801,12 +624,9 @@ cdef class Plan:
             ])
         if zeroed is not None:
             after_zeroing = version_counter(zeroed)
-        if fo_plan_size(self.plan) < KEEP_GIL_BELOW:
-            fo_plan_step(self.plan, &args, out)
-        else:
+        if not keeps_gil(self.plan):
             _held = tuple(bound)  # twice: NumPy's resize() lets an array have one other owner
-            with nogil:
-                fo_plan_step(self.plan, &args, out)
+        self.run(&args, self.num_threads, out)
         if after_zeroing is not None and not (out.skipped and args.nonfinite == FO_RAISE):
             after_zeroing()
         if not out.skipped:

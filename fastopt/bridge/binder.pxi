@@ -1,0 +1,241 @@
+# The binder: tells a C plan where the arrays of a step are, for plans and for functional calls.
+# It looks at each array in each step; one that lies where and as it did is bound already.
+
+cdef extern from "Python.h":
+    PyObject **list_items "PySequence_Fast_ITEMS"(PyObject *items)
+
+
+cdef struct Gradient:
+    char *low
+    char *high
+    bint known      # laid out as its parameter, and apart from all that a step writes
+
+
+@cython.internal
+cdef class Binder:
+    """A C plan, and how the arrays lie that it was told of.
+
+    A step writes the `owned` arrays: each parameter and what goes with it. For messages, a subclass
+    has names and arrays; for how it numbers the owned arrays, `spacing`.
+    """
+
+    cdef fo_plan *plan
+    cdef fo_tensor *tensors          # of the C plan
+    cdef Py_ssize_t n, n_owned
+    cdef Py_ssize_t spacing          # from one parameter to the next, in the owned arrays
+    cdef Layout *layouts             # of the owned arrays
+    cdef void ***targets             # where the C plan keeps their addresses
+    cdef Table owned_table           # of them and, if kept, of the counters
+    cdef bint owned_apart            # the table is sorted, and they are apart
+    cdef Gradient *gradients
+    cdef Table gradient_table
+    cdef bint gradients_apart        # from one another
+    cdef bint from_jax               # whether a gradient of this step is
+    cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
+
+    cdef int make(self, Rule rule, Py_ssize_t n, Py_ssize_t n_owned, int32_t n_groups) except -1:
+        self.n, self.n_owned = n, n_owned
+        self.plan = fo_plan_create(rule.rule, n_groups, n)
+        self.layouts = <Layout *>PyMem_Calloc(n_owned + 1, sizeof(Layout))
+        self.targets = <void ***>PyMem_Calloc(n_owned + 1, sizeof(void **))
+        self.owned_table.extents = <Extent *>PyMem_Calloc(n_owned + n + 1, sizeof(Extent))
+        self.gradients = <Gradient *>PyMem_Calloc(n + 1, sizeof(Gradient))
+        self.gradient_table.extents = <Extent *>PyMem_Calloc(n + 1, sizeof(Extent))
+        self.grad_layout = <Py_ssize_t **>PyMem_Calloc(n + 1, sizeof(Py_ssize_t *))
+        if (
+            self.plan == NULL or self.layouts == NULL or self.targets == NULL
+            or self.owned_table.extents == NULL or self.gradients == NULL
+            or self.gradient_table.extents == NULL or self.grad_layout == NULL
+        ):
+            raise MemoryError
+        self.tensors = fo_plan_tensor(self.plan, 0)
+        return 0
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        fo_plan_destroy(self.plan)
+        if self.layouts != NULL:
+            for k in range(self.n_owned):
+                PyMem_Free(self.layouts[k].shape)
+        if self.grad_layout != NULL:
+            for k in range(self.n):
+                PyMem_Free(self.grad_layout[k])
+        PyMem_Free(self.layouts)
+        PyMem_Free(self.targets)
+        PyMem_Free(self.owned_table.extents)
+        PyMem_Free(self.gradients)
+        PyMem_Free(self.gradient_table.extents)
+        PyMem_Free(self.grad_layout)
+
+    cdef owned_array(self, Py_ssize_t k):
+        """Return an owned array or (beyond those) a counter."""
+        raise NotImplementedError
+
+    cdef str gradient_name(self, Py_ssize_t i):
+        raise NotImplementedError
+
+    # ---- what a step writes ----------------------------------------------------------------------
+
+    @cython.final
+    cdef inline void place(self, Py_ssize_t k, char *data) noexcept nogil:
+        """Tell the C plan where an owned array is."""
+        self.layouts[k].data = data
+        self.targets[k][0] = data
+        self.owned_apart = False
+
+    @cython.final
+    cdef void set_size(self, Py_ssize_t i, cnp.ndarray param) noexcept:
+        cdef bint is_double = cnp.PyArray_TYPE(param) == cnp.NPY_FLOAT64
+        self.tensors[i].size = cnp.PyArray_SIZE(param)
+        self.tensors[i].dtype = fo_one_dtype(FO_F64 if is_double else FO_F32)
+
+    @cython.final
+    cdef bint owned_overlap(
+        self, bint counters, Py_ssize_t *first, Py_ssize_t *second
+    ) noexcept nogil:
+        """Sort what a step writes; tell whether any two overlap, and which."""
+        cdef Layout *layout
+        cdef Py_ssize_t k
+        cdef char *step
+        self.owned_table.count = 0
+        for k in range(self.n_owned):
+            layout = &self.layouts[k]
+            enter(&self.owned_table, layout.data, layout.data + layout.nbytes, k)
+        if counters:
+            for k in range(self.n):
+                step = <char *>self.tensors[k].step
+                enter(&self.owned_table, step, step + sizeof(int64_t), self.n_owned + k)
+        sort_table(&self.owned_table)
+        if neighbours_overlap(&self.owned_table, first, second):
+            return True
+        for k in range(self.n):
+            self.gradients[k].known = False
+        self.owned_apart = True
+        return False
+
+    # ---- gradients -------------------------------------------------------------------------------
+
+    @cython.final
+    cdef inline bint bound_before(
+        self, Py_ssize_t i, PyObject *item, bint zero_grad, bint must_not_alias
+    ) noexcept nogil:
+        """Whether a gradient is where and as the C plan was told at the last step."""
+        cdef Layout *layout = &self.layouts[i * self.spacing]
+        cdef Gradient *before = &self.gradients[i]
+        return (
+            lies_as(layout, item, before.low)
+            and before.known
+            and not (must_not_alias and before.low == layout.data)
+            and not (zero_grad and not flags_of(<Borrowed *>item) & cnp.NPY_ARRAY_WRITEABLE)
+        )
+
+    @cython.final
+    cdef int bind_gradient(
+        self, Py_ssize_t i, item, cnp.ndarray param, bint zero_grad, bint must_not_alias
+    ) except -1:
+        """Check a gradient, but not whom it shares memory with; tell the C plan where it is."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef Layout *layout = &self.layouts[i * self.spacing]
+        cdef Gradient *gradient = &self.gradients[i]
+        cdef Gradient before = gradient[0]
+        cdef cnp.ndarray grad
+        cdef PyObject *lender
+        cdef bint alike
+        # Until all is checked: what the C plan is told from here on is not what it was told then.
+        gradient[0] = Gradient(NULL, NULL, False)
+        if item is None:
+            tensor.grad = NULL
+            return 0
+        grad = <cnp.ndarray>item
+        if not PyArray_CheckExact(item):
+            refuse_masked(grad, self.gradient_name(i))
+        lender = lender_of(<Borrowed *><PyObject *>grad)
+        if lender != NULL:
+            refuse_moved(grad, self.gradient_name(i))
+            self.from_jax |= is_from_jax(owner_of(<object>lender))
+        alike = (
+            cnp.PyArray_TYPE(grad) == layout.type_num and cnp.PyArray_ISNOTSWAPPED(grad)
+            and laid_out_as(layout, <Borrowed *><PyObject *>grad)
+        )
+        if alike:
+            tensor.grad = gradient.low = cnp.PyArray_BYTES(grad)
+            gradient.high = gradient.low + layout.nbytes
+            tensor.grad_ndim = 0
+        else:
+            refuse_unlike(grad, param, self.gradient_name(i))
+            alike = describe_strided(
+                param, grad, tensor, &self.grad_layout[i], &gradient.low, &gradient.high
+            )
+        if zero_grad and not (alike and cnp.PyArray_ISWRITEABLE(grad)):
+            refuse_to_zero(grad, alike, self.gradient_name(i))
+        gradient.known = (
+            alike and before.known and before.low == gradient.low and before.high == gradient.high
+            and not (must_not_alias and gradient.low == layout.data)
+        )
+        if not gradient.known:
+            self.gradients_apart = False
+        return 0
+
+    @cython.final
+    cdef Py_ssize_t owned_under(
+        self, Py_ssize_t i, PyObject *grad, bint must_not_alias
+    ) except -2:
+        """Return which owned array shares memory with a gradient; -1: none does, now known.
+
+        It may be its own parameter, unless it must not.
+        """
+        cdef Gradient *gradient = &self.gradients[i]
+        cdef Extent *extent
+        cdef Py_ssize_t place
+        cdef bint dense = self.tensors[i].grad_ndim == 0, own
+        if gradient.low == gradient.high:
+            gradient.known = dense
+            return -1
+        place = place_above(&self.owned_table, gradient.low)
+        extent = next_below(&self.owned_table, gradient.high, &place)
+        while extent != NULL:
+            own = extent.index == i * self.spacing and dense and gradient.low == extent.low
+            if not (own and not must_not_alias) and (
+                dense or share_memory(<object>grad, self.owned_array(extent.index))
+            ):
+                return extent.index
+            extent = next_below(&self.owned_table, gradient.high, &place)
+        gradient.known = dense  # of others, extents do not say what they share
+        return -1
+
+    @cython.final
+    cdef bint gradients_overlap(
+        self, PyObject **grads, Py_ssize_t *first, Py_ssize_t *second
+    ) except -1:
+        """Tell whether any two gradients share memory, and which."""
+        cdef Py_ssize_t i
+        self.gradient_table.count = 0
+        for i in range(self.n):
+            enter(&self.gradient_table, self.gradients[i].low, self.gradients[i].high, i)
+        sort_table(&self.gradient_table)
+        if find_shared(&self.gradient_table, grads, first, second):
+            return True
+        self.gradients_apart = True
+        return False
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    @cython.final
+    cdef void run(
+        self, fo_step_args *args, int num_threads, fo_step_result *result
+    ) noexcept:
+        args.max_threads = num_threads or fo_get_num_threads()
+        if threads_exact:
+            args.exact = True
+            if threads_exact > 0:
+                args.max_threads = threads_exact
+        if keeps_gil(self.plan):
+            fo_plan_step(self.plan, args, result)
+        else:
+            with nogil:
+                fo_plan_step(self.plan, args, result)
+
+
+cdef inline bint keeps_gil(const fo_plan *plan) noexcept nogil:
+    """Tell whether a step is so short that to drop the GIL would cost more than it gives."""
+    return fo_plan_size(plan) < KEEP_GIL_BELOW
