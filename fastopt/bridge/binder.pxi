@@ -2,7 +2,10 @@
 # It looks at each array in each step; one that lies where and as it did is bound already.
 
 cdef extern from "Python.h":
-    PyObject **list_items "PySequence_Fast_ITEMS"(PyObject *items)
+    Py_ssize_t length_of "PySequence_Fast_GET_SIZE"(object items)
+    PyObject **items_of "PySequence_Fast_ITEMS"(object items)
+    void Py_INCREF(PyObject *item)
+    void Py_XDECREF(PyObject *item)
 
 
 cdef struct Gradient:
@@ -32,9 +35,13 @@ cdef class Binder:
     cdef bint gradients_apart        # from one another
     cdef bint from_jax               # whether a gradient of this step is
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
+    cdef int n_lists                 # of arrays of one step, n in each
+    cdef PyObject **items            # of these lists in turn, each kept alive until the step ends
 
-    cdef int make(self, Rule rule, Py_ssize_t n, Py_ssize_t n_owned, int32_t n_groups) except -1:
-        self.n, self.n_owned = n, n_owned
+    cdef int make(
+        self, Rule rule, Py_ssize_t n, Py_ssize_t n_owned, int32_t n_groups, int n_lists
+    ) except -1:
+        self.n, self.n_owned, self.n_lists = n, n_owned, n_lists
         self.plan = fo_plan_create(rule.rule, n_groups, n)
         self.layouts = <Layout *>PyMem_Calloc(n_owned + 1, sizeof(Layout))
         self.targets = <void ***>PyMem_Calloc(n_owned + 1, sizeof(void **))
@@ -42,10 +49,12 @@ cdef class Binder:
         self.gradients = <Gradient *>PyMem_Calloc(n + 1, sizeof(Gradient))
         self.gradient_table.extents = <Extent *>PyMem_Calloc(n + 1, sizeof(Extent))
         self.grad_layout = <Py_ssize_t **>PyMem_Calloc(n + 1, sizeof(Py_ssize_t *))
+        self.items = <PyObject **>PyMem_Calloc(n_lists * n + 1, sizeof(PyObject *))
         if (
             self.plan == NULL or self.layouts == NULL or self.targets == NULL
             or self.owned_table.extents == NULL or self.gradients == NULL
             or self.gradient_table.extents == NULL or self.grad_layout == NULL
+            or self.items == NULL
         ):
             raise MemoryError
         self.tensors = fo_plan_tensor(self.plan, 0)
@@ -60,6 +69,9 @@ cdef class Binder:
         if self.grad_layout != NULL:
             for k in range(self.n):
                 PyMem_Free(self.grad_layout[k])
+        if self.items != NULL:
+            self.release()
+        PyMem_Free(self.items)
         PyMem_Free(self.layouts)
         PyMem_Free(self.targets)
         PyMem_Free(self.owned_table.extents)
@@ -73,6 +85,41 @@ cdef class Binder:
 
     cdef str gradient_name(self, Py_ssize_t i):
         raise NotImplementedError
+
+    # ---- the arrays of one step ------------------------------------------------------------------
+
+    @cython.final
+    cdef inline void keep(self, PyObject **item, PyObject *array) noexcept:
+        cdef PyObject *before = item[0]
+        Py_INCREF(array)
+        item[0] = array
+        Py_XDECREF(before)
+
+    @cython.final
+    cdef inline Py_ssize_t keep_all(self, PyObject **items, given) except -1:
+        """Keep the items of a list or tuple, if they are n; return how many they are."""
+        cdef Py_ssize_t i, n
+        cdef PyObject **from_
+        kept = given if type(given) is list or type(given) is tuple else list(given)
+        with cython.critical_section(kept):
+            n, from_ = length_of(kept), items_of(kept)
+            if n == self.n:
+                for i in range(n):
+                    self.keep(&items[i], from_[i])
+        return n
+
+    @cython.final
+    cdef inline void release(self) noexcept:
+        cdef PyObject **items = self.items
+        cdef PyObject *item
+        cdef Py_ssize_t i
+        cdef int k
+        for k in range(self.n_lists):
+            if self.n > 0 and items[0] != NULL:  # no list is kept in part
+                for i in range(self.n):
+                    item, items[i] = items[i], NULL
+                    Py_XDECREF(item)
+            items += self.n
 
     # ---- what a step writes ----------------------------------------------------------------------
 
@@ -221,7 +268,7 @@ cdef class Binder:
     # ---- the step --------------------------------------------------------------------------------
 
     @cython.final
-    cdef void run(
+    cdef inline void run(
         self, fo_step_args *args, int num_threads, fo_step_result *result
     ) noexcept:
         args.max_threads = num_threads or fo_get_num_threads()

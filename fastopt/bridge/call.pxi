@@ -150,19 +150,19 @@ cdef class FunctionalStep:
 
         lent = workspace.take(0, params, self.arguments[0])
         lent |= workspace.take(GRADS, grads, self.arguments[1])
-        for k in range(1, workspace.n_lists):
+        for k in range(1, workspace.n_written):
             if args[workspace.argument[k]] == <PyObject *>None:
                 self.refuse_lack(workspace.argument[k] - 2, hypers)
             lent |= workspace.take(
                 k, <object>args[workspace.argument[k]], self.arguments[workspace.argument[k]]
             )
         if out is not None:
-            if type(out) is not tuple and type(out) is not list or len(out) != workspace.n_lists:
-                lists = [self.arguments[workspace.argument[k]] for k in range(workspace.n_lists)]
+            if type(out) is not tuple and type(out) is not list or len(out) != workspace.n_written:
+                lists = [self.arguments[workspace.argument[k]] for k in range(workspace.n_written)]
                 raise ValueError(
                     f"out must be a tuple of {len(lists)}: where to write {', '.join(lists)}"
                 )
-            for k in range(workspace.n_lists):
+            for k in range(workspace.n_written):
                 lent |= workspace.take(OUT + k, out[k], f"out[{k}]")
 
         workspace.from_jax = lent and any(map(is_from_jax, without_arrays(grads, many)))
@@ -233,7 +233,7 @@ cdef class FunctionalStep:
                 lenders += without_arrays(written, many)
         else:
             grads = workspace.as_list(GRADS)
-            for k in range(workspace.n_lists):
+            for k in range(workspace.n_written):
                 lenders += without_arrays(<object>args[workspace.argument[k]], many, grads)
         return version_counter(lenders)
 

@@ -2,7 +2,6 @@
 # that it still does.
 
 cdef extern from "Python.h":
-    PyObject *list_item "PyList_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
     PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
 
 
@@ -12,6 +11,7 @@ cdef enum:
     SUM
 
 
+@cython.freelist(8)
 cdef class StepResult:
     """What a step did.
 
@@ -184,7 +184,7 @@ cdef class Plan(Binder):
                 owners.extend(range(self.n))
                 targets.extend([j] * self.n)
         self.owned, self.owners, self.n_groups = tuple(owned), tuple(owners), len(rows)
-        self.make(rule, self.n, len(owned), self.n_groups)
+        self.make(rule, self.n, len(owned), self.n_groups, 1)
         self.counter_descr = descr_for(cnp.NPY_INT64)
         for k in range(self.n_owned):
             i = owners[k]
@@ -331,29 +331,32 @@ cdef class Plan(Binder):
 
     # ---- gradients -------------------------------------------------------------------------------
 
-    cdef int _bind(self, list grads, bint zero_grad) except -1:
+    cdef inline int _bind(self, bint zero_grad) except -1:
         """Check the gradients that are not as at the last step; tell the C plan where they are."""
-        cdef Py_ssize_t i, k
-        cdef PyObject *grad
+        cdef Py_ssize_t i
         for i in range(self.n):
-            grad = list_item(<PyObject *>grads, i)
-            if self.bound_before(i, grad, zero_grad, zero_grad):
-                continue
-            self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
-            if not self.gradients[i].known:
-                k = self.owned_under(i, grad, zero_grad)
-                if k >= 0:
-                    own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
-                    raise ValueError(
-                        f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a "
-                        "gradient needs memory of its own"
-                    )
+            if not self.bound_before(i, self.items[i], zero_grad, zero_grad):
+                self._bind_anew(i, self.items[i], zero_grad)
         return 0
 
-    cdef int _check_gradients_apart(self, list grads) except -1:
+    cdef int _bind_anew(self, Py_ssize_t i, PyObject *grad, bint zero_grad) except -1:
+        cdef Py_ssize_t k
+        self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
+        if self.gradients[i].known:
+            return 0
+        k = self.owned_under(i, grad, zero_grad)
+        if k >= 0:
+            own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
+            raise ValueError(
+                f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a gradient "
+                "needs memory of its own"
+            )
+        return 0
+
+    cdef int _check_gradients_apart(self) except -1:
         """Raise if two gradients share memory (they are about to be zeroed one after the other)."""
         cdef Py_ssize_t first = 0, second = 0
-        if self.gradients_overlap(list_items(<PyObject *>grads), &first, &second):
+        if self.gradients_overlap(self.items, &first, &second):
             raise ValueError(
                 f"gradients of {self.names[first]} and {self.names[second]} share memory, and "
                 "zero_grad=True asks to zero them"
@@ -373,13 +376,15 @@ cdef class Plan(Binder):
             raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
         self._begin_writing()
         try:
+            self.keep_all(self.items, grads)
             self._read_lent()
             self._read_owned()
-            self._bind(grads, False)
+            self._bind(False)
         finally:
+            self.release()
             self.writing = 0
 
-    cdef int _read_lent(self) except -1:
+    cdef inline int _read_lent(self) except -1:
         if self.lent is not None and not self.lent.in_place():
             raise MovedError("the memory of a parameter moves while it is looked at")
         return 0
@@ -547,11 +552,17 @@ cdef class Plan(Binder):
         -------
         StepResult
         """
-        cdef list bound = list(grads)
+        cdef Py_ssize_t n
+        if type(grads) is not list:
+            grads = list(grads)
         self._begin_writing()
         try:
-            return self._step(bound, loss_scale, zero_grad)
+            n = self.keep_all(self.items, grads)
+            if n != self.n:
+                raise ValueError(f"expected {self.n} gradients, one for each parameter; got {n}")
+            return self._step(loss_scale, zero_grad)
         finally:
+            self.release()
             self.writing = 0
 
     def step_settled(self, Lock lock not None, groups, grads, loss_scale, zero_grad):
@@ -573,41 +584,38 @@ cdef class Plan(Binder):
         finally:
             lock.give()
 
-    cdef StepResult _step(self, list bound, double loss_scale, bint zero_grad):
+    cdef StepResult _step(self, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)
-        cdef fo_step_args args = self.args
+        cdef fo_step_args *args = &self.args
         cdef fo_step_result *out = &result.result
+        cdef PyObject **grads = self.items
         cdef Py_ssize_t i
         cdef list zeroed = None  # gradients that are no arrays
-        if len(bound) != self.n:
-            raise ValueError(
-                f"expected {self.n} gradients, one for each parameter; got {len(bound)}"
-            )
         self.from_jax = False
         for i in range(self.n):  # before anything is read: this may run code of others
-            if is_array(list_item(<PyObject *>bound, i)):
+            if is_array(grads[i]):
                 continue
-            item = bound[i]
+            item = <object>grads[i]
             if item is not None and not isinstance(item, cnp.ndarray):
-                name = f"gradient of {self.names[i]}"
-                bound[i] = as_gradient(item, self.owned[i], name, zero_grad)
+                array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
+                self.keep(&grads[i], <PyObject *>array)
                 self.from_jax |= is_from_jax(item)
                 if zero_grad:
                     zeroed = zeroed or []
                     zeroed.append(item)
         self._read_lent()
         if self.lent is not None:
-            for k, where in self.lent.replaced.items():
-                if bound[k] is not None:
+            for i, where in self.lent.replaced.items():
+                if grads[i] != <PyObject *>None:
                     raise ValueError(
-                        f"{self.names[k]}: {where} is another tensor by now, which this optimizer "
+                        f"{self.names[i]}: {where} is another tensor by now, which this optimizer "
                         "does not have (as after load_state_dict(assign=True)); make an optimizer "
                         "over the new one, or give None for the gradient of the old"
                     )
         self._read_owned()
-        self._bind(bound, zero_grad)
+        self._bind(zero_grad)
         if zero_grad and not self.gradients_apart:
-            self._check_gradients_apart(bound)
+            self._check_gradients_apart()
 
         if self.from_jax:
             wait_for_jax(self.owned[:self.n])
@@ -625,8 +633,9 @@ cdef class Plan(Binder):
         if zeroed is not None:
             after_zeroing = version_counter(zeroed)
         if not keeps_gil(self.plan):
-            _held = tuple(bound)  # twice: NumPy's resize() lets an array have one other owner
-        self.run(&args, self.num_threads, out)
+            # Held twice: NumPy's resize() lets an array have one other owner.
+            _held = [<object>grads[i] for i in range(self.n)]
+        self.run(args, self.num_threads, out)
         if after_zeroing is not None and not (out.skipped and args.nonfinite == FO_RAISE):
             after_zeroing()
         if not out.skipped:

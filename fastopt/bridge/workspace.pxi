@@ -1,11 +1,5 @@
 # The workspace of a functional call: arrays that are others at each call, most often the same.
 
-cdef extern from "Python.h":
-    Py_ssize_t length_of "PySequence_Fast_GET_SIZE"(object items)
-    void Py_INCREF(PyObject *item)
-    void Py_XDECREF(PyObject *item)
-
-
 cdef enum:
     # The lists of a call: parameters and used slots, then the gradients, then where to write.
     GRADS = 1 + FO_MAX_SLOTS
@@ -19,39 +13,34 @@ cdef class Workspace(Binder):
     """What a functional call on so many parameters needs, kept for the next such call."""
 
     cdef unsigned used        # slots
-    cdef int n_lists          # that a step writes: the parameters, and each used slot
+    cdef int n_written        # lists that a step writes: the parameters, and each used slot
     cdef int argument[1 + FO_MAX_SLOTS]     # of each list, in `arguments`
     cdef tuple arguments      # their names: parameters, gradients, slots
     cdef bint many            # whether each argument is a list
     cdef bint has_out         # whether arrays are written that are not those given
     cdef int64_t *counts      # of steps
     cdef bint prepared        # the C plan, for parameters of these sizes
-    cdef PyObject **items     # LISTS lists of arrays, each kept alive until the call ends
 
     def __cinit__(self, Rule rule not None, tuple arguments not None, Py_ssize_t n, unsigned used):
         cdef Py_ssize_t i
         cdef int j
-        self.arguments, self.used, self.n_lists = arguments, used, 1
+        self.arguments, self.used, self.n_written = arguments, used, 1
         for j in range(FO_MAX_SLOTS):
             if used & FO_SLOT(j):
-                self.argument[self.n_lists] = 2 + j
-                self.n_lists += 1
-        self.spacing = self.n_lists
-        self.make(rule, n, n * self.n_lists, 1)
+                self.argument[self.n_written] = 2 + j
+                self.n_written += 1
+        self.spacing = self.n_written
+        self.make(rule, n, n * self.n_written, 1, LISTS)
         self.counts = <int64_t *>PyMem_Calloc(n + 1, sizeof(int64_t))
-        self.items = <PyObject **>PyMem_Calloc(LISTS * n + 1, sizeof(PyObject *))
-        if self.counts == NULL or self.items == NULL:
+        if self.counts == NULL:
             raise MemoryError
         for i in range(n):
             self.tensors[i].step = &self.counts[i]
-            self.targets[i * self.n_lists] = &self.tensors[i].param
-            for j in range(1, self.n_lists):
-                self.targets[i * self.n_lists + j] = &self.tensors[i].slot[self.argument[j] - 2]
+            self.targets[i * self.n_written] = &self.tensors[i].param
+            for j in range(1, self.n_written):
+                self.targets[i * self.n_written + j] = &self.tensors[i].slot[self.argument[j] - 2]
 
     def __dealloc__(self):
-        if self.items != NULL:
-            self.release()
-        PyMem_Free(self.items)
         PyMem_Free(self.counts)
 
     # ---- the arrays of a call --------------------------------------------------------------------
@@ -62,32 +51,13 @@ cdef class Workspace(Binder):
     cdef inline PyObject **written(self, int k) noexcept:
         return self.list_of(OUT + k if self.has_out else k)
 
-    cdef inline void keep(self, PyObject **item, PyObject *array) noexcept:
-        cdef PyObject *before = item[0]
-        Py_INCREF(array)
-        item[0] = array
-        Py_XDECREF(before)
-
-    cdef void release(self) noexcept:
-        cdef PyObject **items
-        cdef PyObject *item
-        cdef Py_ssize_t i
-        cdef int place
-        for place in range(LISTS):
-            items = self.list_of(place)
-            if self.n == 0 or items[0] == NULL:
-                continue
-            for i in range(self.n):
-                item, items[i] = items[i], NULL
-                Py_XDECREF(item)
-
     cdef list as_list(self, int place):
         cdef PyObject **items = self.list_of(place)
         cdef Py_ssize_t i
         return [<object>items[i] for i in range(self.n) if items[i] != NULL]
 
     cdef owned_array(self, Py_ssize_t k):
-        return <object>self.written(k % self.n_lists)[k // self.n_lists]
+        return <object>self.written(k % self.n_written)[k // self.n_written]
 
     cdef str gradient_name(self, Py_ssize_t i):
         return label(self.arguments[1], i, self.many)
@@ -99,7 +69,7 @@ cdef class Workspace(Binder):
         return label(f"out[{k}]", i, self.many) if self.has_out else self.given_name(k, i)
 
     cdef str owned_name(self, Py_ssize_t k):
-        return self.written_name(k % self.n_lists, k // self.n_lists)
+        return self.written_name(k % self.n_written, k // self.n_written)
 
     cdef bint take(self, int place, given, str name) except -1:
         """Take the arrays of an argument; tell whether something lends any its memory.
@@ -117,12 +87,7 @@ cdef class Workspace(Binder):
                 f"{type(given).__name__}"
             )
         else:
-            kept = given if type(given) is list or type(given) is tuple else list(given)
-            with cython.critical_section(kept):
-                n = length_of(kept)
-                if n == self.n:
-                    for i in range(n):
-                        self.keep(&items[i], list_items(<PyObject *>kept)[i])
+            n = self.keep_all(items, given)
             if n != self.n:
                 raise ValueError(f"{name}: expected {self.n} arrays, got {n}")
         for i in range(self.n):
@@ -151,7 +116,7 @@ cdef class Workspace(Binder):
         cdef int k
         for i in range(self.n):
             changed = False
-            for k in range(self.n_lists):
+            for k in range(self.n_written):
                 item = params[k * self.n + i]
                 if (
                     changed or not lies_as(layout, item, layout.data)
@@ -194,7 +159,7 @@ cdef class Workspace(Binder):
 
     cdef int bind_owned(self, int k, Py_ssize_t i, item) except -1:
         """Check an array that is to be written, and tell the C plan where it is."""
-        cdef Layout *layout = &self.layouts[i * self.n_lists + k]
+        cdef Layout *layout = &self.layouts[i * self.n_written + k]
         cdef cnp.ndarray array, param
         if not (
             PyArray_CheckExact(item) and is_native_float(<cnp.ndarray>item)
@@ -219,7 +184,7 @@ cdef class Workspace(Binder):
             self.set_size(i, array)
             self.gradients[i].known = self.prepared = False
         remember(layout, array)
-        self.place(i * self.n_lists + k, cnp.PyArray_BYTES(array))
+        self.place(i * self.n_written + k, cnp.PyArray_BYTES(array))
         return 0
 
     cdef int check_gradients_apart(self, bint grad_must_not_alias) except -1:
@@ -242,7 +207,7 @@ cdef class Workspace(Binder):
         cdef Py_ssize_t i
         cdef int k
         cdef cnp.ndarray source, target
-        for k in range(self.n_lists):
+        for k in range(self.n_written):
             for i in range(self.n):
                 source, target = self.source_array(k, i), <cnp.ndarray>self.written(k)[i]
                 if (
@@ -265,7 +230,7 @@ cdef class Workspace(Binder):
                     ready = np.empty_like(target, subok=False)
                     PyArray_CopyInto(ready, source)
                     self.keep(&self.list_of(k)[i], <PyObject *>ready)
-        for k in range(self.n_lists):  # from here on nothing can fail
+        for k in range(self.n_written):  # from here on nothing can fail
             for i in range(self.n):
                 source = <cnp.ndarray>self.list_of(k)[i]
                 target = <cnp.ndarray>self.written(k)[i]
