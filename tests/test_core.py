@@ -1,6 +1,8 @@
 """The compiled module by itself trusts no caller: not with memory, not with counts."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -125,6 +127,40 @@ def test_threads_that_step_one_plan_are_refused_or_counted():
     for thread in threads:
         thread.join()
     assert plan.completed_steps == len(done) >= 50
+
+
+def test_a_plan_keeps_no_gradient_alive_after_a_step():
+    plan = _core.Plan(**arguments(), **OPTIONS)
+    for size in (3, 4):
+        grad = np.ones(size)
+        alive = weakref.ref(grad)
+        try:
+            plan.step([grad], 1.0, False)
+        except ValueError:
+            assert size == 4
+        del grad
+        gc.collect()
+        assert alive() is None
+
+
+def test_hyperparameters_go_into_a_function_by_name():
+    checks = {name: (lambda _, value: float(value), 0.0, 1.0) for name in RULE.hypers}
+    options = (lambda step: step, bool, int)
+    function = _core.FunctionalStep(RULE, checks, ("params", "grads", "m"), options).function()
+    row = dict(zip(RULE.hypers, ROW, strict=True))
+    results = []
+    for names in (row, reversed(row)):
+        w, m = np.ones(3), np.ones(3)
+        function(w, np.ones(3), m, 1, False, None, None, 0, **{name: row[name] for name in names})
+        results.append([w.tolist(), m.tolist()])
+    assert results[0] == results[1]
+    w = np.ones(3)
+    for wrong in ({}, {**row, "beta1": 0.9}, {**row, "lr": 0.1, "rate": 0.1}):
+        with pytest.raises(TypeError, match="expected the hyperparameters"):
+            function(w, np.ones(3), np.ones(3), 1, False, None, None, 0, **wrong)
+    with pytest.raises(TypeError, match="expected 8 arguments, got 7"):
+        function(w, np.ones(3), np.ones(3), 1, False, None, None, **row)
+    assert (w == 1).all()
 
 
 def test_no_gradient_may_lie_in_a_step_counter():

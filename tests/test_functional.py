@@ -1,7 +1,9 @@
 """The rules as functions: the bits of the classes, the dialects, and nothing written on error."""
 
+import gc
 import inspect
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -556,6 +558,60 @@ def test_what_was_known_apart_for_one_call_is_asked_anew_for_a_stricter_one():
         functional.sgd([b], [a], lr=1.0, out=([a],))
     assert (c == -1).all()
     assert (g == 1).all()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_arrays_that_a_call_has_seen_are_looked_at_again_by_the_next(many):
+    def call(*arrays, **options):
+        given = [[array] for array in arrays] if many else arrays
+        functional.sgd(*given, lr=1.0, momentum=0.5, step=1, **options)
+
+    w, g, m = np.zeros((2, 3)), np.ones((2, 3)), np.zeros((2, 3))
+    call(w, g, m)
+    w.flags.writeable = False
+    with pytest.raises(ValueError, match="the array is read-only"):
+        call(w, g, m)
+    w.flags.writeable = True
+    g.shape = 3, 2
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) is not the parameter's \(2, 3\)"):
+        call(w, g, m)
+    w.shape = 3, 2
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) is not that of params"):
+        call(w, g, m)
+    m.shape = 3, 2
+    call(w, g, m)
+    _core.exchange_memory(m, g)  # each is now where the other was
+    call(w, g, m)
+    g.flags.writeable = False
+    call(w, g, m)
+    with pytest.raises(ValueError, match="read-only, and zero_grad=True"):
+        call(w, g, m, zero_grad=True)
+    with pytest.raises(ValueError, match=r"grads(\[0\])? overlaps momentum_buffers"):
+        call(w, m, m)
+    w.dtype = np.int64
+    with pytest.raises(TypeError, match="dtype int64"):
+        call(w, g, m)
+    w.dtype = np.float64
+    other = np.zeros((5, 2))  # and one of another size
+    call(other, np.ones((5, 2)), np.zeros((5, 2)))
+    call(w, g, m)
+    assert (other == -1).all()
+    assert (w == -5).all()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+def test_no_array_is_kept_alive_after_a_call(many, wrong):
+    arrays = [np.zeros(3), np.ones(4 if wrong else 3), np.zeros(3), np.zeros(3)]
+    alive = [weakref.ref(array) for array in arrays]
+    given = [[array] for array in arrays] if many else arrays
+    try:
+        functional.adam(*given, step=1, lr=0.1)
+    except ValueError:
+        assert wrong
+    del given, arrays
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 4
 
 
 def test_numpy_scalars_are_read_where_something_else_is_written():
