@@ -64,9 +64,10 @@ class Optimizer:
         self._defaults = own_copies(defaults)
         self._checked(without_call(defaults), "", 0)
         self._lock = _core.Lock()
+        self._group_memory = _core.GroupMemory()
         self._evaluating_lr = False
         nothing = Members.none(self._settings)
-        self._bound = self._extended(nothing, [], as_groups(params), Counts())
+        self._take_up(self._extended(nothing, [], as_groups(params), Counts()))
         _live.add(self)
 
     @property
@@ -91,7 +92,7 @@ class Optimizer:
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         with self._lock:
             members = self._members._replace(groups=groups)
-            self._commit(self._bound._replace(members=members))  # the next step looks at them
+            self._commit(self._bound._replace(members=members), None)  # the next step looks at them
 
     @property
     def params(self) -> list[Array]:
@@ -141,7 +142,7 @@ class Optimizer:
             self._refresh()
             self._follow()
             rows, counts = self._bound.hypers.rows, Counts.of(self._plan)
-            self._commit(self._extended(self._members, rows, [group], counts))
+            self._take_up(self._extended(self._members, rows, [group], counts))
 
     def _extended(
         self,
@@ -162,21 +163,20 @@ class Optimizer:
         )
         n_more = len(members.params) - len(before.params)
         hypers = self._hypers(members, rows + new_rows)
-        return self._settled(members, hypers, counts.with_more(n_more))
+        return bound(self._settings, members, hypers, counts.with_more(n_more))
 
     def _hypers(self, members: Members, rows: list[list[float]]) -> Hypers:
         excludes = self._settings.no_decay is not None
         return Hypers(self._rule, excludes, rows, scheduled_groups(members.groups))
 
-    def _settled(self, members: Members, hypers: Hypers, counts: Counts) -> Bound:
-        """Return a plan over members, with a note of the groups that its rows were made from."""
-        new = bound(self._settings, members, hypers, counts)
-        new.plan.settle(as_seen(members.groups), new.direct)
-        return new
+    def _take_up(self, new: Bound) -> None:
+        """Be over these members, from whose groups the plan's rows were made."""
+        self._commit(new, as_seen(new.members.groups))
 
-    def _commit(self, new: Bound) -> None:
-        self._plan.settle(None)  # for a step that has it already, and waits for the lock
+    def _commit(self, new: Bound, seen: Seen) -> None:
+        self._group_memory.forget_groups()  # if a signal raises before they are remembered
         self._bound = new
+        self._group_memory.remember_groups(new.plan, new.members.groups, seen, new.direct)
 
     # ---- hyperparameters ------------------------------------------------------------------------
 
@@ -238,16 +238,16 @@ class Optimizer:
         slots = [used[number] for number in self._members.group_of]
         now = self._bound
         if has_slots(now.members, slots):
+            self._group_memory.forget_groups()
             for number, row in enumerate(rows):
                 now.hypers.tell(now.plan, number, row)
             now.hypers.rows, now.hypers.scheduled = rows, scheduled
-            now.plan.settle(seen, now.direct)
+            self._commit(now, seen)
             return
         excludes = now.hypers.excludes
         new = self._with_slots(slots, Hypers(self._rule, excludes, rows, scheduled))
-        new.plan.take_over_tear(now.plan)
-        new.plan.settle(seen, new.direct)
-        self._commit(new)
+        new.plan.inherit_torn(now.plan)
+        self._commit(new, seen)
 
     def _with_slots(self, slots: Sequence[Collection[str]], hypers: Hypers) -> Bound:
         """Return what this is over with what each parameter lacks of its slots."""
@@ -263,9 +263,8 @@ class Optimizer:
         members = followed(now.members)
         if members is not now.members:
             new = bound(self._settings, members, now.hypers, Counts.of(now.plan))
-            new.plan.take_over_tear(now.plan)
-            new.plan.settle(now.plan.settled, new.direct)
-            self._commit(new)
+            new.plan.inherit_torn(now.plan)
+            self._commit(new, self._group_memory.seen_groups)
 
     def _forbid_reentry(self, what: str) -> None:
         """Raise where what a step calls would change its optimizer."""
@@ -282,7 +281,7 @@ class Optimizer:
     def _evaluate_schedules(self) -> None:
         """Evaluate the learning rates that are callables; nothing else has changed."""
         now, place = self._bound, self._rule.hypers.index("lr")
-        rows, seen = list(now.hypers.rows), now.plan.settled
+        rows = list(now.hypers.rows)
         for number in now.hypers.scheduled:
             lr, where = now.members.groups[number]["lr"], f"param_groups[{number}]: "
             rows[number] = rows[number].copy()
@@ -290,7 +289,6 @@ class Optimizer:
         for number in now.hypers.scheduled:
             now.hypers.tell(now.plan, number, rows[number])
         now.hypers.rows = rows
-        now.plan.settle(seen)
 
     # ---- the step -------------------------------------------------------------------------------
 
@@ -343,15 +341,14 @@ class Optimizer:
         >>> w
         array([ 0.5,  0. , -1. ])
         """
-        now = self._bound
-        result = now.plan.step_settled(self._lock, now.members.groups, grads, loss_scale, zero_grad)
+        result = self._group_memory.step(self._lock, grads, loss_scale, zero_grad)
         if result is not None:
             return result
         with self._lock:
             self._forbid_reentry("step()")
             self._check_whole("step()")
             now = self._bound
-            if not _core.unchanged(now.members.groups, now.plan.settled):
+            if not self._group_memory.is_unchanged():
                 self._refresh()
             elif now.hypers.scheduled:
                 self._evaluate_schedules()
@@ -470,7 +467,7 @@ class Optimizer:
             for group, options in zip(now.members.groups, new.groups, strict=True):
                 for name in options:
                     group.setdefault(name, options[name])  # so that none of them can fail below
-            now.plan.settle(None)
+            self._group_memory.forget_groups()
             done = [False]
             try:
                 then.plan.restore(
@@ -585,7 +582,7 @@ class Optimizer:
         with self._lock:
             self._bring_up_to_date("a copy")
             kept = self.__dict__.copy()
-            for made_anew in ("_bound", "_lock", "_evaluating_lr"):
+            for made_anew in ("_bound", "_lock", "_group_memory", "_evaluating_lr"):
                 del kept[made_anew]
             return {**kept, "kept": (to_keep(self._members), Counts.of(self._plan))}
 
@@ -593,6 +590,7 @@ class Optimizer:
         kept, counts = state.pop("kept")
         self.__dict__.update(state)
         self._lock = _core.Lock()
+        self._group_memory = _core.GroupMemory()
         self._evaluating_lr = False
         members = from_kept(kept)
         # A learning rate may belong to what is only half copied: the step evaluates it.
@@ -603,7 +601,7 @@ class Optimizer:
                 for g in members.groups
             ],
         )
-        self._bound = self._settled(members, hypers, counts)
+        self._take_up(bound(self._settings, members, hypers, counts))
         _live.add(self)
 
     def __repr__(self) -> str:

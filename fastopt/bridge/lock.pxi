@@ -1,5 +1,4 @@
-# The lock of a step, and the settled protocol: groups that are as they were last seen need not be
-# read again.
+# The lock of a step.
 
 cdef extern from "Python.h":
     PyLockStatus PyThread_acquire_lock_timed(
@@ -49,46 +48,3 @@ cdef class Lock:
 
     def __exit__(self, *error):
         self.give()
-
-
-cdef bint has_items(dict group, tuple seen):
-    """Tell whether a dict has these keys and values (two tuples), in this order, and no others."""
-    cdef Py_ssize_t n = 0, position = 0
-    cdef PyObject *key
-    cdef PyObject *value
-    cdef tuple keys = seen[0], values = seen[1]
-    while PyDict_Next(group, &position, &key, &value):
-        if n >= len(values) or <PyObject *>values[n] != value or <PyObject *>keys[n] != key:
-            return False
-        n += 1
-    return n == len(values)
-
-
-cpdef bint unchanged(groups, list seen):
-    """Tell whether the keys and values of these dicts are still the objects that were seen.
-
-    If nothing was seen (None), they are not.
-    """
-    cdef Py_ssize_t i
-    cdef bint same
-    if seen is None or type(groups) is not list or len(groups) != len(seen):
-        return False
-    for i, group in enumerate(groups):
-        if type(group) is not dict:
-            return False
-        with cython.critical_section(group):
-            same = has_items(<dict>group, <tuple>seen[i])
-        if not same:
-            return False
-    return True
-
-
-def set_items(list dicts, list items):
-    """Set items of dicts, from a dict for each. Cannot fail where the keys are there."""
-    cdef Py_ssize_t i, position
-    cdef PyObject *key
-    cdef PyObject *value
-    for i in range(len(dicts)):
-        position = 0
-        while PyDict_Next(items[i], &position, &key, &value):
-            PyDict_SetItem(dicts[i], <object>key, <object>value)

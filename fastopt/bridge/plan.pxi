@@ -107,8 +107,7 @@ cdef class Plan(Binder):
 
     Notes
     -----
-    A plan is not locked: its owner sees to it that one thread at a time uses it (and hands its lock
-    to ``step_settled``).
+    A plan is not locked: its owner sees to it that one thread at a time uses it.
     """
 
     cdef fo_step_args args
@@ -124,8 +123,6 @@ cdef class Plan(Binder):
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
-    cdef readonly list settled       # what `settle` was told; None: since then all may be different
-    cdef bint direct
     cdef public bint unshared        # whether nobody else can reach the arrays: a look each is once
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
@@ -390,14 +387,13 @@ cdef class Plan(Binder):
         return 0
 
     def set_hypers(self, int32_t group, row):
-        """Set a group's hyperparameters, as ``rule.hypers`` has them; nothing is settled then."""
+        """Set a group's hyperparameters, as ``rule.hypers`` has them."""
         cdef double values[FO_MAX_HYPERS]
         cdef fo_tensor *tensor
         cdef Py_ssize_t i
         cdef int j
         if not 0 <= group < self.n_groups:
             raise ValueError(f"there is no group {group}")
-        self.settled = None
         self.rule.read_row(row, values)
         for j in range(len(self.rule.slots)):
             if fo_rule_uses_slot(self.rule.rule, values, j):
@@ -409,19 +405,6 @@ cdef class Plan(Binder):
                         )
         memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
 
-    def settle(self, list groups, bint direct=False):
-        """Note that the hyperparameters are those of its owner's groups.
-
-        Parameters
-        ----------
-        groups : list of tuple or None
-            The keys and values of each group, as for `unchanged`; None: they are not.
-        direct : bool
-            Whether that and a list of gradients is all that a step needs.
-        """
-        self.direct = direct
-        self.settled = groups
-
     @property
     def torn(self):
         """Whether this is a forked child's copy of a plan that was being written at that moment."""
@@ -432,7 +415,7 @@ cdef class Plan(Binder):
         """Whether a step is under way: seen from within it, by code of a gradient's type."""
         return self.writing == 1 + forks
 
-    def take_over_tear(self, Plan other not None):
+    def inherit_torn(self, Plan other not None):
         """Be torn if another plan over the same arrays is."""
         if other.torn:
             self.writing = other.writing
@@ -564,25 +547,6 @@ cdef class Plan(Binder):
         finally:
             self.release()
             self.writing = 0
-
-    def step_settled(self, Lock lock not None, groups, grads, loss_scale, zero_grad):
-        """Step if the groups are as they were settled and the arguments as usual, else return None.
-
-        Holds the lock meanwhile.
-        """
-        if not self.direct:
-            return None
-        if type(grads) is not list or type(loss_scale) is not float or <double>loss_scale != 1.0:
-            return None
-        if zero_grad is not False and zero_grad is not True:
-            return None
-        lock.take()
-        try:
-            if not unchanged(groups, self.settled):  # looked up only now that it cannot change
-                return None
-            return self.step(grads, 1.0, zero_grad is True)
-        finally:
-            lock.give()
 
     cdef StepResult _step(self, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)
