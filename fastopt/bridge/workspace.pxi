@@ -161,6 +161,7 @@ cdef class Workspace(Binder):
         """Check an array that is to be written, and tell the C plan where it is."""
         cdef Layout *layout = &self.layouts[i * self.n_written + k]
         cdef cnp.ndarray array, param
+        cdef bint known
         if not (
             PyArray_CheckExact(item) and is_native_float(<cnp.ndarray>item)
             and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>item)
@@ -174,17 +175,17 @@ cdef class Workspace(Binder):
             param = <cnp.ndarray>self.written(0)[i]
             if not laid_out_alike(array, param):
                 refuse_slot(array, param, self.written_name(k, i), self.written_name(0, i))
-        if (
-            cnp.PyArray_BYTES(array) == layout.data
-            and cnp.PyArray_TYPE(array) == layout.type_num
+        known = (
+            layout.data != NULL and cnp.PyArray_TYPE(array) == layout.type_num
             and laid_out_as(layout, <Borrowed *>item)
-        ):
-            return 0
-        if k == 0:
-            self.set_size(i, array)
-            self.gradients[i].known = self.prepared = False
-        remember(layout, array)
-        self.place(i * self.n_written + k, cnp.PyArray_BYTES(array))
+        )
+        if not known:
+            remember(layout, array)
+            if k == 0:
+                self.set_size(i, array)
+                self.gradients[i].known = self.prepared = False
+        if not known or cnp.PyArray_BYTES(array) != layout.data:
+            self.place(i * self.n_written + k, cnp.PyArray_BYTES(array))
         return 0
 
     cdef int check_gradients_apart(self, bint grad_must_not_alias) except -1:
