@@ -599,7 +599,7 @@ def test_arrays_that_a_call_has_seen_are_looked_at_again_by_the_next(many):
     assert (w == -5).all()
     memory = np.zeros(9)
     call(memory[:3], np.ones(3), memory[4:7])
-    with pytest.raises(ValueError, match="^momentum_buffers.* overlaps params"):
+    with pytest.raises(ValueError, match=r"^momentum_buffers.* overlaps params"):
         call(memory[:5], np.ones(5), memory[4:])  # begin where those before began
     assert memory.tolist() == [-1] * 3 + [0] + [1] * 3 + [0] * 2
 

@@ -1,4 +1,4 @@
-# The workspace of a functional call: arrays that are others at each call, most often the same.
+# The workspace of a functional call: what lies where it did at the last call is bound already.
 
 cdef enum:
     # The lists of a call: parameters and used slots, then the gradients, then where to write.
