@@ -42,7 +42,7 @@ KERNELS = "src_c/kernels.c"
 CORE_MODULE = "fastopt._core"
 INCLUDE = ["src_c", "fastopt/include"]
 HEADERS = sorted(str(path) for folder in INCLUDE for path in Path(folder).rglob("*.[hid]*"))
-BRIDGE = sorted(map(str, Path("fastopt").rglob("*.px[di]")))  # what _core.pyx includes and cimports
+BRIDGE = sorted(map(str, Path("fastopt").rglob("*.px[di]")))  # what both include and cimport
 
 
 class BuildExt(build_ext):
@@ -127,7 +127,7 @@ setup(
             extension(
                 CORE_MODULE, ["fastopt/_core.pyx"], depends=[KERNELS, *CORE, *HEADERS, *BRIDGE]
             ),
-            extension("fastopt._tensors", ["fastopt/_tensors.pyx"]),
+            extension("fastopt._tensors", ["fastopt/_tensors.pyx"], depends=BRIDGE),
         ]
     ),
     cmdclass={"build_ext": BuildExt},

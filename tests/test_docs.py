@@ -13,7 +13,7 @@ from support import CHECKOUT
 import fastopt
 
 ROOT = CHECKOUT
-NEED_A_FRAMEWORK = ("fastopt.bench.peers.", "fastopt.keras", "fastopt.torch")
+NEED_A_FRAMEWORK = ("fastopt._pytorch", "fastopt.bench.peers.", "fastopt.keras", "fastopt.torch")
 
 
 def modules_below(paths, name):

@@ -318,7 +318,9 @@ def array_over(given, str name, *, bint keep=False):
         if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
             from fastopt import _tensors  # which may need Python's lock; arrays do without
 
-            return _tensors.borrow(kind, given)
+            array = _tensors.borrow(kind, given)
+            if array is not None:
+                return array
         if hasattr(kind, "__dlpack__"):
             return from_dlpack(given)
         if PyObject_CheckBuffer(given):
@@ -334,7 +336,7 @@ def array_over(given, str name, *, bint keep=False):
     return given
 
 
-def from_dlpack(given):
+cdef from_dlpack(given):
     """Return an ndarray over the memory that an object lends through DLPack, never a copy."""
     try:
         return np.from_dlpack(given, copy=False)
