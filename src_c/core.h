@@ -147,14 +147,25 @@ typedef struct {
     int threads;           /* that took part */
 } fo_step_result;
 
+/* What steps go over: elements offset to offset + size of a tensor. Their gradient is the tensor's
+ * from element `grad` on, counted in the parameter's memory order. (So a gradient may be of some rows
+ * alone. Elements that are in no piece stay as they are; for an average of these, too, let them be
+ * pieces of a second tensor over the same arrays, with a counter of its own and no gradient.) */
+typedef struct {
+    int64_t tensor, offset, size, grad;
+} fo_piece;
+
 typedef struct fo_plan fo_plan;
 
 fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors); /* or NULL */
 void fo_plan_destroy(fo_plan *plan);
 fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i); /* the next one follows it in memory */
 double *fo_plan_hypers(fo_plan *plan, int32_t group);
-fo_status fo_plan_prepare(fo_plan *plan);  /* FO_OK or FO_NO_MEMORY */
-int64_t fo_plan_size(const fo_plan *plan); /* elements, all tensors together */
+/* Has steps go over all tensors, each in one piece: FO_OK or FO_NO_MEMORY. */
+fo_status fo_plan_prepare(fo_plan *plan);
+/* Has them go over these pieces, which do not overlap. All of a tensor's follow one another. */
+fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t n_pieces);
+int64_t fo_plan_size(const fo_plan *plan); /* elements, all pieces together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
 
 /* ---- the limit of a step, to measure against -------------------------------------------------- */

@@ -5,9 +5,9 @@
 
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
-/* Copies n elements of the gradient, from `offset` in the parameter's memory order, to `to`; or,
+/* Copies n elements of the gradient, from `first` in the parameter's memory order, to `to`; or,
  * where `to` is NULL, zeroes them in place. */
-static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
+static void gather(const fo_tensor *t, int64_t first, int64_t n, char *to)
 {
     const int last = t->grad_ndim - 1;
     const ptrdiff_t step = t->grad_strides[last];
@@ -15,8 +15,8 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
     ptrdiff_t index[MAX_DIMS];
     char *at = t->grad;
     for (int axis = last; axis >= 0; axis--) {
-        index[axis] = (ptrdiff_t)(offset % t->grad_shape[axis]);
-        offset /= t->grad_shape[axis];
+        index[axis] = (ptrdiff_t)(first % t->grad_shape[axis]);
+        first /= t->grad_shape[axis];
         at += index[axis] * t->grad_strides[axis];
     }
     while (n > 0) {
@@ -46,38 +46,37 @@ static void gather(const fo_tensor *t, int64_t offset, int64_t n, char *to)
     }
 }
 
-const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
-                         char *buffer)
+const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t at, int64_t n, char *buffer)
 {
     _Alignas(64) char stored[FO_BLOCK * sizeof(double)];
     const fo_dtype dtype = t->dtype.of.grad;
     if (t->grad_ndim == 0)
-        return decoded(s, dtype, t->grad, offset, n, buffer);
+        return decoded(s, dtype, t->grad, at, n, buffer);
     if (!s->table->load[dtype]) {
-        gather(t, offset, n, buffer);
+        gather(t, at, n, buffer);
         return buffer;
     }
-    gather(t, offset, n, stored);
+    gather(t, at, n, stored);
     s->table->load[dtype](n, buffer, stored);
     return buffer;
 }
 
-const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
-                         char *buffer)
+const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t at,
+                         int64_t n, char *buffer)
 {
     _Alignas(64) char summed[FO_BLOCK * sizeof(double)];
     const void *sum = t->has_sum ? decoded(s, t->dtype.of.sum, t->sum, offset, n, summed) : NULL;
-    const void *grad = t->grad ? fo_read_grad(s, t, offset, n, buffer) : NULL;
+    const void *grad = t->grad ? fo_read_grad(s, t, at, n, buffer) : NULL;
     s->table->mean[arithmetic_of(t)](n, buffer, sum, grad, s->scale,
                                      s->args->add ? 1 : (double)s->args->accumulate);
     return buffer;
 }
 
-void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n)
+void fo_zero_grad(const fo_tensor *t, int64_t at, int64_t n)
 {
     const size_t item = fo_storages[t->dtype.of.grad].bytes;
     if (t->grad_ndim == 0)
-        memset((char *)t->grad + (size_t)offset * item, 0, (size_t)n * item);
+        memset((char *)t->grad + (size_t)at * item, 0, (size_t)n * item);
     else
-        gather(t, offset, n, NULL);
+        gather(t, at, n, NULL);
 }

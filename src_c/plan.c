@@ -1,4 +1,5 @@
-/* A plan's memory. Blocks of FO_BLOCK elements are numbered through all its tensors. */
+/* A plan's memory. Its tensors are in pieces, which are cut into blocks of FO_BLOCK elements; these
+ * are numbered through all pieces. */
 #include "plan.h"
 #include <stdlib.h>
 
@@ -18,25 +19,50 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
     plan->consts = calloc(n + 1, FO_MAX_CONSTS * sizeof *plan->consts);
     plan->tensor_works = calloc(n + 1, sizeof *plan->tensor_works);
     plan->group_works = calloc(groups + 1, sizeof *plan->group_works);
-    plan->first_block = calloc(n + 1, sizeof *plan->first_block);
-    if (plan->tensors && plan->hypers && plan->consts && plan->tensor_works && plan->group_works &&
-        plan->first_block)
+    if (plan->tensors && plan->hypers && plan->consts && plan->tensor_works && plan->group_works)
         return plan;
     fo_plan_destroy(plan);
     return NULL;
 }
 
-fo_status fo_plan_prepare(fo_plan *plan)
+/* Makes room for so many pieces, from none on. */
+static bool take_pieces(fo_plan *plan, int64_t n)
+{
+    plan->n_pieces = plan->size = 0;
+    for (int64_t i = 0; i < plan->n_tensors; i++)
+        plan->tensor_works[i].size = 0;
+    if (n < plan->piece_room)
+        return true;
+    free(plan->pieces);
+    free(plan->first_block);
+    plan->pieces = calloc((size_t)n + 1, sizeof *plan->pieces);
+    plan->first_block = calloc((size_t)n + 1, sizeof *plan->first_block);
+    plan->piece_room = plan->pieces && plan->first_block ? n + 1 : 0;
+    return plan->piece_room > 0;
+}
+
+static void add_piece(fo_plan *plan, const fo_piece *added)
+{
+    piece *p = &plan->pieces[plan->n_pieces++];
+    p->tensor = &plan->tensors[added->tensor];
+    p->work = &plan->tensor_works[added->tensor];
+    p->begin = added->offset;
+    p->end = added->offset + added->size;
+    p->to_grad = added->grad - added->offset;
+    p->work->size += added->size;
+    plan->size += added->size;
+}
+
+/* Numbers the pieces' blocks, and makes room for what is kept of each. */
+static fo_status number_blocks(fo_plan *plan)
 {
     int64_t blocks = 0;
-    plan->size = 0;
-    for (int64_t i = 0; i < plan->n_tensors; i++) {
-        const int64_t size = plan->tensors[i].size;
-        plan->first_block[i] = blocks;
+    for (int64_t k = 0; k < plan->n_pieces; k++) {
+        const int64_t size = plan->pieces[k].end - plan->pieces[k].begin;
+        plan->first_block[k] = blocks;
         blocks += size / FO_BLOCK + (size % FO_BLOCK != 0);
-        plan->size += size;
     }
-    plan->first_block[plan->n_tensors] = plan->n_blocks = blocks;
+    plan->first_block[plan->n_pieces] = plan->n_blocks = blocks;
     if (blocks < plan->block_room)
         return FO_OK;
     free(plan->block_sum);
@@ -45,6 +71,24 @@ fo_status fo_plan_prepare(fo_plan *plan)
     plan->block_finite = calloc((size_t)blocks + 1, sizeof *plan->block_finite);
     plan->block_room = plan->block_sum && plan->block_finite ? blocks + 1 : 0;
     return plan->block_room ? FO_OK : FO_NO_MEMORY;
+}
+
+fo_status fo_plan_prepare(fo_plan *plan)
+{
+    if (!take_pieces(plan, plan->n_tensors))
+        return FO_NO_MEMORY;
+    for (int64_t i = 0; i < plan->n_tensors; i++)
+        add_piece(plan, &(fo_piece){.tensor = i, .size = plan->tensors[i].size});
+    return number_blocks(plan);
+}
+
+fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t n_pieces)
+{
+    if (!take_pieces(plan, n_pieces))
+        return FO_NO_MEMORY;
+    for (int64_t k = 0; k < n_pieces; k++)
+        add_piece(plan, &pieces[k]);
+    return number_blocks(plan);
 }
 
 void fo_plan_destroy(fo_plan *plan)
@@ -56,6 +100,7 @@ void fo_plan_destroy(fo_plan *plan)
     free(plan->consts);
     free(plan->tensor_works);
     free(plan->group_works);
+    free(plan->pieces);
     free(plan->first_block);
     free(plan->block_sum);
     free(plan->block_finite);

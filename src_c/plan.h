@@ -9,6 +9,7 @@
 
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
+    int64_t size; /* elements that are in pieces, since these were prepared */
     fo_update *update;
     const double *consts;
     double gscale;
@@ -17,6 +18,14 @@ typedef struct {
     uint8_t type;   /* that type */
     bool coded;     /* something is stored otherwise */
 } tensor_work;
+
+/* A piece as passes go over it. */
+typedef struct {
+    const fo_tensor *tensor;
+    tensor_work *work;
+    int64_t begin, end; /* its elements of the tensor */
+    int64_t to_grad;    /* from an element of the tensor to its gradient's */
+} piece;
 
 /* What the tensors of a group have in common at a step. */
 typedef struct {
@@ -33,13 +42,15 @@ struct fo_plan {
     const fo_rule *rule;
     bool begins; /* whether the rule has a slot that does */
     int32_t n_groups;
-    int64_t n_tensors, n_blocks, size;
+    int64_t n_tensors, n_pieces, n_blocks, size;
     fo_tensor *tensors;
     double *hypers;            /* FO_MAX_HYPERS a group */
     double *consts;            /* FO_MAX_CONSTS a tensor */
     tensor_work *tensor_works; /* one a tensor */
     group_work *group_works;   /* one a group */
-    int64_t *first_block;      /* of each tensor, and n_blocks at the end */
+    int64_t piece_room;        /* pieces that the next two are for */
+    piece *pieces;             /* all of a tensor's follow one another */
+    int64_t *first_block;      /* of each piece, and n_blocks at the end */
     fo_tuner tuners[2]; /* how many threads have paid; [1]: where gradients were only added */
     int64_t block_room; /* blocks that the next two are for */
     double *block_sum;  /* of squares, unscaled gradients */
@@ -100,29 +111,29 @@ static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
 /* What the given gradient is still to be multiplied by; sums have it behind them. */
 static inline double unscale(const fo_step *s, const fo_tensor *t) { return t->sum ? 1 : s->scale; }
 
-/* ---- a block's gradient: n elements from `offset` on, in the parameter's memory order ------------ */
+/* ---- a block's gradient: n elements from `at` on, in the parameter's memory order; their sums are
+ * from `offset` on, as the parameter's elements are ---------------------------------------------- */
 
 /* Copies and decodes them into the buffer, from a gradient that is laid out or stored otherwise;
  * returns that. */
-const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
-                         char *buffer);
+const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t at, int64_t n, char *buffer);
 
 /* Their sum over micro-batches so far; at the last one, their mean. */
-const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n,
-                         char *buffer);
+const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t at,
+                         int64_t n, char *buffer);
 
 /* Zeroes them in place. */
-void fo_zero_grad(const fo_tensor *t, int64_t offset, int64_t n);
+void fo_zero_grad(const fo_tensor *t, int64_t at, int64_t n);
 
 /* As the rule takes them: in contiguous memory, in the type that it computes in. */
 static inline const void *effective_grad(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                                         int64_t offset, int64_t n, char *buffer)
+                                         int64_t offset, int64_t at, int64_t n, char *buffer)
 {
     if (t->sum)
-        return fo_mean_grad(s, t, offset, n, buffer);
+        return fo_mean_grad(s, t, offset, at, n, buffer);
     if (t->grad_ndim == 0 && !w->coded)
-        return (const char *)t->grad + (size_t)offset * w->item;
-    return fo_read_grad(s, t, offset, n, buffer);
+        return (const char *)t->grad + (size_t)at * w->item;
+    return fo_read_grad(s, t, at, n, buffer);
 }
 
 #endif

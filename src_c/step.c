@@ -21,17 +21,19 @@
 
 /* ---- what is done to a block ----------------------------------------------------------------- */
 
-typedef void block_pass(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+/* Does n elements of a piece, from `offset` of its tensor on, where this block begins. */
+typedef void block_pass(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
                         char *buffer);
 
-static void scan_block(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+static void scan_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
                        char *buffer)
 {
-    const fo_tensor *t = &s->plan->tensors[tensor];
-    const tensor_work *w = &s->plan->tensor_works[tensor];
+    const fo_tensor *t = p->tensor;
+    const tensor_work *w = p->work;
+    const int64_t at = offset + p->to_grad;
     if (!has_gradient(s, t))
         return;
-    const void *grad = effective_grad(s, t, w, offset, n, buffer);
+    const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
     const double scale = unscale(s, t);
     const double sum = s->table->sum_of_squares[w->type](n, grad, scale);
     s->plan->block_sum[block] = sum;
@@ -96,18 +98,19 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, int64_t offset, int6
     }
 }
 
-static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_t offset, int64_t n,
+static void update_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
                          char *buffer)
 {
-    const fo_tensor *t = &s->plan->tensors[tensor];
-    const tensor_work *w = &s->plan->tensor_works[tensor];
+    const fo_tensor *t = p->tensor;
+    const tensor_work *w = p->work;
+    const int64_t at = offset + p->to_grad;
     (void)block;
     const bool part = has_gradient(s, t) && !s->result->skipped;
     if (part && s->args->add) {
-        put(s, t->dtype.of.sum, t->sum, offset, n, fo_mean_grad(s, t, offset, n, buffer));
+        put(s, t->dtype.of.sum, t->sum, offset, n, fo_mean_grad(s, t, offset, at, n, buffer));
     } else if (part) {
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        const void *grad = effective_grad(s, t, w, offset, n, buffer);
+        const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
         if (w->coded) {
             update_coded(s, t, w, offset, n, grad, gmax);
         } else {
@@ -121,7 +124,7 @@ static void update_block(const fo_step *s, int64_t tensor, int64_t block, int64_
     if (t->ema && !s->result->skipped && !s->args->add)
         average(s, t, offset, n);
     if (t->grad && s->args->zero_grad)
-        fo_zero_grad(t, offset, n);
+        fo_zero_grad(t, at, n);
 }
 
 /* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
@@ -133,25 +136,26 @@ FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pa
     _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
     const fo_fpenv saved = fo_fpenv_enter();
 
-    int64_t tensor = 0, above = plan->n_tensors; /* bisect for the tensor that holds `begin` */
-    while (above - tensor > 1) {
-        const int64_t middle = tensor + (above - tensor) / 2;
+    int64_t k = 0, above = plan->n_pieces; /* bisect for the piece that holds `begin` */
+    while (above - k > 1) {
+        const int64_t middle = k + (above - k) / 2;
         if (first[middle] <= begin)
-            tensor = middle;
+            k = middle;
         else
             above = middle;
     }
     for (int64_t block = begin, blocks; block < end; block += blocks) {
-        while (block >= first[tensor + 1])
-            tensor++;
-        const fo_tensor *t = &plan->tensors[tensor];
+        while (block >= first[k + 1])
+            k++;
+        const piece *p = &plan->pieces[k];
+        const fo_tensor *t = p->tensor;
         const bool whole = once && t->grad_ndim == 0 && !t->ema && !t->sum;
-        blocks = whole && !plan->tensor_works[tensor].coded ? first[tensor + 1] - block : 1;
+        blocks = whole && !p->work->coded ? first[k + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;
-        const int64_t offset = (block - first[tensor]) * FO_BLOCK, most = blocks * FO_BLOCK;
-        const int64_t left = t->size - offset;
-        pass(s, tensor, block, offset, left < most ? left : most, buffer);
+        const int64_t offset = p->begin + (block - first[k]) * FO_BLOCK, most = blocks * FO_BLOCK;
+        const int64_t left = p->end - offset;
+        pass(s, p, block, offset, left < most ? left : most, buffer);
     }
     fo_fpenv_leave(saved);
 }
@@ -218,7 +222,7 @@ static int64_t assign_work(const fo_step *s)
         const fo_tensor *t = &plan->tensors[i];
         const bool part = has_gradient(s, t);
         if (part || (t->ema && !s->args->add))
-            touched += t->size;
+            touched += plan->tensor_works[i].size;
         if (!part)
             continue;
         group_work *c = &plan->group_works[t->group];
@@ -249,22 +253,24 @@ static void resolve_clipping(const fo_step *s)
 {
     fo_plan *plan = s->plan;
     const fo_step_args *args = s->args;
-    double total = 0;
-    for (int64_t i = 0; i < plan->n_tensors; i++) {
-        const fo_tensor *t = &plan->tensors[i];
-        if (!has_gradient(s, t))
-            continue;
-        double sum = 0;
-        for (int64_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++) {
-            sum += plan->block_sum[b];
-            if (!plan->block_finite[b] && !s->result->skipped && args->nonfinite != FO_PROPAGATE) {
-                s->result->skipped = true;
-                s->result->first_skipped = i;
+    double total = 0, sum = 0;
+    for (int64_t k = 0; k < plan->n_pieces; k++) {
+        const piece *p = &plan->pieces[k];
+        if (has_gradient(s, p->tensor))
+            for (int64_t b = plan->first_block[k]; b < plan->first_block[k + 1]; b++) {
+                sum += plan->block_sum[b];
+                if (!plan->block_finite[b] && !s->result->skipped &&
+                    args->nonfinite != FO_PROPAGATE) {
+                    s->result->skipped = true;
+                    s->result->first_skipped = p->tensor - plan->tensors;
+                }
             }
-        }
+        if (k + 1 < plan->n_pieces && p[1].tensor == p->tensor)
+            continue; /* that is not all of the tensor */
         total += sum;
         if (args->clip == FO_CLIP_NORM)
-            plan->tensor_works[i].gscale *= clip_factor(args, sqrt(sum));
+            p->work->gscale *= clip_factor(args, sqrt(sum));
+        sum = 0;
     }
     s->result->has_norm = norm_needed(args);
     s->result->grad_norm = sqrt(total);

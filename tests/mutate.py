@@ -309,8 +309,8 @@ MUTATIONS = [
     Mutation(
         "a strided gradient is read from the wrong place in later blocks",
         "gradient.c",
-        "offset /= t->grad_shape[axis];",
-        "offset /= 1;",
+        "first /= t->grad_shape[axis];",
+        "first /= 1;",
     ),
     Mutation(
         "torch's clip factor lacks its 1e-6",

@@ -1,8 +1,8 @@
 /* Drives the C core through core.h alone, for sanitizers to watch, and checks its promise of
  * equal bits: every rule and variant, under both semantics and with every option of a step, gives
  * the same bytes under each instruction set, with teams of 1, 2, 3 and 7 threads of each kind, for
- * gradients laid out otherwise, from unaligned memory and under another rounding mode, as it gives
- * with `base` on one thread. What the numbers should be is not its business: the Python tests know.
+ * gradients laid out otherwise, from unaligned memory, under another rounding mode and for tensors
+ * that are cut into pieces, as it gives with `base` on one thread. What the numbers should be is not its business: the Python tests know.
  * Arguments: `own` leaves OpenMP out, whose runtime a thread sanitizer does not understand; `few`
  * is for slow machines, and leaves out most rules; `digest` leaves out all that is compared, for a
  * machine whose digest is compared with another's.
@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS = 4, BAD_STEP = 2, MAX_AXES = 3 };
+enum { STEPS = 4, BAD_STEP = 2, MAX_AXES = 3, CUTS = 3 };
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -99,6 +99,7 @@ typedef struct {
     int64_t step;
     ptrdiff_t shape[MAX_AXES], strides[MAX_AXES];
     int axes;
+    int64_t turn; /* element whose gradient comes first in memory */
     char *grad_block;
     unsigned swapped;
 } tensor;
@@ -155,6 +156,7 @@ static char *new_array(const tensor *t, size_t shift)
 static char *grad_at(const tensor *t, int64_t i)
 {
     char *at = t->grad;
+    i = (i - t->turn + t->size) % t->size;
     for (int axis = t->axes - 1; axis >= 0; axis--) {
         at += i % t->shape[axis] * t->strides[axis];
         i /= t->shape[axis];
@@ -193,6 +195,24 @@ static void lay_out(tensor *t, layout how)
     }
     t->grad_block = checked(calloc((size_t)block + !block, 1));
     t->grad = t->grad_block + first;
+}
+
+/* Cuts tensor i into three pieces, between multiples of `unit`, and has the gradient of one of them
+ * come first in memory. */
+static void cut_up(int i, tensor *t, int64_t unit, unsigned *seed, fo_piece *pieces)
+{
+    int64_t points[CUTS + 1] = {0};
+    for (int j = 1; j < CUTS; j++) {
+        const int64_t units = (t->size - points[j - 1]) / unit;
+        *seed = *seed * 1664525 + 1013904223;
+        points[j] = points[j - 1] + (*seed >> 8) % (units + 1) * unit;
+    }
+    points[CUTS] = t->size;
+    t->turn = points[*seed >> 30];
+    for (int j = 0; j < CUTS; j++) {
+        const int64_t first = points[j], grad = first - t->turn;
+        pieces[j] = (fo_piece){i, first, points[j + 1] - first, grad < 0 ? grad + t->size : grad};
+    }
 }
 
 static void fill_hypers(const fo_rule *rule, const char *config, int group, double *hypers)
@@ -305,10 +325,15 @@ static void expect(bool holds, const char *what, const char *config)
     }
 }
 
-/* The steps of one configuration and option from the same start, always with the same values. */
+/* The steps of one configuration and option from the same start, always with the same values.
+ * `cuts` chooses where tensors are cut; 0: nowhere. */
 static void run(const char *config, fo_semantics semantics, int option, bool exact, int team,
-                layout how, unsigned swapped, int rounding, record *r)
+                layout how, unsigned swapped, int rounding, unsigned cuts, record *r)
 {
+    static fo_piece pieces[CUTS * TENSORS];
+    const fo_clip clip = options[option].args.clip;
+    /* A norm is a sum of blocks' sums: its bits stay where blocks stay. */
+    const int64_t unit = clip == FO_CLIP_NORM || clip == FO_GLOBAL_CLIP_NORM ? FO_BLOCK : 1;
     static record before, after;
     char name[16];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(config, " "), config);
@@ -328,6 +353,8 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
         t->ema = new_array(t, shift);
         t->sum = new_array(t, shift);
         lay_out(t, how);
+        if (cuts)
+            cut_up(i, t, unit, &cuts, &pieces[CUTS * i]);
         for (int64_t e = 0; e < t->size; e++)
             store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
         *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size};
@@ -344,6 +371,8 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
         }
     }
     if (fo_plan_prepare(plan) != FO_OK)
+        checked(NULL);
+    if (cuts && fo_plan_prepare_pieces(plan, pieces, COUNT(pieces)) != FO_OK)
         checked(NULL);
 
     r->length = 0;
@@ -406,6 +435,88 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
     fo_plan_destroy(plan);
 }
 
+/* ---- gradients of some rows ------------------------------------------------------------------- */
+
+enum { ROW = 1500, ROWS = 7, RUNS = 5 };
+
+/* Runs of rows: pieces of a tensor whose gradient holds three rows, and of a second tensor over the
+ * same arrays, without a gradient, for the others. */
+static const fo_piece runs[RUNS] = {{0, ROW, 2 * ROW, ROW},
+                                    {0, 4 * ROW, ROW, 0},
+                                    {1, 0, ROW, 0},
+                                    {1, 3 * ROW, ROW, 0},
+                                    {1, 5 * ROW, 2 * ROW, 0}};
+
+typedef struct {
+    float param[ROWS * ROW], slot[FO_MAX_SLOTS][ROWS * ROW], ema[ROWS * ROW], sum[ROWS * ROW],
+        grad[3 * ROW];
+} matrix;
+
+/* Steps of a matrix: in these pieces, or each run a tensor of its own. Sums hold zeros at first. */
+static void train(const fo_rule *rule, fo_step_args args, matrix *m, bool in_pieces)
+{
+    const int n = in_pieces ? 2 : RUNS;
+    fo_plan *plan = checked(fo_plan_create(rule, 1, n));
+    double *hypers = fo_plan_hypers(plan, 0);
+    int64_t counters[RUNS] = {0};
+    fo_step_result result;
+    for (int j = 0; rule->hyper_names[j]; j++)
+        hypers[j] = rule->defaults[j];
+    for (int i = 0; i < n; i++) {
+        const fo_piece all = {i, 0, ROWS * ROW, 0}, p = in_pieces ? all : runs[i];
+        fo_tensor *t = fo_plan_tensor(plan, i);
+        *t = (fo_tensor){.param = m->param + p.offset,
+                         .ema = m->ema + p.offset,
+                         .sum = args.accumulate > 1 ? m->sum + p.offset : NULL,
+                         .has_sum = args.accumulate > 1,
+                         .step = &counters[i],
+                         .size = p.size,
+                         .grad = p.tensor == 0 ? m->grad + p.grad : NULL};
+        for (int j = 0; j < FO_MAX_SLOTS; j++)
+            if (fo_rule_uses_slot(rule, hypers, j))
+                t->slot[j] = m->slot[j] + p.offset;
+    }
+    if ((in_pieces ? fo_plan_prepare_pieces(plan, runs, RUNS) : fo_plan_prepare(plan)) != FO_OK)
+        checked(NULL);
+    expect(fo_plan_size(plan) == ROWS * ROW, "size", rule->name);
+    for (int s = 0; s < 2; s++) {
+        for (int e = 0; e < COUNT(m->grad); e++)
+            m->grad[e] = (float)random_value(FO_F32);
+        args.ema_starts = s == 0;
+        args.add = s + 1 < args.accumulate;
+        fo_plan_step(plan, &args, &result);
+    }
+    fo_plan_destroy(plan);
+}
+
+/* A tensor that has a gradient of some rows has the bits of several tensors. */
+static void check_rows(void)
+{
+    static matrix start, separate, in_pieces;
+    for (int rule = 0; rule < fo_rule_count; rule++)
+        for (int accumulate = 1; accumulate <= 2; accumulate++)
+            for (int zero_grad = 0; zero_grad < 2; zero_grad++) {
+                const fo_step_args args = {.loss_scale = 8,
+                                           .nonfinite = FO_RAISE,
+                                           .ema_decay = 0.75,
+                                           .accumulate = accumulate,
+                                           .zero_grad = zero_grad,
+                                           .max_threads = 3,
+                                           .exact = true};
+                for (int e = 0; e < ROWS * ROW; e++)
+                    start.param[e] = (float)random_value(FO_F32);
+                separate = in_pieces = start;
+                const uint64_t state = random_state;
+                train(&fo_rules[rule], args, &separate, false);
+                random_state = state;
+                train(&fo_rules[rule], args, &in_pieces, true);
+                expect(memcmp(&separate, &in_pieces, sizeof separate) == 0, "rows",
+                       fo_rules[rule].name);
+            }
+}
+
+/* ---- all cases --------------------------------------------------------------------------------- */
+
 /* FNV-1a over all that the standards hold: equal on every machine, to be compared between them. */
 static uint64_t digest = 14695981039346656037u;
 
@@ -437,7 +548,7 @@ int main(int argc, char **argv)
         for (fo_semantics semantics = FO_TORCH; semantics <= FO_KERAS; semantics++) {
             fo_isa_select("base");
             for (int i = 0; i < COUNT(options); i++) {
-                run(configs[c], semantics, i, false, 1, DENSE, 0, FE_TONEAREST, &standard[i]);
+                run(configs[c], semantics, i, false, 1, DENSE, 0, FE_TONEAREST, 0, &standard[i]);
                 add_to_digest(&standard[i]);
             }
             for (int team = 0; team < n_teams; team++)
@@ -451,12 +562,14 @@ int main(int argc, char **argv)
                         fo_layer_select(layers[way]);
                         const unsigned swapped =
                             fo_storage_count > SWAPPED ? (unsigned)cases % 32 : 0;
+                        const unsigned mixed = (unsigned)cases * 2654435761u;
                         run(configs[c], semantics, i, way % 2, teams[team], how, swapped, rounding,
-                            &r);
+                            mixed >> 31 ? mixed : 0, &r);
                         expect(same(&r, &standard[i]), fo_isa_name(isa), configs[c]);
                     }
                 }
         }
+    check_rows();
     for (int i = 0; i < COUNT(options); i++)
         free(standard[i].bytes);
     free(r.bytes);

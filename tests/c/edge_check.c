@@ -61,12 +61,18 @@ static void allocations(void)
         EXPECT((status == FO_OK) == done);
         EXPECT(fo_plan_prepare(plan) == FO_OK); /* once more, with memory */
         EXPECT(fo_plan_size(plan) == 1);
+        const fo_piece pieces[] = {{0, 0, 0, 0}, {0, 0, 1, 0}, {0, 1, 0, 0}};
+        until_failure = 0;
+        EXPECT(fo_plan_prepare_pieces(plan, pieces, COUNT(pieces)) == FO_NO_MEMORY);
+        until_failure = -1;
+        EXPECT(fo_plan_prepare_pieces(plan, pieces, COUNT(pieces)) == FO_OK);
+        EXPECT(fo_plan_size(plan) == 1);
         fo_plan_destroy(plan);
         if (done)
             break;
         failures++;
     }
-    EXPECT(failures == 9);
+    EXPECT(failures == 10);
     fo_plan_destroy(NULL);
 }
 
