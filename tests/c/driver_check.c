@@ -2,10 +2,10 @@
  * equal bits: every rule and variant, under both semantics and with every option of a step, gives
  * the same bytes under each instruction set, with teams of 1, 2, 3 and 7 threads of each kind, for
  * gradients laid out otherwise, from unaligned memory, under another rounding mode and for tensors
- * that are cut into pieces, as it gives with `base` on one thread. What the numbers should be is not its business: the Python tests know.
- * Arguments: `own` leaves OpenMP out, whose runtime a thread sanitizer does not understand; `few`
- * is for slow machines, and leaves out most rules; `digest` leaves out all that is compared, for a
- * machine whose digest is compared with another's.
+ * that are cut into pieces, as it gives with `base` on one thread. What the numbers should be is not
+ * its business: the Python tests know. Arguments: `own` leaves OpenMP out, whose runtime a thread
+ * sanitizer does not understand; `few` is for slow machines, and leaves out most configurations;
+ * `digest` leaves out all that is compared, for a machine whose digest is compared with another's.
  *
  * Every array ends where its memory block ends, so that a step too far is seen. */
 #include "core.h"
@@ -49,25 +49,15 @@ static const int64_t sizes[] = {0,
                                 2 * FO_BLOCK + 5};
 enum { TENSORS = 2 * COUNT(sizes) };
 
-/* Hyperparameters that a text does not name are those of `defaults`. */
-static const char defaults[] =
-    " lr=0.01 alpha=0.9 eps=1e-8 beta1=0.9 beta2=0.99 bias_correction=1 ";
-static const char *const configs[] = {
-    "sgd ",
-    "sgd weight_decay=0.01 maximize=1 ",
-    "sgd momentum=0.9 weight_decay=0.1 decoupled_weight_decay=1 ",
-    "sgd momentum=0.9 dampening=0.5 ",
-    "sgd momentum=0.9 nesterov=1 weight_decay=0.01 ",
-    "adagrad ",
-    "adagrad lr_decay=0.1 weight_decay=0.01 ",
-    "rmsprop ",
-    "rmsprop momentum=0.9 weight_decay=0.01 ",
-    "rmsprop centered=1 ",
-    "rmsprop momentum=0.9 centered=1 maximize=1 ",
-    "adam ",
-    "adam amsgrad=1 weight_decay=0.01 ",
-    "adam bias_correction=0 ",
-    "adam weight_decay=0.01 decoupled_weight_decay=1 ",
+/* A configuration is a rule and a row: in row 0 all hyperparameters have their defaults, and in each
+ * other some have another value. (`few` leaves out all but one row of each rule: others of each.) */
+enum { ROWS = 7, FEW = 9 };
+
+/* How many loops each rule has. */
+static const int variants[] = {
+#define FO_RULE(rule, variants) variants,
+#include "rules.def"
+#undef FO_RULE
 };
 
 static const struct {
@@ -215,16 +205,35 @@ static void cut_up(int i, tensor *t, int64_t unit, unsigned *seed, fo_piece *pie
     }
 }
 
-static void fill_hypers(const fo_rule *rule, const char *config, int group, double *hypers)
+/* The rows in which hyperparameter j has another value than its default, a set of four: so any two
+ * of them are seen in all ways, both changed, either and none. */
+static unsigned rows_of(int j)
 {
-    for (int j = 0; rule->hyper_names[j]; j++) {
-        char key[64];
-        snprintf(key, sizeof key, " %s=", rule->hyper_names[j]);
-        const char *found = strstr(config, key);
-        if (!found)
-            found = strstr(defaults, key);
-        hypers[j] = found ? strtod(found + strlen(key), NULL) : 0;
+    for (unsigned rows = 0;; rows += 2) {
+        int n = 0;
+        for (int row = 1; row < ROWS; row++)
+            n += (rows & 1u << row) != 0;
+        if (n == 4 && j-- == 0)
+            return rows;
     }
+}
+
+/* Another value in the hyperparameter's range. */
+static double other_value(const fo_rule *rule, int j)
+{
+    const double standard = rule->defaults[j];
+    const double others[] = {0.7 * standard, 0.3, 1 - standard};
+    for (int i = 0; i < COUNT(others); i++)
+        if (others[i] != standard && fo_rule_takes(rule, j, others[i]))
+            return others[i];
+    printf("%s: no other value of %s\n", rule->name, rule->hyper_names[j]);
+    exit(2);
+}
+
+static void fill_hypers(const fo_rule *rule, int row, int group, double *hypers)
+{
+    for (int j = 0; rule->hyper_names[j]; j++)
+        hypers[j] = rows_of(j) >> row & 1 ? other_value(rule, j) : rule->defaults[j];
     if (group == 1) {
         hypers[0] *= 2;             /* lr */
         hypers[3] = hypers[3] == 0; /* maximize */
@@ -317,33 +326,42 @@ static bool same(const record *a, const record *b)
 
 static int wrong;
 
-static void expect(bool holds, const char *what, const char *config)
+static void expect(bool holds, const char *what, const fo_rule *rule)
 {
     if (!holds) {
         wrong++;
-        printf("%s: %s\n", config, what);
+        printf("%s: %s\n", rule->name, what);
     }
+}
+
+/* Whether a rule has all its loops in some row. */
+static bool has_all_variants(const fo_rule *rule)
+{
+    unsigned seen = 0;
+    for (int row = 0; row < ROWS; row++) {
+        double hypers[FO_MAX_HYPERS];
+        fill_hypers(rule, row, 0, hypers);
+        seen |= 1u << rule->variant(hypers);
+    }
+    return seen == (1u << variants[rule - fo_rules]) - 1;
 }
 
 /* The steps of one configuration and option from the same start, always with the same values.
  * `cuts` chooses where tensors are cut; 0: nowhere. */
-static void run(const char *config, fo_semantics semantics, int option, bool exact, int team,
-                layout how, unsigned swapped, int rounding, unsigned cuts, record *r)
+static void run(const fo_rule *rule, int row, fo_semantics semantics, int option, bool exact,
+                int team, layout how, unsigned swapped, int rounding, unsigned cuts, record *r)
 {
     static fo_piece pieces[CUTS * TENSORS];
     const fo_clip clip = options[option].args.clip;
     /* A norm is a sum of blocks' sums: its bits stay where blocks stay. */
     const int64_t unit = clip == FO_CLIP_NORM || clip == FO_GLOBAL_CLIP_NORM ? FO_BLOCK : 1;
     static record before, after;
-    char name[16];
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(config, " "), config);
-    const fo_rule *rule = fo_find_rule(name);
     fo_plan *plan = checked(fo_plan_create(rule, 2, TENSORS));
     const size_t shift = how == SHIFTED;
     static tensor tensors[TENSORS];
     random_state = 88172645463325252u;
     for (int g = 0; g < 2; g++)
-        fill_hypers(rule, config, g, fo_plan_hypers(plan, g));
+        fill_hypers(rule, row, g, fo_plan_hypers(plan, g));
 
     for (int i = 0; i < TENSORS; i++) {
         tensor *t = &tensors[i];
@@ -407,14 +425,14 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
             append_arrays(&before, tensors);
         fesetround(rounding);
         fo_plan_step(plan, &args, &result);
-        expect(fegetround() == rounding, "rounding mode", config);
+        expect(fegetround() == rounding, "rounding mode", rule);
         fesetround(FE_TONEAREST);
         if (bad)
             append_arrays(&after, tensors);
-        expect(result.skipped == bad, "skipped", config);
-        expect(!bad || result.first_skipped == bad_tensor, "first_skipped", config);
-        expect(same(&before, &after), "a skipped step writes", config);
-        expect(exact ? result.threads == team : result.threads <= team, "threads", config);
+        expect(result.skipped == bad, "skipped", rule);
+        expect(!bad || result.first_skipped == bad_tensor, "first_skipped", rule);
+        expect(same(&before, &after), "a skipped step writes", rule);
+        expect(exact ? result.threads == team : result.threads <= team, "threads", rule);
         if (result.has_norm)
             append(r, &result.grad_norm, sizeof result.grad_norm);
     }
@@ -437,7 +455,7 @@ static void run(const char *config, fo_semantics semantics, int option, bool exa
 
 /* ---- gradients of some rows ------------------------------------------------------------------- */
 
-enum { ROW = 1500, ROWS = 7, RUNS = 5 };
+enum { ROW = 1500, MATRIX_ROWS = 7, RUNS = 5 };
 
 /* Runs of rows: pieces of a tensor whose gradient holds three rows, and of a second tensor over the
  * same arrays, without a gradient, for the others. */
@@ -448,8 +466,8 @@ static const fo_piece runs[RUNS] = {{0, ROW, 2 * ROW, ROW},
                                     {1, 5 * ROW, 2 * ROW, 0}};
 
 typedef struct {
-    float param[ROWS * ROW], slot[FO_MAX_SLOTS][ROWS * ROW], ema[ROWS * ROW], sum[ROWS * ROW],
-        grad[3 * ROW];
+    float param[MATRIX_ROWS * ROW], slot[FO_MAX_SLOTS][MATRIX_ROWS * ROW], ema[MATRIX_ROWS * ROW],
+        sum[MATRIX_ROWS * ROW], grad[3 * ROW];
 } matrix;
 
 /* Steps of a matrix: in these pieces, or each run a tensor of its own. Sums hold zeros at first. */
@@ -463,7 +481,7 @@ static void train(const fo_rule *rule, fo_step_args args, matrix *m, bool in_pie
     for (int j = 0; rule->hyper_names[j]; j++)
         hypers[j] = rule->defaults[j];
     for (int i = 0; i < n; i++) {
-        const fo_piece all = {i, 0, ROWS * ROW, 0}, p = in_pieces ? all : runs[i];
+        const fo_piece all = {i, 0, MATRIX_ROWS * ROW, 0}, p = in_pieces ? all : runs[i];
         fo_tensor *t = fo_plan_tensor(plan, i);
         *t = (fo_tensor){.param = m->param + p.offset,
                          .ema = m->ema + p.offset,
@@ -478,7 +496,7 @@ static void train(const fo_rule *rule, fo_step_args args, matrix *m, bool in_pie
     }
     if ((in_pieces ? fo_plan_prepare_pieces(plan, runs, RUNS) : fo_plan_prepare(plan)) != FO_OK)
         checked(NULL);
-    expect(fo_plan_size(plan) == ROWS * ROW, "size", rule->name);
+    expect(fo_plan_size(plan) == MATRIX_ROWS * ROW, "size", rule);
     for (int s = 0; s < 2; s++) {
         for (int e = 0; e < COUNT(m->grad); e++)
             m->grad[e] = (float)random_value(FO_F32);
@@ -503,7 +521,7 @@ static void check_rows(void)
                                            .zero_grad = zero_grad,
                                            .max_threads = 3,
                                            .exact = true};
-                for (int e = 0; e < ROWS * ROW; e++)
+                for (int e = 0; e < MATRIX_ROWS * ROW; e++)
                     start.param[e] = (float)random_value(FO_F32);
                 separate = in_pieces = start;
                 const uint64_t state = random_state;
@@ -511,7 +529,7 @@ static void check_rows(void)
                 random_state = state;
                 train(&fo_rules[rule], args, &in_pieces, true);
                 expect(memcmp(&separate, &in_pieces, sizeof separate) == 0, "rows",
-                       fo_rules[rule].name);
+                       &fo_rules[rule]);
             }
 }
 
@@ -539,16 +557,19 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "own") == 0)
             ways = 2;
         if (strcmp(argv[i], "few") == 0)
-            every = 8;
+            every = FEW;
         if (strcmp(argv[i], "digest") == 0)
             n_teams = 0;
     }
     fo_init();
-    for (int c = 0; c < COUNT(configs); c += every)
+    for (int c = 0; c < fo_rule_count * ROWS; c += every) {
+        const fo_rule *rule = &fo_rules[c / ROWS];
+        const int row = c % ROWS;
+        expect(has_all_variants(rule), "a variant is in no row", rule);
         for (fo_semantics semantics = FO_TORCH; semantics <= FO_KERAS; semantics++) {
             fo_isa_select("base");
             for (int i = 0; i < COUNT(options); i++) {
-                run(configs[c], semantics, i, false, 1, DENSE, 0, FE_TONEAREST, 0, &standard[i]);
+                run(rule, row, semantics, i, false, 1, DENSE, 0, FE_TONEAREST, 0, &standard[i]);
                 add_to_digest(&standard[i]);
             }
             for (int team = 0; team < n_teams; team++)
@@ -563,12 +584,13 @@ int main(int argc, char **argv)
                         const unsigned swapped =
                             fo_storage_count > SWAPPED ? (unsigned)cases % 32 : 0;
                         const unsigned mixed = (unsigned)cases * 2654435761u;
-                        run(configs[c], semantics, i, way % 2, teams[team], how, swapped, rounding,
+                        run(rule, row, semantics, i, way % 2, teams[team], how, swapped, rounding,
                             mixed >> 31 ? mixed : 0, &r);
-                        expect(same(&r, &standard[i]), fo_isa_name(isa), configs[c]);
+                        expect(same(&r, &standard[i]), fo_isa_name(isa), rule);
                     }
                 }
         }
+    }
     check_rows();
     for (int i = 0; i < COUNT(options); i++)
         free(standard[i].bytes);
