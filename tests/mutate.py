@@ -4,9 +4,12 @@
 
 Each mutation is applied to a temporary copy of the repository, built there with the compiler and
 the interpreter at hand, and handed to the tests of the core (of the threads, first to the stress in
-C, which does what takes luck elsewhere). They must fail (not: crash, hang or find nothing to run).
-A mutation whose text is no longer in its file, or that does not compile, is
-an error too: it has to follow the code.
+C, which does what takes luck elsewhere; of what Python cannot reach, to the check of the driver in
+C). They must fail (not: crash, hang or find nothing to run). A mutation whose text is no longer in
+its file, or that does not compile, is an error too: it has to follow the code.
+
+Every statement of a rule's update is mutated, and every constant that it uses: these are found in
+the rule's header, so that a new rule needs no line here.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "src_c"
 TESTS = [  # the quick ones first: most mutations are caught in seconds
     "contract",
     "model",
@@ -51,9 +55,33 @@ class Mutation(NamedTuple):
     file: str
     old: str
     new: str
+    in_c: bool = False  # driver_check.c has to notice, in a build with the type that is for tests
+
+
+def of_rules() -> list[Mutation]:
+    """Break each constant and each statement with arithmetic in the headers of the rules."""
+    mutations = []
+    for rule in re.findall(r"^FO_RULE\((\w+),", (CORE / "rules.def").read_text(), re.MULTILINE):
+        file = f"rules/{rule}.h"
+        constants, update = (CORE / file).read_text().split("#else")
+        found = len(mutations)
+        for line in re.findall(r"^ +(k\[\w+\] = .+;)$", constants, re.MULTILINE):
+            constant, value = line[:-1].split(" = ", 1)
+            broken = f"{constant} = 1 + ({value});"
+            mutations.append(Mutation(f"{rule}: {constant} is off by one", file, line, broken))
+        for line in re.findall(r"^ +(\S.+;)$", update, re.MULTILINE):
+            for old, new in ((" - ", " + "), (" + ", " - "), (" * ", " + ")):
+                if old in line:
+                    breaks = f"{rule}: {new.strip()} in place of {old.strip()} in '{line}'"
+                    mutations.append(Mutation(breaks, file, line, line.replace(old, new, 1)))
+                    break
+        if len(mutations) - found < 3:
+            raise RuntimeError(f"found too little to break in {file}")
+    return mutations
 
 
 MUTATIONS = [
+    *of_rules(),
     Mutation(
         "SGD: the momentum's constant is another's",
         "rules/sgd.h",
@@ -103,22 +131,10 @@ MUTATIONS = [
         "-INFINITY",
     ),
     Mutation(
-        "RMSprop: the mean is added, not subtracted",
-        "rules/rmsprop.h",
-        "w - slot[2] * slot[2]",
-        "w + slot[2] * slot[2]",
-    ),
-    Mutation(
         "RMSprop: the learning rate goes into torch's buffer",
         "rules/rmsprop.h",
         "lr_goes_in = keras || h->momentum == 0",
         "lr_goes_in = true",
-    ),
-    Mutation(
-        "Adam: ascends",
-        "rules/adam.h",
-        "return p - (k[ADAM_STEP]",
-        "return p + (k[ADAM_STEP]",
     ),
     Mutation(
         "Adam: the root is missing",
@@ -227,6 +243,166 @@ MUTATIONS = [
         "step.c",
         "left < most ? left : most",
         "left < most ? left : most - 1",
+    ),
+    Mutation(
+        "a load leaves the bytes as they are stored",
+        "codecs.inc",
+        "    bits = __builtin_bswap32(bits);\n    memcpy(&x,",
+        "    memcpy(&x,",
+        in_c=True,
+    ),
+    Mutation(
+        "a store leaves the bytes as they are computed",
+        "codecs.inc",
+        "    bits = __builtin_bswap32(bits);\n    memcpy(at,",
+        "    memcpy(at,",
+        in_c=True,
+    ),
+    Mutation(
+        "only the first element is decoded",
+        "kernels.c",
+        "load_##name(from + i * (bytes))",
+        "load_##name(from)",
+        in_c=True,
+    ),
+    Mutation(
+        "elements are encoded to one place",
+        "kernels.c",
+        "store_##name(to + i * (bytes), from[i])",
+        "store_##name(to, from[i])",
+        in_c=True,
+    ),
+    Mutation(
+        "what is decoded is the beginning of an array",
+        "plan.h",
+        "(const char *)data + (size_t)offset * fo_storages[dtype].bytes",
+        "(const char *)data",
+        in_c=True,
+    ),
+    Mutation(
+        "what is encoded goes to the beginning of an array",
+        "plan.h",
+        "(char *)data + (size_t)offset * item;",
+        "(char *)data;",
+        in_c=True,
+    ),
+    Mutation(
+        "what needs no encoding is not put back",
+        "plan.h",
+        "else if (elements != at)",
+        "else if (elements == at)",
+        in_c=True,
+    ),
+    Mutation(
+        "a tensor whose state alone is encoded is taken for one that is not",
+        "plan.h",
+        "t->dtype.all != 0 && t->dtype.all != fo_one_dtype(type).all",
+        "t->dtype.of.param != type",
+        in_c=True,
+    ),
+    Mutation(
+        "a gradient that is laid out otherwise is not decoded",
+        "gradient.c",
+        "if (!s->table->load[dtype]) {",
+        "if (t->grad_ndim) {",
+        in_c=True,
+    ),
+    Mutation(
+        "every stretch takes the first one's gradient",
+        "step.c",
+        "        grad += (size_t)m * w->item;\n",
+        "        (void)w->item;\n",
+        in_c=True,
+    ),
+    Mutation(
+        "a stretch ends one element early",
+        "step.c",
+        "end - offset < STRETCH ? end - offset : STRETCH;",
+        "end - offset < STRETCH ? end - offset : STRETCH - 1;",
+        in_c=True,
+    ),
+    Mutation(
+        "the next stretch begins one element late",
+        "step.c",
+        "offset < end; offset += STRETCH) {",
+        "offset < end; offset += STRETCH + 1) {",
+        in_c=True,
+    ),
+    Mutation(
+        "state is not encoded again",
+        "step.c",
+        "put(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);",
+        "put(s, t->dtype.of.slot[j], slot[j], 0, m, slot[j]);",
+        in_c=True,
+    ),
+    Mutation(
+        "an average's stretch ends one element early",
+        "step.c",
+        "end - offset < most ? end - offset : most;",
+        "end - offset < most ? end - offset : most - (most < n);",
+        in_c=True,
+    ),
+    Mutation(
+        "a piece's first element is left out",
+        "plan.c",
+        "p->begin = added->offset;",
+        "p->begin = added->offset + (added->offset > 0 && added->size > 0);",
+        in_c=True,
+    ),
+    Mutation(
+        "a piece's last element is left out",
+        "plan.c",
+        "p->end = added->offset + added->size;",
+        "p->end = added->offset + added->size - (added->offset > 0 && added->size > 0);",
+        in_c=True,
+    ),
+    Mutation(
+        "a gradient lies where its parameter does",
+        "plan.c",
+        "added->grad - added->offset;",
+        "0;",
+        in_c=True,
+    ),
+    Mutation(
+        "a piece's later blocks begin where its tensor's do",
+        "step.c",
+        "p->begin + (block - first[k]) * FO_BLOCK",
+        "(block > first[k] ? 0 : p->begin) + (block - first[k]) * FO_BLOCK",
+        in_c=True,
+    ),
+    Mutation(
+        "the norm of a tensor in pieces is each piece's",
+        "step.c",
+        "if (k + 1 < plan->n_pieces && p[1].tensor == p->tensor)",
+        "if (k + 1 < 0)",
+        in_c=True,
+    ),
+    Mutation(
+        "the norm of a tensor includes those before it",
+        "step.c",
+        "        sum = 0;\n",
+        "        sum += 0;\n",
+    ),
+    Mutation(
+        "gradients are scanned where their parameters lie",
+        "step.c",
+        "    const int64_t at = offset + p->to_grad;\n    if (!has",
+        "    const int64_t at = offset;\n    if (!has",
+        in_c=True,
+    ),
+    Mutation(
+        "a sum takes the gradient of other elements",
+        "gradient.c",
+        "fo_read_grad(s, t, at, n, buffer) : NULL",
+        "fo_read_grad(s, t, offset, n, buffer) : NULL",
+        in_c=True,
+    ),
+    Mutation(
+        "the gradient of other elements is zeroed",
+        "step.c",
+        "fo_zero_grad(t, at, n);",
+        "fo_zero_grad(t, offset, n);",
+        in_c=True,
     ),
     Mutation(
         "blocks that do not divide among the threads are skipped",
@@ -600,6 +776,20 @@ def stress_of_threads(folder: Path) -> str:
     return done.stdout if done.returncode else ""
 
 
+def check_of_driver(folder: Path) -> str:
+    """Run tests/c/driver_check.c in a copy: '' if it passes, or what it found."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-DFO_TEST_STORAGE"]
+    flags += ["-DFO_ISA=base", "-Wno-unknown-pragmas", "-Isrc_c", "-Ifastopt/include"]
+    sources = [f"src_c/{path.name}" for path in sorted((folder / "src_c").glob("*.c"))]
+    linked = ["tests/c/driver_check.c", "-lm", "-o", "driver_check"]
+    checked_run(folder, *compiler, *flags, *sources, *linked)
+    done = run(folder, "./driver_check", "few")
+    if done.returncode and "digest" not in done.stdout:
+        raise RuntimeError(f"driver_check died (exit code {done.returncode}):\n{done.stdout}")
+    return done.stdout if done.returncode else ""
+
+
 def copy_repository(to: Path) -> None:
     """Copy what a build and the tests need, without anything built."""
     ignored = shutil.ignore_patterns("*.so", "_core.c", "_tensors.c", "__pycache__")
@@ -617,8 +807,8 @@ def check_unmutated(folder: Path) -> None:
     if not Path(found).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {found}")
     code, output = test(folder, [*TESTS, *THREAD_TESTS[1:]])
-    if problem := stress_of_threads(folder):
-        raise RuntimeError(f"the threads fail without a mutation:\n{problem}")
+    if problem := stress_of_threads(folder) or check_of_driver(folder):
+        raise RuntimeError(f"a check in C fails without a mutation:\n{problem}")
     if code:
         raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
 
@@ -631,6 +821,8 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
         return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
+        if mutation.in_c:
+            return "" if check_of_driver(folder) else "NOT CAUGHT by driver_check"
         if mutation.file in ("team.c", "team.h") and stress_of_threads(folder):
             return ""
         rebuild(folder, commands)
