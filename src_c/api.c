@@ -1,10 +1,9 @@
 /* The stable interface, fastopt.h, over plans. Here is what a plan leaves to its caller: every
  * argument that can be checked is, before anything changes, and a failed call says why. */
 #include "core.h"
+#include "errors.h"
 #include <float.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,77 +18,7 @@ struct fo_optimizer {
     bool prepared;       /* the plan, for the sizes that the parameters have */
 };
 
-#define MOST_ELEMENTS (INT64_C(1) << 48) /* of an array: more than there are addresses for */
-
-/* ---- errors --------------------------------------------------------------------------------- */
-
-static _Thread_local char error[256];
-
-static const char *last_error(void) { return error; }
-
-#if defined(__GNUC__)
-__attribute__((format(printf, 2, 3)))
-#endif
-static fo_status
-fail(fo_status status, const char *format, ...)
-{
-    va_list values;
-    va_start(values, format);
-    vsnprintf(error, sizeof error, format, values);
-    va_end(values);
-    return status;
-}
-
-static fo_status null_pointer(const char *name)
-{
-    return fail(FO_BAD_POINTER, "%s must not be NULL", name);
-}
-
-/* ---- names ---------------------------------------------------------------------------------- */
-
-static const char *nth(const char *const *names, int32_t j)
-{
-    if (j < 0)
-        return NULL;
-    while (*names && j-- > 0)
-        names++;
-    return *names;
-}
-
-static int place_of(const char *const *names, const char *name)
-{
-    for (int j = 0; names[j]; j++)
-        if (strcmp(names[j], name) == 0)
-            return j;
-    return -1;
-}
-
-/* Says that `name` is none of `names`, which it lists. */
-static fo_status bad_name(const fo_rule *rule, const char *what, const char *const *names,
-                          const char *name)
-{
-    char list[128] = "";
-    for (size_t used = 0; *names && used < sizeof list; names++)
-        used += (size_t)snprintf(list + used, sizeof list - used, " %s", *names);
-    return fail(FO_BAD_NAME, "%s has no %s named '%.40s', but:%s", rule->name, what, name, list);
-}
-
-static const char *rule_name(int32_t j)
-{
-    return j >= 0 && j < fo_rule_count ? fo_rules[j].name : NULL;
-}
-
-static const char *hyper_name(const char *rule_, int32_t j)
-{
-    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
-    return rule ? nth(rule->hyper_names, j) : NULL;
-}
-
-static const char *state_name(const char *rule_, int32_t j)
-{
-    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
-    return rule ? nth(rule->slot_names, j) : NULL;
-}
+#define MAX_ELEMENTS (INT64_C(1) << 48) /* of an array: more than there are addresses for */
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
@@ -165,7 +94,7 @@ static fo_status find(const fo_optimizer *opt, const char *what, const char *con
 {
     if (!name)
         return null_pointer("name");
-    *place = place_of(names, name);
+    *place = fo_place_of(names, name);
     return *place < 0 ? bad_name(opt->rule, what, names, name) : FO_OK;
 }
 
@@ -227,35 +156,21 @@ static fo_status uses_state(const fo_optimizer *opt, int32_t group, const char *
     return status;
 }
 
-static fo_status check_between(const char *name, int32_t value, int32_t low, int32_t high)
-{
-    if (value < low || value > high)
-        return fail(FO_BAD_VALUE, "%s must be between %d and %d, got %d", name, (int)low, (int)high,
-                    (int)value);
-    return FO_OK;
-}
-
-static fo_status check_size(const char *type, uint32_t size, size_t right)
-{
-    if (size != right)
-        return fail(FO_BAD_VALUE, "size of %s must be sizeof(%s), %zu in this fastopt, got %lu",
-                    type, type, right, (unsigned long)size);
-    return FO_OK;
-}
-
 static fo_status check_options(const fo_options *o)
 {
+    const struct {
+        const char *name;
+        int32_t value, low, high;
+    } numbers[] = {
+        {"semantics", o->semantics, FO_TORCH, FO_KERAS},
+        {"clip", o->clip, FO_NO_CLIP, FO_GLOBAL_CLIP_NORM},
+        {"nonfinite", o->nonfinite, FO_PROPAGATE, FO_RAISE},
+        {"num_threads", o->num_threads, 0, FO_MAX_THREADS},
+        {"accumulate", o->accumulate, 0, INT32_MAX},
+    };
     fo_status status = check_size("fo_options", o->size, sizeof *o);
-    if (!status)
-        status = check_between("semantics", o->semantics, FO_TORCH, FO_KERAS);
-    if (!status)
-        status = check_between("clip", o->clip, FO_NO_CLIP, FO_GLOBAL_CLIP_NORM);
-    if (!status)
-        status = check_between("nonfinite", o->nonfinite, FO_PROPAGATE, FO_RAISE);
-    if (!status)
-        status = check_between("num_threads", o->num_threads, 0, FO_MOST_THREADS);
-    if (!status)
-        status = check_between("accumulate", o->accumulate, 0, INT32_MAX);
+    for (size_t j = 0; j < sizeof numbers / sizeof *numbers && !status; j++)
+        status = check_between(numbers[j].name, numbers[j].value, numbers[j].low, numbers[j].high);
     if (status)
         return status;
     if (o->clip != FO_NO_CLIP && !(o->clip_limit > 0))
@@ -319,23 +234,19 @@ static fo_status find_param(const fo_optimizer *opt, int64_t i, fo_tensor **tens
 /* An array that lacks what only later versions have. Each of its parts has a name to blame. */
 static fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype)
 {
-    const uintptr_t pointers = (uintptr_t)a->scales | (uintptr_t)a->master | (uintptr_t)a->rows;
-    const int64_t numbers = a->n_rows | a->row_size | a->reserved[0] | a->reserved[1];
-    const bool is_dense = !(pointers | (uint64_t)numbers | a->seed);
-    if (a->size == sizeof *a && a->dtype == dtype && is_dense && dtype >= 0 &&
-        dtype < fo_storage_count)
-        return FO_OK;
     const fo_status status = check_size("fo_array", a->size, sizeof *a);
     if (status)
         return status;
     if (a->dtype < 0 || a->dtype >= fo_storage_count)
         return fail(FO_UNSUPPORTED, "%s: there is no type %d of elements in this fastopt", what,
                     (int)a->dtype);
-    if (fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)
+    if (a->dtype != dtype && fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)
         return fail(FO_UNSUPPORTED,
                     "%s of type %s beside a parameter of type %s: they must be of one", what,
                     fo_storages[a->dtype].name, fo_storages[dtype].name);
-    if (!is_dense)
+    const uintptr_t pointers = (uintptr_t)a->scales | (uintptr_t)a->master | (uintptr_t)a->rows;
+    const int64_t numbers = a->n_rows | a->row_size | a->reserved[0] | a->reserved[1];
+    if (pointers | (uint64_t)numbers | a->seed)
         return fail(FO_UNSUPPORTED, "%s: '%s' must be 0 in this fastopt", what,
                     a->scales     ? "scales"
                     : a->master   ? "master"
@@ -359,7 +270,7 @@ static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t 
         status = check_array("param", param, param->dtype);
     if (status)
         return status;
-    if (size < 0 || size > MOST_ELEMENTS)
+    if (size < 0 || size > MAX_ELEMENTS)
         return fail(FO_BAD_VALUE, "size must be between 0 and 2**48, got %lld", (long long)size);
     if (!param->data && size > 0)
         return null_pointer("data of param");
@@ -492,7 +403,7 @@ static int32_t get_num_threads(void) { return fo_get_num_threads(); }
 
 static fo_status set_num_threads(int32_t n)
 {
-    const fo_status status = check_between("n", n, 1, FO_MOST_THREADS);
+    const fo_status status = check_between("n", n, 1, FO_MAX_THREADS);
     if (!status)
         fo_set_num_threads(n);
     return status;
@@ -505,13 +416,9 @@ static fo_status set_threading_layer(const char *name)
         return null_pointer("name");
     if (fo_layer_select(name))
         return FO_OK;
-    for (int i = 0; i < FO_LAYERS; i++) {
-        const fo_layer layer = (fo_layer)i;
-        const size_t length = strlen(there);
-        if (fo_layer_available(layer))
-            snprintf(there + length, sizeof there - length, "%s%s", length ? ", " : "",
-                     fo_layer_name(layer));
-    }
+    for (int i = 0; i < FO_LAYERS; i++)
+        if (fo_layer_available((fo_layer)i))
+            enlist(there, sizeof there, ", ", fo_layer_name((fo_layer)i));
     return fail(FO_BAD_NAME, "there is no threading layer '%s' here; choose one of %s", name,
                 there);
 }
@@ -589,9 +496,9 @@ const fo_api *fo_get_api(void)
         .abi = FO_ABI,
         .size = sizeof table,
         .last_error = last_error,
-        .rule_name = rule_name,
-        .hyper_name = hyper_name,
-        .state_name = state_name,
+        .rule_name = fo_rule_name,
+        .hyper_name = fo_hyper_name,
+        .state_name = fo_state_name,
         .create = create,
         .destroy = destroy,
         .set_hyper = set_hyper,

@@ -27,7 +27,7 @@
 #define FO_MAX_SLOTS 3   /* state arrays of a parameter */
 #define FO_MAX_HYPERS 12 /* hyperparameters of a rule */
 #define FO_MAX_CONSTS 12 /* constants of one step of a rule */
-#define FO_MOST_THREADS 1024
+#define FO_MAX_THREADS 1024
 #define FO_SLOT(j) (1u << (j)) /* in a set of slots */
 
 /* The threading layers: the library's own threads, regions of the OpenMP runtime's, or the caller
@@ -85,6 +85,13 @@ extern const fo_rule fo_rules[];
 extern const int fo_rule_count;
 
 const fo_rule *fo_find_rule(const char *name); /* NULL: no such rule */
+
+/* Names by number and numbers by name, as fastopt.h's functions of these names give them; NULL and
+ * -1: none. */
+const char *fo_rule_name(int32_t j);
+const char *fo_hyper_name(const char *rule, int32_t j);
+const char *fo_state_name(const char *rule, int32_t j);
+int fo_place_of(const char *const *names, const char *name);
 
 /* The constants of step number t (the first is 1), weight decay's and the rule's, for a parameter
  * with these fresh slots (see fo_tensor). */
@@ -185,7 +192,7 @@ void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t ta
 
 void fo_init(void);             /* once, before anything else; fo_get_api does it too */
 int fo_get_num_threads(void);   /* the most that a step may use, unless it says otherwise */
-void fo_set_num_threads(int n); /* 1 to FO_MOST_THREADS */
+void fo_set_num_threads(int n); /* 1 to FO_MAX_THREADS */
 int fo_isa_count(void);
 const char *fo_isa_name(int i); /* compiled in, weakest first */
 bool fo_isa_supported(int i);   /* and runnable here */

@@ -45,6 +45,40 @@ const fo_rule *fo_find_rule(const char *name)
     return NULL;
 }
 
+static const char *nth(const char *const *names, int32_t j)
+{
+    if (j < 0)
+        return NULL;
+    while (*names && j-- > 0)
+        names++;
+    return *names;
+}
+
+const char *fo_rule_name(int32_t j)
+{
+    return j >= 0 && j < fo_rule_count ? fo_rules[j].name : NULL;
+}
+
+const char *fo_hyper_name(const char *rule_, int32_t j)
+{
+    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
+    return rule ? nth(rule->hyper_names, j) : NULL;
+}
+
+const char *fo_state_name(const char *rule_, int32_t j)
+{
+    const fo_rule *rule = rule_ ? fo_find_rule(rule_) : NULL;
+    return rule ? nth(rule->slot_names, j) : NULL;
+}
+
+int fo_place_of(const char *const *names, const char *name)
+{
+    for (int j = 0; names[j]; j++)
+        if (strcmp(names[j], name) == 0)
+            return j;
+    return -1;
+}
+
 bool fo_rule_takes(const fo_rule *rule, int j, double value)
 {
     if (isnan(rule->highs[j]))

@@ -15,7 +15,7 @@
 enum {
     TUNER_POOL = 9, /* the others are numbers of threads: 1, 2, 4, ..., 256 */
     TUNER_CANDIDATES,
-    TUNER_MOST_TRIES = 64,
+    TUNER_MAX_TRIES = 64,
     TUNER_PERIOD = 32 /* trials that go by without one, at least */
 };
 #define TUNER_LOSS 0.01    /* of the time, at most, may go by for what trials are slower */
@@ -94,13 +94,13 @@ static inline void fo_tuner_learn(fo_tuner *t, int i, int came, double seconds, 
         return; /* they are on their way */
     if (!t->warm) {
         t->warm = true;
-        t->steps = TUNER_MOST_TRIES; /* no trial is under way */
+        t->steps = TUNER_MAX_TRIES; /* no trial is under way */
     } else if (t->tries[i] == 0 || t->tries[i] < t->steps_a_trial) {
         if (t->tries[i]++ == 0 || cost < t->cost[i])
             t->cost[i] = cost;
         if (i == 0) {
             const double fit = TUNER_TRIAL_S / (t->cost[0] * elements);
-            t->steps_a_trial = fit < 4 ? 4 : fit < TUNER_MOST_TRIES ? (int)fit : TUNER_MOST_TRIES;
+            t->steps_a_trial = fit < 4 ? 4 : fit < TUNER_MAX_TRIES ? (int)fit : TUNER_MAX_TRIES;
         }
     } else { /* a step that had to wait counts, but not for all that it waited */
         t->cost[i] += ((cost < 2 * t->cost[i] ? cost : 2 * t->cost[i]) - t->cost[i]) / 16;

@@ -42,7 +42,7 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "bitwise",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
-TESTS_OF = {"api.c": ["c_api"], "rules.c": ["c_api"]}  # instead
+TESTS_OF = {"api.c": ["c_api"], "errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -653,8 +653,8 @@ MUTATIONS = [
     Mutation(
         "C interface: an array of another type than its parameter's is taken",
         "api.c",
-        "if (fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)",
-        "if (fo_storages[a->dtype].arithmetic > fo_storages[dtype].arithmetic)",
+        "fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic",
+        "fo_storages[a->dtype].arithmetic > fo_storages[dtype].arithmetic",
     ),
     Mutation(
         "C interface: the sums of a resumed run are forgotten",
@@ -670,7 +670,7 @@ MUTATIONS = [
     ),
     Mutation(
         "C interface: a struct of another size is taken",
-        "api.c",
+        "errors.h",
         "if (size != right)",
         "if (size > right)",
     ),
@@ -700,7 +700,7 @@ MUTATIONS = [
     ),
     Mutation(
         "C interface: an error is every thread's",
-        "api.c",
+        "errors.h",
         "static _Thread_local char error",
         "static char error",
     ),

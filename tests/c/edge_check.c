@@ -185,6 +185,14 @@ static void names(void)
     double consts[FO_MAX_CONSTS], hypers[FO_MAX_HYPERS] = {0.5, 0.25, 1};
     const int active = fo_isa_active();
     EXPECT(fo_find_rule("no such rule") == NULL);
+    EXPECT(fo_rule_name(0) == fo_rules[0].name && fo_rule_name(fo_rule_count - 1));
+    EXPECT(!fo_rule_name(-1) && !fo_rule_name(fo_rule_count));
+    EXPECT(!strcmp(fo_hyper_name("adam", 0), "lr") && !fo_hyper_name("adam", FO_MAX_HYPERS));
+    EXPECT(!strcmp(fo_state_name("adam", 1), "exp_avg_sq") && !fo_state_name("adam", -1));
+    EXPECT(!fo_hyper_name(NULL, 0) && !fo_hyper_name("no such rule", 0));
+    EXPECT(!fo_state_name(NULL, 0) && !fo_state_name("no such rule", 0));
+    EXPECT(fo_place_of(fo_find_rule("adam")->slot_names, "exp_avg_sq") == 1);
+    EXPECT(fo_place_of(fo_find_rule("adam")->slot_names, "no such state") == -1);
     EXPECT(!fo_isa_select("no such instruction set") && fo_isa_active() == active);
     for (int i = 0; i < fo_isa_count(); i++) {
         const bool selected = fo_isa_select(fo_isa_name(i));
@@ -328,7 +336,7 @@ static void tuner(void)
     simulate(&slow, 2, 10, (double[]){0, 1, 1}, false, used);
     EXPECT(slow.steps_a_trial == 4);
     simulate(&quick, 2, 200, (double[]){0, 1e-7, 1e-7}, false, used);
-    EXPECT(quick.steps_a_trial == TUNER_MOST_TRIES);
+    EXPECT(quick.steps_a_trial == TUNER_MAX_TRIES);
 }
 
 /* ---- a pool of the program's ------------------------------------------------------------------ */

@@ -19,10 +19,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MOST = 300, CALLERS = 3, HANGS_AFTER = 60 /* seconds */ };
+enum { MAX_ITEMS = 300, CALLERS = 3, HANGS_AFTER = 60 /* seconds */ };
 
 typedef struct {
-    unsigned char done[MOST];
+    unsigned char done[MAX_ITEMS];
     unsigned alive, nap;
 } job;
 
@@ -64,7 +64,7 @@ static int run(int members, int n, int grain, unsigned nap)
 /* Runs a job in which everybody takes part. */
 static int run_exactly(int members)
 {
-    return run_crew((fo_crew){FO_TEAM, .exact = true, .members = members}, MOST, 1, 0);
+    return run_crew((fo_crew){FO_TEAM, .exact = true, .members = members}, MAX_ITEMS, 1, 0);
 }
 
 typedef struct {
@@ -107,8 +107,8 @@ static void let_threads_change(void)
 static void run_pool(void (*act)(void *), void *context, unsigned threads, unsigned flags)
 {
     static atomic_uint calls;
-    deed deeds[MOST];
-    pthread_t others[MOST];
+    deed deeds[MAX_ITEMS];
+    pthread_t others[MAX_ITEMS];
     const unsigned n = threads - 1 - calls++ % 2;
     expect(threads > 1 && flags == 0, "arguments of the pool");
     keep_threads();
@@ -126,7 +126,7 @@ static unsigned draw(unsigned *state) { return (*state = *state * 1664525 + 1013
 
 static void any_job(unsigned *state, bool may_wait)
 {
-    const int n = (int)(draw(state) % MOST), members = 1 + (int)(draw(state) % 6);
+    const int n = (int)(draw(state) % MAX_ITEMS), members = 1 + (int)(draw(state) % 6);
     const bool exact = may_wait && draw(state) % 8 == 0;
     const bool pooled = draw(state) % 128 == 0;
     const fo_pool pool = {run_pool, get_pool_rank};
@@ -240,7 +240,7 @@ static void without_threads(unsigned number)
     expect(run_exactly(many) == 1, "no thread could be started");
     expect(run_exactly(4) == 1, "no thread could be started");
     refused = 1;
-    expect(run(many, MOST, 1, 0) == 1, "no thread could be started");
+    expect(run(many, MAX_ITEMS, 1, 0) == 1, "no thread could be started");
     expect(run_exactly(4) == 4, "threads could be started");
 }
 
