@@ -35,7 +35,8 @@ ISAS = {
 CORE = [
     f"src_c/{name}.c"
     for name in (
-        "api", "gradient", "limit", "machine", "plan", "region", "rules", "step", "storage", "team"
+        "api", "bandwidth", "gradient", "machine", "plan",
+        "region", "rules", "step", "storage", "team",
     )
 ]  # fmt: skip
 KERNELS = "src_c/kernels.c"

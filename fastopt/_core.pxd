@@ -87,13 +87,13 @@ cdef extern from "core.h" nogil:
     int64_t fo_plan_size(const fo_plan *plan)
     void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 
-    ctypedef struct fo_limit_tensor:
+    ctypedef struct fo_bandwidth_tensor:
         void *updated[1 + FO_MAX_SLOTS]
         int n_updated
         const void *read
         int64_t words
-    void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken,
-                      int threads)
+    void fo_bandwidth_run(const fo_bandwidth_tensor *tensors, int64_t n_tensors, uint32_t taken,
+                          int threads)
 
     int fo_get_num_threads()
     void fo_set_num_threads(int n)

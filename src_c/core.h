@@ -155,9 +155,9 @@ typedef struct {
 } fo_step_result;
 
 /* What steps go over: elements offset to offset + size of a tensor. Their gradient is the tensor's
- * from element `grad` on, counted in the parameter's memory order. (So a gradient may be of some rows
- * alone. Elements that are in no piece stay as they are; for an average of these, too, let them be
- * pieces of a second tensor over the same arrays, with a counter of its own and no gradient.) */
+ * from element `grad` on, counted in the parameter's memory order. (So a gradient may be of some
+ * rows alone. Elements that are in no piece stay as they are; for an average of these, too, let them
+ * be pieces of a second tensor over the same arrays, with its own counter and no gradient.) */
 typedef struct {
     int64_t tensor, offset, size, grad;
 } fo_piece;
@@ -175,18 +175,19 @@ fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t 
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all pieces together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
 
-/* ---- the limit of a step, to measure against -------------------------------------------------- */
+/* ---- the bandwidth bound of a step, to measure against --------------------------------------- */
 
 typedef struct {
     void *updated[1 + FO_MAX_SLOTS]; /* arrays that are read and written */
     int n_updated;                   /* 1 at least */
     const void *read;                /* one that is read */
     int64_t words;                   /* of each, in units of 4 bytes */
-} fo_limit_tensor;
+} fo_bandwidth_tensor;
 
 /* Moves the bytes of a step over these arrays: each updated word takes up (exclusive or) the bits
  * `taken` of the one that is read. With 0 all stays as it is, but no compiler knows. */
-void fo_limit_run(const fo_limit_tensor *tensors, int64_t n_tensors, uint32_t taken, int threads);
+void fo_bandwidth_run(const fo_bandwidth_tensor *tensors, int64_t n_tensors, uint32_t taken,
+                      int threads);
 
 /* ---- the machine ---------------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
-/* All loops, for both types that rules compute in and for all that store them, under the instruction set that this compilation is for: FO_ISA names
- * it, the compiler's flags choose it, and the table is all that can be seen from outside. */
+/* All loops, for both types that rules compute in and for all that store them, under the
+ * instruction set that this compilation is for: FO_ISA names it, the compiler's flags choose it,
+ * and the table is all that can be seen from outside. */
 #include "kernels.h"
 #include "rule.h"
 #include "rules.def"

@@ -111,8 +111,8 @@ static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
 /* What the given gradient is still to be multiplied by; sums have it behind them. */
 static inline double unscale(const fo_step *s, const fo_tensor *t) { return t->sum ? 1 : s->scale; }
 
-/* ---- a block's gradient: n elements from `at` on, in the parameter's memory order; their sums are
- * from `offset` on, as the parameter's elements are ---------------------------------------------- */
+/* ---- a block's gradient: n elements from `at` on, in the parameter's memory order; sums are of the
+ * elements from `offset` on ---------------------------------------------------------------------- */
 
 /* Copies and decodes them into the buffer, from a gradient that is laid out or stored otherwise;
  * returns that. */

@@ -17,9 +17,9 @@
 #define CACHE_LINE 64    /* bytes */
 #define MIN_TO_ALIGN 256 /* elements */
 
-/* Elements that are decoded at once: a few arrays of them, encoded and decoded to double, fit a first
- * cache of 32 KiB. What steps take with other figures, relative to 512: SGD with momentum and Adam,
- * all in swapped float32 (FO_TEST_STORAGE), 4096 and 200,000 elements, best of 45 on a Zen 5 core:
+/* Elements that are decoded at once: a few arrays of them, encoded and decoded to double, fit a
+ * first cache of 32 KiB. What steps take with other figures, relative to 512 (SGD with momentum and
+ * Adam, all in swapped float32, FO_TEST_STORAGE; 4096 and 200,000 elements; best of 45 on a Zen 5):
  *
  *               128          256          1024         2048         4096
  *     avx2      1.10 - 1.18  1.02 - 1.06  1.00 - 1.03  1.08 - 1.12  1.02 - 1.15
@@ -291,7 +291,7 @@ static void resolve_clipping(const fo_step *s)
 }
 
 /* Between the passes: returns whether the second follows. */
-static bool decide(void *step_)
+static bool between_passes(void *step_)
 {
     const fo_step *s = step_;
     resolve_clipping(s);
@@ -337,7 +337,7 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     }
 
     const bool scans = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
-    const fo_passes passes = {scans ? scan_blocks : NULL, decide, update_blocks};
+    const fo_passes passes = {scans ? scan_blocks : NULL, between_passes, update_blocks};
     const int64_t grain = AT_A_TIME * plan->n_blocks / (plan->size + 1) + 1;
     result->threads = fo_share(&crew, plan->n_blocks, grain, &passes, &s);
     if (tuned)

@@ -16,19 +16,19 @@ cdef class Limit:
         With 0 all arrays stay as they are.
     """
 
-    cdef fo_limit_tensor *tensors
+    cdef fo_bandwidth_tensor *tensors
     cdef Py_ssize_t n
     cdef int num_threads
     cdef uint32_t taken
     cdef tuple kept
 
     def __cinit__(self, updated, read, int num_threads, uint32_t taken=0):
-        cdef fo_limit_tensor *tensor
+        cdef fo_bandwidth_tensor *tensor
         cdef Py_ssize_t i
         cdef int j
         self.n, self.num_threads, self.taken = len(read), num_threads, taken
         self.kept = (tuple([tuple(arrays) for arrays in updated]), tuple(read))
-        self.tensors = <fo_limit_tensor *>PyMem_Calloc(self.n + 1, sizeof(fo_limit_tensor))
+        self.tensors = <fo_bandwidth_tensor *>PyMem_Calloc(self.n + 1, sizeof(fo_bandwidth_tensor))
         if self.tensors == NULL:
             raise MemoryError
         for i, (arrays, last) in enumerate(zip(*self.kept, strict=True)):
@@ -51,4 +51,4 @@ cdef class Limit:
     def run(self):
         """Make one pass."""
         with nogil:
-            fo_limit_run(self.tensors, self.n, self.taken, self.num_threads)
+            fo_bandwidth_run(self.tensors, self.n, self.taken, self.num_threads)

@@ -2,8 +2,8 @@
  * equal bits: every rule and variant, under both semantics and with every option of a step, gives
  * the same bytes under each instruction set, with teams of 1, 2, 3 and 7 threads of each kind, for
  * gradients laid out otherwise, from unaligned memory, under another rounding mode and for tensors
- * that are cut into pieces, as it gives with `base` on one thread. What the numbers should be is not
- * its business: the Python tests know. Arguments: `own` leaves OpenMP out, whose runtime a thread
+ * that are cut into pieces, as with `base` on one thread. What the numbers should be is not its
+ * business: the Python tests know. Arguments: `own` leaves OpenMP out, whose runtime a thread
  * sanitizer does not understand; `few` is for slow machines, and leaves out most configurations;
  * `digest` leaves out all that is compared, for a machine whose digest is compared with another's.
  *
@@ -49,8 +49,8 @@ static const int64_t sizes[] = {0,
                                 2 * FO_BLOCK + 5};
 enum { TENSORS = 2 * COUNT(sizes) };
 
-/* A configuration is a rule and a row: in row 0 all hyperparameters have their defaults, and in each
- * other some have another value. (`few` leaves out all but one row of each rule: others of each.) */
+/* A configuration is a rule and a row: in row 0 all hyperparameters have their defaults, and in
+ * each other row some have another value. (`few` takes one row of each rule, and not always 0.) */
 enum { ROWS = 7, FEW = 9 };
 
 /* How many loops each rule has. */
@@ -453,7 +453,7 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
     fo_plan_destroy(plan);
 }
 
-/* ---- gradients of some rows ------------------------------------------------------------------- */
+/* ---- gradients of some rows ------------------------------------------------------------------ */
 
 enum { ROW = 1500, MATRIX_ROWS = 7, RUNS = 5 };
 
@@ -533,7 +533,7 @@ static void check_rows(void)
             }
 }
 
-/* ---- all cases --------------------------------------------------------------------------------- */
+/* ---- all cases ------------------------------------------------------------------------------- */
 
 /* FNV-1a over all that the standards hold: equal on every machine, to be compared between them. */
 static uint64_t digest = 14695981039346656037u;

@@ -1,7 +1,7 @@
 /* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
  * averages in a step that is skipped, momentum that some have begun and others have not, names that
- * do not exist, the pass that measures the limit, how the number of threads is found out, by a clock
- * that is made up, the program's own pool, and who does what in an OpenMP region.
+ * do not exist, the pass that measures the bandwidth bound, how the number of threads is found out,
+ * by a clock that is made up, the program's own pool, and who does what in an OpenMP region.
  *
  * Link with -Wl,--wrap=calloc. */
 #include "core.h"
@@ -209,17 +209,17 @@ static void names(void)
     EXPECT(consts[1] == 1);
 }
 
-/* ---- the limit ------------------------------------------------------------------------------- */
+/* ---- the bandwidth bound --------------------------------------------------------------------- */
 
-static void limit(void)
+static void bandwidth(void)
 {
     static const uint32_t taken[] = {0, UINT32_MAX, 0x80F0000E};
     for (int n = 1; n <= 1 + FO_MAX_SLOTS; n++)
         for (int k = 0; k < 6; k++) {
             uint32_t updated[2][1 + FO_MAX_SLOTS][99], read[2][99];
-            fo_limit_tensor tensors[3] = {{.n_updated = n, .words = 99},
-                                          {.n_updated = n, .words = 0},
-                                          {.n_updated = n, .words = 50}};
+            fo_bandwidth_tensor tensors[3] = {{.n_updated = n, .words = 99},
+                                              {.n_updated = n, .words = 0},
+                                              {.n_updated = n, .words = 50}};
             for (int t = 0; t < 2; t++) {
                 tensors[2 * t].read = read[t];
                 for (int i = 0; i < 99; i++) {
@@ -230,7 +230,7 @@ static void limit(void)
                 for (int j = 0; j < n; j++)
                     tensors[2 * t].updated[j] = updated[t][j];
             }
-            fo_limit_run(tensors, 3, taken[k / 2], k % 2 ? 3 : 1);
+            fo_bandwidth_run(tensors, 3, taken[k / 2], k % 2 ? 3 : 1);
             for (int t = 0; t < 2; t++)
                 for (uint32_t i = 0; i < 99; i++)
                     for (int j = 0; j < n; j++)
@@ -516,7 +516,7 @@ int main(void)
     steps();
     buffers_that_begin();
     names();
-    limit();
+    bandwidth();
     tuner();
     pools();
     printf("edges: %d wrong\n", wrong);

@@ -12,7 +12,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{api,gradient,limit,machine,plan,region,rules,step,storage,team}.c)
+core=(src_c/{api,bandwidth,gradient,machine,plan,region,rules,step,storage,team}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
@@ -214,7 +214,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({gradient,limit,machine,plan,rules,step,team}.c tuner.h)
+    files=({bandwidth,gradient,machine,plan,rules,step,team}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)
