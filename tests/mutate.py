@@ -757,7 +757,7 @@ def rebuild(folder: Path, commands: list[list[str]]) -> None:
 
 def test(folder: Path, names: Sequence[str]) -> tuple[int, str]:
     """Run some of the tests in a copy: pytest's exit code, and what it printed."""
-    files = [f"tests/test_{name}.py" for name in names]
+    files = [str(p) for name in names for p in folder.glob(f"tests/*/test_{name}.py")]
     pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     done = run(folder, *pytest, *files)
     return done.returncode, done.stdout

@@ -4,7 +4,7 @@ A sequence is some tens of operations, each chosen by a seed and each followed b
 a model of what should be there. The suite runs a few seeds of each file, always the same ones;
 ``FASTOPT_SEEDS=FIRST:LAST`` runs others, as many as one has time for:
 
-    FASTOPT_SEEDS=0:2000 pytest tests/test_sequences*.py
+    FASTOPT_SEEDS=0:2000 pytest tests/*/test_sequences*.py
 """
 
 import os

@@ -1,5 +1,5 @@
 /* A malloc to be loaded ahead of the C library's (glibc's), in which chosen allocations of the
- * calling thread fail: for tests/test_allocations.py. */
+ * calling thread fail: for tests/robustness/test_allocations.py. */
 #include <errno.h>
 #include <stddef.h>
 
