@@ -79,6 +79,7 @@ class Row(NamedTuple):
     # if there is no such class. And how many tests of its own Keras has.
     torch: list | None
     torch_choices: dict | None
+    torch_tests: int  # cases that test_torch_database.py has of it
     keras: list | None
     keras_tests: int
     # State that the first step has to know of: torch's momentum begins as a copy of the gradient.
@@ -204,6 +205,7 @@ SGD = Row(
         {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
     ],
     torch_choices={"momentum": (0.0, 0.9), "dampening": (0.0, 0.5), "nesterov": (False, True)},
+    torch_tests=900,
     keras=[{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
     keras_tests=7,
 )
@@ -249,6 +251,7 @@ ADAGRAD = Row(
     keras_slots={"accumulator": "sum"},
     torch=[{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.5}],
     torch_choices={"lr_decay": (0.0, 0.1), "eps": (1e-10, 1e-3)},
+    torch_tests=700,
     keras=[{"initial_accumulator_value": 0.2}],
     keras_tests=6,
 )
@@ -327,6 +330,7 @@ RMSPROP = Row(
         "centered": (False, True),
         "eps": (1e-3, 0.1),
     },
+    torch_tests=595,
     keras=[{}, {"momentum": 0.5, "centered": True, "epsilon": 1e-4}],
     keras_tests=6,
 )
@@ -400,6 +404,7 @@ ADAM = Row(
         "eps": (1e-8, 1e-3),
         "decoupled_weight_decay": (False, True),
     },
+    torch_tests=531,
     keras=[{}, {"amsgrad": True, "beta_1": 0.8}],
     keras_tests=9,
     corrects=True,
