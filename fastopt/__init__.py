@@ -1,6 +1,6 @@
 """First-order optimizers for training on the CPU.
 
-Five update rules as C loops over NumPy arrays, updated in place::
+Six update rules as C loops over NumPy arrays, updated in place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])
@@ -20,6 +20,7 @@ except ImportError as error:
 from fastopt import functional, reference, schedules
 from fastopt._adagrad import Adagrad
 from fastopt._adam import Adam, AdamW
+from fastopt._adamax import Adamax
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._rmsprop import RMSprop
 from fastopt._sgd import SGD
@@ -33,6 +34,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "FallbackWarning",
     "RMSprop",
     "__version__",
@@ -49,7 +51,7 @@ __all__ = [
     "unflatten",
 ]
 
-for _class in (SGD, Adagrad, Adam, AdamW, FallbackWarning, RMSprop):
+for _class in (SGD, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class
 

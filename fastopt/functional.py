@@ -6,7 +6,7 @@ class of that name. It checks everything before it writes anything. Hyperparamet
 and so is every choice in which programs with a rule of the same name differ:
 
 =====================================  ========================================================
-where eps is added                     ``eps_hat``, ``eps_inside``
+where eps is added                     ``eps_hat``, ``eps_inside``, ``eps_outside``
 how and from when a bias is corrected  ``bias_correction``, ``step``; or correct `lr` yourself
 whether momentum holds the rate        ``velocity``
 how a gradient enters the momentum     ``dampening``: it is multiplied by ``1 - dampening``
@@ -41,7 +41,7 @@ from fastopt._memory import Array
 from fastopt._options import flag, pair, real
 from fastopt.threads import checked_threads
 
-__all__ = ["adagrad", "adam", "rmsprop", "sgd"]
+__all__ = ["adagrad", "adam", "adamax", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
@@ -71,6 +71,7 @@ _rmsprop = _step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
 _adam = _step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
+_adamax = _step_of("adamax", "exp_avgs", "exp_infs")
 
 
 def sgd(
@@ -434,6 +435,84 @@ def adam(
         eps=eps,
         amsgrad=max_exp_avg_sqs is not None,
         bias_correction=bias_correction,
+    )
+
+
+def adamax(
+    params: Arrays,
+    grads: Any,
+    exp_avgs: Any,
+    exp_infs: Any,
+    *,
+    step: int | Sequence[int],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_outside: bool = False,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+) -> None:
+    r"""Adamax.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    exp_avgs, exp_infs : numpy.ndarray, or list or tuple of them
+        Averages of the gradients, and their largest magnitudes, which fade; updated in place.
+    step : int or list of int
+        The number :math:`t` of this step, or of each parameter's, from 1.
+    lr : float
+        Learning rate.
+    betas : tuple of float, optional
+        Decay of the average and of the largest magnitude, at least 0 and below 1.
+    eps : float, optional
+        Added to the gradient's magnitude, :math:`u = \max(\beta_2 u, |g| + \epsilon)`.
+    eps_outside : bool, optional
+        Add it to the divisor instead, :math:`u + \epsilon`, as Keras does.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.Adamax : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, m, u = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> functional.adamax(w, np.array([1e-3, 1e3]), m, u, step=1, lr=0.1)
+    >>> w.round(4)
+    array([ 2.9, -2.1])
+    """
+    beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else pair("betas", betas)
+    _adamax(
+        params,
+        grads,
+        exp_avgs,
+        exp_infs,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _KERAS if eps_outside is not False and flag("eps_outside", eps_outside) else _TORCH,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
     )
 
 

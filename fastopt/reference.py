@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 __all__ = [
     "adagrad",
     "adam",
+    "adamax",
     "average",
     "clip_factor",
     "grad_norm",
@@ -190,6 +191,29 @@ def adam(
             largest[...] = _maximum(largest, v)
             v = largest
         param[...] = p - (c(lr * math.sqrt(c2) / c1) * m) / (np.sqrt(v) + c(eps))
+
+
+def adamax(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Adamax. See :func:`sgd` for the arguments; ``state`` holds ``exp_avg`` and ``exp_inf``."""
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        beta1, beta2 = betas
+        eps_in, eps_out = (0.0, eps) if semantics == "keras" else (eps, 0.0)
+        m, u = state["exp_avg"], state["exp_inf"]
+        m[...] = c(beta1) * m + c(1 - beta1) * g
+        u[...] = _maximum(c(beta2) * u, np.abs(g) + c(eps_in))
+        param[...] = p - (c(lr / one_minus_power(beta1, step)) * m) / (u + c(eps_out))
 
 
 def one_minus_power(beta: float, t: int) -> float:

@@ -430,9 +430,59 @@ ADAMW = ADAM._replace(
     keras_tests=7,
 )
 
+# ---- Adamax --------------------------------------------------------------------------------------
+
+
+def draw_adamax(rng, semantics):
+    return {"betas": pick(rng, [(0.9, 0.999), [0.5, 0.75], (0, 0.4), np.array([0.8, 0.9])])}
+
+
+def exact_adamax(o, g, t, s):
+    beta1, beta2 = (L(beta) for beta in o.get("betas", (0.9, 0.999)))
+    s.m = beta1 * s.m + (1 - beta1) * g
+    s.v = np.maximum(beta2 * s.v, np.abs(g) + L(1e-8))
+    return o["lr"] / (1 - beta1**t) * s.m / s.v
+
+
+ADAMAX = Row(
+    fastopt.Adamax,
+    hypers={
+        "lr": (2e-3, AT_LEAST_0),
+        "betas": ((0.9, 0.999), BETAS),
+        "eps": (1e-8, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+    },
+    keywords={},
+    slots={"exp_avg": {}, "exp_inf": {}},
+    variants=[{}, {"betas": (0.0, 0.4), "eps": 1e-3}],
+    configs={"adamax": ({"weight_decay": 0.1, "clip_value": 2.0, "ema_decay": 0.5}, "dict")},
+    draw=draw_adamax,
+    dialect="eps_outside",
+    needs_step=lambda options: True,
+    exact=exact_adamax,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.003, "betas": (0.8, 0.99)},
+        {"lr": 0.01, "weight_decay": 0.01},
+    ],
+    golden=(2, 2),
+    ulps=12,
+    is_ill=never,
+    keras_defaults={"lr": 0.001, "eps": 1e-7},
+    keras_slots={"momentum": "exp_avg", "norm": "exp_inf"},
+    torch=[{"lr": 0.01}, {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.9), "maximize": True}],
+    torch_choices={"betas": ((0.9, 0.999), (0.5, 0.9)), "eps": (1e-8, 1e-3)},
+    torch_tests=379,
+    keras=[{}, {"beta_1": 0.8, "epsilon": 1e-4}],
+    keras_tests=6,
+    corrects=True,
+    torch_takes_axes=False,
+    old_files=False,
+)
+
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
 BY_NAME = {row.name: row for row in ROWS}

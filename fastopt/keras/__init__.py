@@ -1,9 +1,9 @@
 """Keras 3's optimizers, with fastopt's kernels in place of their updates.
 
-``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and
-``AdamW``: subclasses of Keras's own, which keep its arguments, defaults, variables and checkpoints.
-Of a training step only the update of the variables, with its weight decay, is done here: all of
-them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``
+and ``Adamax``: subclasses of Keras's own, which keep its arguments, defaults, variables and
+checkpoints. Of a training step only the update of the variables, with its weight decay, is done
+here: all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
 ``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
 ``deserialize`` give the classes of this module where they are asked for one of these.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras.optimizers import LossScaleOptimizer, Optimizer, schedules, serialize
 
 from fastopt import _core
@@ -28,6 +29,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "LossScaleOptimizer",
     "Optimizer",
     "RMSprop",
@@ -48,6 +50,7 @@ _Adagrad: Any = _class_of(keras.optimizers.Adagrad)
 _RMSprop: Any = _class_of(keras.optimizers.RMSprop)
 _Adam: Any = _class_of(keras.optimizers.Adam)
 _AdamW: Any = _class_of(keras.optimizers.AdamW)
+_Adamax: Any = _class_of(keras.optimizers.Adamax)
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
@@ -269,7 +272,52 @@ class AdamW(Adam, _AdamW):
     _parent = _AdamW
 
 
-_BY_NAME = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adamax(KernelOptimizer, _Adamax):
+    r"""Adamax: momentum, bias-corrected, over the largest gradient so far, which fades.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2, epsilon
+        As for ``keras.optimizers.Adamax``, whose arguments, defaults and errors it has.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`, in step :math:`t`,
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        u \leftarrow \max(\beta_2 u, |g|), \quad
+        \theta \leftarrow \theta - \frac{\gamma}{1 - \beta_1^t} \frac{m}{u + \epsilon}
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adamax(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -2.5]
+    """
+
+    _rule = _core.Rule("adamax")
+    _parent = _Adamax
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"beta1": self.beta_1, "beta2": self.beta_2, "eps": self.epsilon}
+
+    @staticmethod
+    def _correction(lr: Any, left1: Any, left2: Any, sqrt: Callable[[Any], Any]) -> Any:
+        with np.errstate(all="ignore"):
+            return np.float64(lr) / np.float64(left1)  # Keras divides by it in the variable's type
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return self._m, self._u
+
+
+_BY_NAME = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax)}
 
 
 def _class_for(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
@@ -288,8 +336,8 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
     Parameters
     ----------
     config : dict
-        What ``serialize`` returned. Of Keras's ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam`` and
-        ``AdamW`` it makes those of this module; of all others, what Keras makes.
+        What ``serialize`` returned. Of Keras's ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``,
+        ``AdamW`` and ``Adamax`` it makes those of this module; of all others, what Keras makes.
     custom_objects : dict, optional
         Classes by the names that the configuration has for them.
 

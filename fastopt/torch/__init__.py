@@ -21,7 +21,17 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from fastopt import _core
 from fastopt.torch._optimizer import KernelOptimizer
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Optimizer",
+    "RMSprop",
+    "lr_scheduler",
+    "swa_utils",
+]
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.torch needs PyTorch 2.13 or newer, this is {torch.__version__}")
@@ -143,3 +153,28 @@ class AdamW(Adam, torch.optim.AdamW):
     """
 
     _namesake = torch.optim.AdamW
+
+
+class Adamax(KernelOptimizer, torch.optim.Adamax):
+    """:class:`torch.optim.Adamax`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adamax` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adamax([w], lr=1.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2., -1.])
+    """
+
+    _rule = _core.Rule("adamax")
+    _namesake = torch.optim.Adamax
+    _state_lists = 5
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        return super()._row({**group, "beta1": beta1, "beta2": beta2})

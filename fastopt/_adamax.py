@@ -1,0 +1,131 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
+
+from fastopt import _core
+from fastopt._hypers import checks
+from fastopt._options import pair
+from fastopt._settings import Options, takes_options
+from fastopt.optimizer import LearningRate, Optimizer
+
+
+class Adamax(Optimizer):
+    r"""Adamax: momentum, bias-corrected, over the largest gradient so far, which fades.
+
+    Parameters
+    ----------
+    params : list, tuple or generator of numpy.ndarray, dict, or list of dict
+        The arrays to update in place: of float32 or float64, or objects that expose such memory
+        (buffer protocol, DLPack). They come in a list, in a dict name -> array, in a pytree of
+        nested lists, tuples and dicts, or in parameter groups: dicts with ``"params"`` and
+        hyperparameters of their own. An index with a list or an array, ``P[rows]``, makes a copy,
+        so P stays as it is.
+    lr : float or callable, optional
+        Learning rate, at least 0; or a function of ``completed_steps`` that returns it.
+    betas : tuple of two floats, optional
+        Decay of the average of the gradient, and of the largest magnitude; each in [0, 1).
+    eps : float, optional
+        At least 0.
+    weight_decay : float, optional
+        At least 0.
+    semantics : {"torch", "keras"}, optional
+        Whose formula to follow; it changes no default.
+    maximize : bool, optional
+        Ascend instead of descend.
+    decoupled_weight_decay : bool, optional
+        Shrink the weights by ``1 - lr*weight_decay`` instead of adding to the gradient.
+    clip_value, clip_norm, global_clip_norm : float, optional
+        Clip each element; each gradient by its norm; all gradients by their common norm. At most
+        one of them.
+    nonfinite : {"propagate", "skip", "raise"}, optional
+        What a step does if any gradient has a NaN or an infinity. With "skip" and "raise" it
+        leaves every parameter, state array and counter as it was.
+    ema_decay : float, optional
+        Keep an exponential moving average of the weights, in ``ema``.
+    accumulate : int, optional
+        Gradient accumulation over this many micro-batches: the last of so many calls of ``step``
+        updates, with the mean of their gradients.
+    no_decay : str, list of str, or callable, optional
+        Parameters excluded from weight decay: patterns of their names, such as ``"*.bias"``, or a
+        function of (name, array), or of (index, array) if they have no names. If the optimizer is
+        to be pickled, a module has to define the function under a name: a lambda will not do.
+    num_threads : int, optional
+        Upper bound on the threads of a step. Results do not depend on it.
+
+    Raises
+    ------
+    TypeError
+        For the wrong kind of argument or dtype.
+    ValueError
+        For a value out of range, and for parameters that are read-only, not dense, or overlap.
+
+    Notes
+    -----
+    For each element, with the gradient :math:`g` (scaled, clipped, decayed), :math:`m`
+    (``state["exp_avg"]``) and :math:`u` (``state["exp_inf"]``):
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \quad
+        u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon), \quad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \frac{m_t}{u_t}
+
+    Under Keras semantics :math:`\epsilon` is added to :math:`u_t` where it divides, instead:
+
+    .. math:: u_t = \max(\beta_2 u_{t-1}, |g_t|), \quad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \frac{m_t}{u_t + \epsilon}
+
+    References
+    ----------
+    .. [1] D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([3.0, -2.0])
+    >>> opt = fastopt.Adamax([w], lr=0.1)
+    >>> opt.step([np.array([1e-3, 1e3])]).skipped
+    False
+    >>> w.round(4)
+    array([ 2.9, -2.1])
+    """
+
+    _rule = _core.Rule("adamax")
+    _checks: ClassVar = checks(_rule)
+    _beta_checks: ClassVar = (_checks.pop("beta1"), _checks.pop("beta2"))
+
+    @takes_options
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            options,
+        )
+
+    def _checked(
+        self, group: Mapping[str, Any], where: str, completed_steps: int
+    ) -> dict[str, float]:
+        values = super()._checked(group, where, completed_steps)
+        betas = pair(f"{where}betas", group["betas"])
+        for index, (check, beta) in enumerate(zip(self._beta_checks, betas, strict=True)):
+            values[f"beta{index + 1}"] = check(f"{where}betas[{index}]", beta)
+        return values
