@@ -40,7 +40,7 @@ def make(module, name, count, size, how):
     return variables, step
 
 
-def contenders(name, count, size):
+def candidates(name, count, size):
     """Return the steps, by who and how, after some that gave the same numbers."""
     ways = ["eager"] if BACKEND == "torch" else ["eager", "traced", "compiled"]
     made = {("Keras", how): make(keras.optimizers, name, count, size, how) for how in ways}
@@ -68,7 +68,7 @@ def main():
         for count, size in CASES:
             if count * size > args.most:
                 continue
-            steps = contenders(name, count, size)
+            steps = candidates(name, count, size)
             found = zip(steps, medians(list(steps.values()), args.budget), strict=True)
             columns = [f"{who} {how} {s * 1e6:,.0f}" for (who, how), s in found]
             print(f"{name} {count} x {size}: {'; '.join(columns)}", flush=True)

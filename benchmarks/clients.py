@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastopt import build_info, functional
-from fastopt.bench.measure import Race
+from fastopt.bench.measure import Interleaved
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/frameworks/clients"))
 
@@ -381,10 +381,12 @@ def row(one, rounds):
     results = {name: run() for name, run in both.items()}
     one.check(results["ours"], results["theirs"])
     del results
-    race = Race({name: SimpleNamespace(begin=one.begin, step=run) for name, run in both.items()})
+    interleaved = Interleaved(
+        {name: SimpleNamespace(begin=one.begin, step=run) for name, run in both.items()}
+    )
     for _ in range(rounds):
-        race.round()
-    before, after = (race.timing(name).best / one.updates for name in both)
+        interleaved.round()
+    before, after = (interleaved.timing(name).best / one.updates for name in both)
     memory = [f"{allocated(run) / one.size:.1f}" if one.size else "" for run in both.values()]
     return shown(before), shown(after), f"{before / after:.2f}", *memory
 

@@ -31,20 +31,20 @@ def time_case(benchmark, request):
         seconds = FULL_SECONDS if request.config.option.full else SECONDS
         taking_part, absent = run.entries(case, peers.NAMES[1:], [count])
         rows = []
-        for heat in fitting(case, taking_part):
-            race, own = heat.race, heat.fastopt
+        for batch in fitting(case, taking_part):
+            interleaved, own = batch.interleaved, batch.fastopt
 
-            def others(race=race, own=own):
-                race.round(without=[own])
-                race.ready(own)
+            def others(interleaved=interleaved, own=own):
+                interleaved.round(without=[own])
+                interleaved.ready(own)
 
-            rounds = race.rounds(seconds, *run.ROUNDS) if benchmark.enabled else 1
+            rounds = interleaved.rounds(seconds, *run.ROUNDS) if benchmark.enabled else 1
             if not rows:
-                benchmark.pedantic(race.row, args=(own,), setup=others, rounds=rounds)
+                benchmark.pedantic(interleaved.row, args=(own,), setup=others, rounds=rounds)
             else:
                 for _ in range(rounds):
-                    race.round()
-            rows += heat.rows(with_own=not rows)
+                    interleaved.round()
+            rows += batch.rows(with_own=not rows)
         result = run.Result(case, tuple(rows), tuple(absent))
         request.config.stash[RESULTS].append(result)
         benchmark.group = f"{workload}, {rule}, {dtype}, {threads}"
@@ -54,9 +54,9 @@ def time_case(benchmark, request):
 
 
 def fitting(case, taking_part):
-    """Yield the heats of a case, or skip it."""
+    """Yield the batches of a case, or skip it."""
     try:
-        yield from run.heats(case, taking_part)
+        yield from run.batches(case, taking_part)
     except MemoryError as error:
         pytest.skip(str(error))
 

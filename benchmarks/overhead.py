@@ -25,7 +25,7 @@ import numpy as np
 
 import fastopt
 from fastopt import _core, functional
-from fastopt.bench.measure import Race
+from fastopt.bench.measure import Interleaved
 
 UNIT = "numpy.add, 1000"
 # Name, shapes, and how many times the unit it may take.
@@ -94,16 +94,16 @@ def main():
         in_c = dict(c_subjects(library, table, name, sizes))
         subjects |= in_c
         steps |= dict.fromkeys(in_c, C_STEPS)
-    race = Race(subjects)
+    interleaved = Interleaved(subjects)
     for _ in range(args.rounds):
-        race.round()
+        interleaved.round()
 
     bounds = {name: bound for name, _, bound in STEPS}
     broken = 0
-    unit = race.timing(UNIT).median
+    unit = interleaved.timing(UNIT).median
     print(f"{'microseconds':<40} {'best':>7} {'median':>7} {'times numpy.add':>16} {'bound':>6}")
     for name in subjects:
-        timing, count, bound = race.timing(name), steps.get(name, 1), bounds.get(name)
+        timing, count, bound = interleaved.timing(name), steps.get(name, 1), bounds.get(name)
         best, seconds = timing.best / count, timing.median / count
         over = bound is not None and seconds > bound * unit
         broken += over

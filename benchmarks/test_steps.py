@@ -1,9 +1,9 @@
 """A step of every rule on every workload, beside its peers and the limit: ``pytest benchmarks``.
 
 By itself this runs a selection, in about a minute; ``--full`` runs everything, and ``-k`` a part of
-it, as in ``pytest benchmarks --full -k 'gpt2 and adam-float32'``. A case first holds each contender
+it, as in ``pytest benchmarks --full -k 'gpt2 and adam-float32'``. A case first holds each candidate
 to the reference. ``--benchmark-json`` keeps it all: ``extra_info`` has the elements and bytes of a
-step, and of each contender its threads, microseconds, GB/s, and the ratios to limit and fastopt.
+step, and of each candidate its threads, microseconds, GB/s, and the ratios to limit and fastopt.
 """
 
 import pytest
@@ -30,7 +30,7 @@ def selected(rule, dtype, workload, threads):
     """Whether a case runs without ``--full``."""
     if rule == "adam" and dtype == "float32":
         return workload in ("1e3", "1e5", "mlp", "many")
-    if rule == "tail":
+    if rule == "clip-adam":
         return workload == "mlp" and dtype == "float32"
     return workload == "1e5" and threads == "all" and (rule == "adam" or dtype == "float32")
 

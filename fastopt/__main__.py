@@ -74,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--rule",
-        choices=("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "tail"),
+        choices=("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "clip-adam"),
         default="adam",
-        help="what to time (adam); tail: clip to a global norm, Adam, zero the gradients",
+        help="what to time (adam); clip-adam: clip to a global norm, Adam, zero the gradients",
     )
     bench.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"

@@ -1,4 +1,4 @@
-"""No contender is timed before its results are right."""
+"""No candidate is timed before its results are right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHAPES = ((4099,), (33, 7), (16,), (1,))
 
 
 class WrongResultError(Exception):
-    """A contender's parameters are not the reference's."""
+    """A candidate's parameters are not the reference's."""
 
 
 def agree(
@@ -35,7 +35,7 @@ def agree(
     who : str
         Named in the error.
     got, want, start : sequence of ndarray
-        The contender's parameters, the reference's, and those before the first step.
+        The candidate's parameters, the reference's, and those before the first step.
     tolerance : Tolerance
         How far `got` may be from `want`.
 
@@ -62,7 +62,7 @@ def agree(
 
 @cache
 def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
-    """Hold a contender to ``fastopt.reference`` for a few steps on small arrays.
+    """Hold a candidate to ``fastopt.reference`` for a few steps on small arrays.
 
     The gradients span ten orders of magnitude, so that eps in another place shows, and change from
     step to step, so that the averages' decay does.
@@ -70,22 +70,22 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
     Parameters
     ----------
     name, rule_name, dtype, threads
-        What the contender has nothing against.
+        What the candidate has nothing against.
 
     Raises
     ------
     WrongResultError
         If it is wrong.
     """
-    rule, contender = RULES[rule_name], find(name)
-    assert not isinstance(contender, str)
+    rule, candidate = RULES[rule_name], find(name)
+    assert not isinstance(candidate, str)
     rng = np.random.default_rng(1)
     params = [rng.standard_normal(shape).astype(dtype) for shape in _SHAPES]
     means = [rng.standard_normal(shape) * 10 ** rng.uniform(-9, 1, shape) for shape in _SHAPES]
     grads = [mean.astype(dtype) for mean in means]
     want = [param.copy() for param in params]
     states = [{slot: np.zeros_like(param) for slot in rule.slots} for param in params]
-    subject = contender(rule, [param.copy() for param in params], grads, threads)
+    subject = candidate(rule, [param.copy() for param in params], grads, threads)
     for step in range(1, STEPS + 1):
         for grad, mean in zip(grads, means, strict=True):
             grad[...] = mean * rng.uniform(0.5, 1.5, mean.shape)
@@ -100,11 +100,11 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
                 state,
                 step=step,
                 grad_scale=scale,
-                semantics=contender.semantics(rule),
+                semantics=candidate.semantics(rule),
                 **rule.options,
             )
         subject.reread()
         subject.begin()
         subject.step()
     who = f"{name} ({rule.name}, {dtype})"
-    agree(who, subject.result(), want, params, contender.tolerance[dtype])
+    agree(who, subject.result(), want, params, candidate.tolerance[dtype])

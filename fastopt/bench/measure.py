@@ -1,7 +1,7 @@
-"""Contenders take turns in one process, so that whatever the machine does meanwhile hits all alike.
+"""Candidates take turns in one process, so that whatever the machine does meanwhile hits all alike.
 
 A turn is: settle, which is to sleep until no other library's threads still spin; warm up, for the
-caches and for the contender's own threads; and a timed row of steps.
+caches and for the candidate's own threads; and a timed row of steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Timing:
     quartiles: tuple[float, float]
 
 
-class Race(Generic[Key]):
+class Interleaved(Generic[Key]):
     """Subjects that take turns.
 
     Parameters

@@ -47,13 +47,13 @@ _SPOKEN = {
     "rmsprop": "RMSprop",
     "adam": "Adam",
     "adamw": "AdamW",
-    "tail": "clipping, Adam and zeroing",
+    "clip-adam": "clipping, Adam and zeroing",
 }
 _PACKAGES = ("numpy", "numba", "torch", "deepspeed", "jax", "optax", "thinc", "keras", "tensorflow")
 
 
 def tables(results: Sequence[Result]) -> dict[str, Table]:
-    """Return microseconds a step, and the ratios to the limit, of contenders over workloads.
+    """Return microseconds a step, and the ratios to the limit, of candidates over workloads.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def tables(results: Sequence[Result]) -> dict[str, Table]:
     Returns
     -------
     dict
-        Tables by title. Each contender is there with the number of threads that suits it better.
+        Tables by title. Each candidate is there with the number of threads that suits it better.
     """
     case = results[0].case
     of = f"{case.rule.name}, {case.dtype}, {_threads(case.threads)}"
@@ -161,7 +161,7 @@ def processor() -> str:
 
 
 def write_figure(path: Path, results: Sequence[Result]) -> None:
-    """Draw how many bytes a second each contender moves, as a PNG.
+    """Draw how many bytes a second each candidate moves, as a PNG.
 
     Left, one array over its size; right, models of several arrays.
 
@@ -219,7 +219,7 @@ def write_figure(path: Path, results: Sequence[Result]) -> None:
 
 
 def _draw(axes: Axes, results: Sequence[Result], places: Sequence[float], **line: Any) -> None:
-    """Draw a line a contender, and the limit as a band from one thread to all."""
+    """Draw a line a candidate, and the limit as a band from one thread to all."""
     limits = [[row.GB_per_s for row in result.rows if row.name == LIMIT] for result in results]
     ends = [min(rates) for rates in limits], [max(rates) for rates in limits]
     band: dict[str, Any] = {"facecolor": "0.86", "edgecolor": "0.7", "linewidth": 1, "zorder": 1}

@@ -13,13 +13,13 @@ import numpy as np
 
 from fastopt import _core
 from fastopt.bench import check, peers
-from fastopt.bench.measure import Race
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.measure import Interleaved
+from fastopt.bench.peers.base import Candidate
 from fastopt.bench.peers.fastopt import Peer as Fastopt
 from fastopt.bench.workloads import Array, Rule, Workload
 
 LIMIT = "limit"
-ALWAYS = ("fastopt", LIMIT)  # in every heat
+ALWAYS = ("fastopt", LIMIT)  # in every batch
 # The workloads of `fastopt bench`, and the seconds that the rounds of each may take.
 SHORT = ("1e3", "1e4", "1e5", "1e6", "1e7", "mlp", "many")
 SHORT_S = 4.0
@@ -43,7 +43,7 @@ class Case:
 
 
 class Entry(NamedTuple):
-    """Who takes part in a race, with how many threads."""
+    """Who takes turns, with how many threads."""
 
     name: str
     threads: int
@@ -59,7 +59,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a contender in a case; times are microseconds a step."""
+    """What was measured of a candidate in a case; times are microseconds a step."""
 
     name: str
     threads: int
@@ -81,7 +81,7 @@ class Result:
     absent: tuple[Absent, ...]
 
     def best(self, name: str) -> Row | None:
-        """Return a contender's row with the number of threads that suits it better."""
+        """Return a candidate's row with the number of threads that suits it better."""
         return min(
             (row for row in self.rows if row.name == name), key=lambda row: row.us, default=None
         )
@@ -102,19 +102,21 @@ class Result:
         }
 
 
-class Heat:
-    """The contenders of a case that are in memory at the same time, fastopt among them."""
+class Batch:
+    """The candidates of a case that are in memory at the same time, fastopt among them."""
 
-    def __init__(self, case: Case, race: Race[Entry], entries: Sequence[Entry]) -> None:
-        self.case, self.race, self.entries = case, race, entries
+    def __init__(
+        self, case: Case, interleaved: Interleaved[Entry], entries: Sequence[Entry]
+    ) -> None:
+        self.case, self.interleaved, self.entries = case, interleaved, entries
 
     def rows(self, with_own: bool = True) -> list[Row]:
         """Return what was measured, in the order of the entries.
 
         The limit of a case is the fastest of the limit loops, which use up to `case.threads`.
-        Without its own, these are the peers' rows only, as of another heat of the same case.
+        Without its own, these are the peers' rows only, as of another batch of the same case.
         """
-        timings = {entry: self.race.timing(entry) for entry in self.entries}
+        timings = {entry: self.interleaved.timing(entry) for entry in self.entries}
         limits = [timing.median for entry, timing in timings.items() if entry.name == LIMIT]
         limit, own = min(limits), timings[self.fastopt].median
         return [
@@ -176,8 +178,8 @@ def entries(
     return found, absent
 
 
-def heats(case: Case, taking_part: Sequence[Entry]) -> Iterator[Heat]:
-    """Build and check the contenders of a case, as many at once as memory holds.
+def batches(case: Case, taking_part: Sequence[Entry]) -> Iterator[Batch]:
+    """Build and check the candidates of a case, as many at once as memory holds.
 
     Parameters
     ----------
@@ -188,13 +190,13 @@ def heats(case: Case, taking_part: Sequence[Entry]) -> Iterator[Heat]:
 
     Yields
     ------
-    Heat
+    Batch
         Each has fastopt and the limit loops, and some of the peers. It races until the next one.
 
     Raises
     ------
     WrongResultError
-        If a contender is wrong.
+        If a candidate is wrong.
     MemoryError
         If not even one peer fits beside fastopt.
     """
@@ -206,41 +208,41 @@ def heats(case: Case, taking_part: Sequence[Entry]) -> Iterator[Heat]:
     for first in range(0, max(1, len(others)), max(1, room)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # frameworks' own, while they compile
-            heat = _heat(case, always + others[first : first + room])
-        yield heat
-        heat.race.drop()
-        gc.collect()  # some contenders are parts of cycles
+            batch = _batch(case, always + others[first : first + room])
+        yield batch
+        batch.interleaved.drop()
+        gc.collect()  # some candidates are parts of cycles
 
 
-def _heat(case: Case, taking_part: Sequence[Entry]) -> Heat:
+def _batch(case: Case, taking_part: Sequence[Entry]) -> Batch:
     params, grads = case.workload.arrays(case.dtype)
     wanted: dict[str, list[Array]] = {}
     subjects: dict[Entry, Any] = {}
     for entry in taking_part:
         if entry.name == LIMIT:
             continue
-        contender = peers.find(entry.name)
-        assert not isinstance(contender, str)
+        candidate = peers.find(entry.name)
+        assert not isinstance(candidate, str)
         check.check_formula(entry.name, case.rule.name, case.dtype, entry.threads)
         own = [param.copy() for param in params]
-        subject = contender(case.rule, own, grads, entry.threads)
+        subject = candidate(case.rule, own, grads, entry.threads)
         del own
         checked_steps(subject)
-        semantics = contender.semantics(case.rule)
+        semantics = candidate.semantics(case.rule)
         if semantics not in wanted:
             wanted[semantics] = [param.copy() for param in params]
             checked_steps(Fastopt(case.rule, wanted[semantics], grads, 1, semantics))
         who = f"{entry.name} ({case.rule.name}, {case.dtype}, {case.workload.name})"
-        tolerance = contender.tolerance[case.dtype]
+        tolerance = candidate.tolerance[case.dtype]
         if case.rule.clip_norm is not None and case.dtype == "float32":
-            tolerance = tolerance._replace(travel=tolerance.travel + contender.norm_error)
+            tolerance = tolerance._replace(travel=tolerance.travel + candidate.norm_error)
         check.agree(who, subject.result(), wanted[semantics], params, tolerance)
         subjects[entry] = subject
     step = subjects[Entry("fastopt", case.threads)]
     for entry in taking_part:
         if entry.name == LIMIT:
             subjects[entry] = LimitLoop(step.limit(entry.threads))
-    return Heat(case, Race(subjects), list(taking_part))
+    return Batch(case, Interleaved(subjects), list(taking_part))
 
 
 class LimitLoop:
@@ -261,23 +263,23 @@ def time_case(case: Case, names: Sequence[str], threads: Sequence[int], seconds:
     case, names, threads
         As for :func:`entries`.
     seconds : float
-        About how long the rounds of a heat may take; there are 5 at least.
+        About how long the rounds of a batch may take; there are 5 at least.
 
     Returns
     -------
     Result
-        Its ratios compare what was timed in the same heat.
+        Its ratios compare what was timed in the same batch.
     """
     taking_part, absent = entries(case, names, threads)
     rows: list[Row] = []
-    for heat in heats(case, taking_part):
-        for _ in range(heat.race.rounds(seconds, *ROUNDS)):
-            heat.race.round()
-        rows += heat.rows(with_own=not rows)
+    for batch in batches(case, taking_part):
+        for _ in range(batch.interleaved.rounds(seconds, *ROUNDS)):
+            batch.interleaved.round()
+        rows += batch.rows(with_own=not rows)
     return Result(case, tuple(rows), tuple(absent))
 
 
-def checked_steps(subject: Contender) -> None:
+def checked_steps(subject: Candidate) -> None:
     """Do the steps after which results are compared."""
     for _ in range(check.STEPS):
         subject.begin()
@@ -290,7 +292,7 @@ def _ladder(threads: int) -> list[int]:
 
 
 def _room(case: Case) -> int:
-    """Return how many contenders of a case fit into memory beside what they share."""
+    """Return how many candidates of a case fit into memory beside what they share."""
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:

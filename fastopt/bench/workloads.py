@@ -94,7 +94,7 @@ class Rule:
     def bytes_moved(self, elements: int, dtype: str) -> int:
         """Return what a step has to read and write at least.
 
-        Parameters and slots are read and written, gradients are read; the tail reads the gradients
+        Parameters and slots are read and written, gradients are read; clip-adam reads the gradients
         twice, for the norm and for the update, and writes zeros.
         """
         passes = 2 * (1 + len(self.slots)) + (1 if self.clip_norm is None else 3)
@@ -140,6 +140,6 @@ RULES = {
             _MOMENTS,
             {**_ADAM, "weight_decay": DECAY, "decoupled_weight_decay": True},
         ),
-        Rule("tail", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
+        Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
     )
 }

@@ -16,7 +16,7 @@ from fastopt.bench.peers import numpy as numpy_peer
 from fastopt.bench.workloads import DTYPES, RULES, WORKLOADS
 
 STEPS = [name for name, rule in RULES.items() if rule.clip_norm is None]
-WIDEST = base.Tolerance(4, 2e-5)  # of any contender in float32
+WIDEST = base.Tolerance(4, 2e-5)  # of any candidate in float32
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_workloads_are_the_models_they_are_named_after():
 
 @pytest.mark.parametrize(
     ("rule", "arrays"),
-    [("sgd", 3), ("momentum", 5), ("adagrad", 5), ("rmsprop", 5), ("adam", 7), ("tail", 9)],
+    [("sgd", 3), ("momentum", 5), ("adagrad", 5), ("rmsprop", 5), ("adam", 7), ("clip-adam", 9)],
 )
 def test_bytes_moved_count_reads_and_writes(rule, arrays):
     assert RULES[rule].bytes_moved(10, "float32") == 40 * arrays
@@ -63,7 +63,7 @@ def test_bytes_moved_count_reads_and_writes(rule, arrays):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["fastopt", "numpy"])
-def test_contenders_equal_the_reference(name, dtype):
+def test_candidates_equal_the_reference(name, dtype):
     checked = 0
     for rule in RULES.values():
         if peers.find(name).refusal(rule, dtype, 2) is None:
@@ -110,7 +110,7 @@ def test_a_nan_is_no_agreement():
         check.agree("peer", [np.array([1, np.nan, 1], np.float32)], one, one, WIDEST)
 
 
-def test_a_contender_that_is_wrong_on_the_workload_alone_is_caught(monkeypatch):
+def test_a_candidate_that_is_wrong_on_the_workload_alone_is_caught(monkeypatch):
     def step(self, right=numpy_peer.Peer.step):
         right(self)
         if self._params[0].size == 1000:
@@ -119,7 +119,7 @@ def test_a_contender_that_is_wrong_on_the_workload_alone_is_caught(monkeypatch):
     monkeypatch.setattr(numpy_peer.Peer, "step", step)
     taking_part, _ = run.entries(case(), ["numpy"], [1])
     with pytest.raises(check.WrongResultError, match=r"numpy \(adam, float32, 1e3\).*element 999"):
-        next(run.heats(case(), taking_part))
+        next(run.batches(case(), taking_part))
 
 
 # ---- how -----------------------------------------------------------------------------------------
@@ -138,19 +138,19 @@ class Counter:
 
 def test_each_round_gives_everyone_a_turn_and_begins_with_another():
     log = []
-    race = measure.Race({name: Counter(name, log) for name in "abc"})
+    interleaved = measure.Interleaved({name: Counter(name, log) for name in "abc"})
     log.clear()
     for _ in range(3):
-        race.round()
-    race.round(without="a")
+        interleaved.round()
+    interleaved.round(without="a")
     assert "".join(log) == "abcbcacabbc"
-    assert race.timing("a").turns == 3
-    timing = race.timing("b")
+    assert interleaved.timing("a").turns == 3
+    timing = interleaved.timing("b")
     assert timing.turns == 4
     assert 0 < timing.quartiles[0] <= timing.median <= timing.quartiles[1] < 1e-3
 
 
-def test_fewer_contenders_at_a_time_where_memory_is_short(monkeypatch):
+def test_fewer_candidates_at_a_time_where_memory_is_short(monkeypatch):
     names = ["numpy", "numpy", "numpy"]
     monkeypatch.setattr(run, "_room", lambda case: 2)
     result = run.time_case(case(), names, [1], 0.0)
@@ -195,7 +195,7 @@ def test_the_limit_moves_the_bytes_of_a_step_and_leaves_the_arrays_as_they_are(m
         np.testing.assert_array_equal(array, was)
 
 
-def test_contenders_that_cannot_take_part_are_named_with_why(monkeypatch):
+def test_candidates_that_cannot_take_part_are_named_with_why(monkeypatch):
     monkeypatch.setattr(numpy_peer.Peer, "threading", "own")
     taking_part, absent = run.entries(case(threads=1000), ["torch", "numpy"], [1000])
     assert {entry.name for entry in taking_part} == {"fastopt", "limit"}
@@ -203,8 +203,8 @@ def test_contenders_that_cannot_take_part_are_named_with_why(monkeypatch):
         run.Absent("torch", "torch is not installed"),
         run.Absent("numpy", "chooses its threads itself, once a process"),
     ]
-    _, (absent,) = run.entries(case(rule="tail"), ["numpy"], [1])
-    assert absent.why == "has no tail to time here"
+    _, (absent,) = run.entries(case(rule="clip-adam"), ["numpy"], [1])
+    assert absent.why == "has no clip-adam to time here"
 
 
 # ---- the command ---------------------------------------------------------------------------------

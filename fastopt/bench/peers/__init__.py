@@ -1,6 +1,6 @@
-"""The contenders, a module each, imported when asked for: most need a framework.
+"""The candidates, a module each, imported when asked for: most need a framework.
 
-Each module has one class ``Peer``, a :class:`~fastopt.bench.peers.base.Contender`. It brings its
+Each module has one class ``Peer``, a :class:`~fastopt.bench.peers.base.Candidate`. It brings its
 optimizer as its users run it, in its fastest form.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import warnings
 
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.peers.base import Candidate
 
 # In the order of tables. The first is fastopt itself.
 NAMES = ("fastopt", "numba", "torch", "deepspeed", "optax", "numpy", "thinc", "keras")
@@ -26,8 +26,8 @@ TITLES = {
 }
 
 
-def find(name: str) -> type[Contender] | str:
-    """Return the class of a contender, or why it cannot run here.
+def find(name: str) -> type[Candidate] | str:
+    """Return the class of a candidate, or why it cannot run here.
 
     Parameters
     ----------
@@ -47,5 +47,5 @@ def find(name: str) -> type[Contender] | str:
         return f"{error.name} is not installed"
     except Exception as error:  # a framework that does not start here is a peer that is missing
         return f"does not start: {type(error).__name__}: {error}".splitlines()[0]
-    peer: type[Contender] = module.Peer
+    peer: type[Candidate] = module.Peer
     return peer

@@ -1,4 +1,4 @@
-"""What every contender can be asked."""
+"""What every candidate can be asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Tolerance(NamedTuple):
     travel: float
 
 
-class Contender(ABC):
+class Candidate(ABC):
     """An optimizer over arrays, made anew for each case.
 
     Parameters
@@ -29,9 +29,9 @@ class Contender(ABC):
     rule : Rule
         One that `refusal` has nothing against.
     params : list of ndarray
-        The contender's own, to update in place or to copy.
+        The candidate's own, to update in place or to copy.
     grads : list of ndarray
-        Shared with other contenders: who changes them makes copies, and fills these in `begin`.
+        Shared with other candidates: who changes them makes copies, and fills these in `begin`.
     threads : int
         How many to use, where one can choose.
     """
@@ -48,7 +48,7 @@ class Contender(ABC):
         "float64": Tolerance(4, 4e-15),
     }
 
-    # How far the norm of millions of float32 may be off, which the tail passes on to small steps.
+    # How far the norm of millions of float32 may be off, which clip-adam passes on to small steps.
     norm_error: ClassVar[float] = 0.0
 
     @abstractmethod

@@ -17,7 +17,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.ops.op_builder import CPUAdamBuilder
 
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.peers.base import Candidate
 from fastopt.bench.workloads import BETAS, DECAY, EPS, LR, Array, Rule
 
 deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -25,7 +25,7 @@ CPUAdamBuilder().load(verbose=False)  # here, so that a failure is this peer's a
 _openmp = ctypes.CDLL("libgomp.so.1")  # what the compiler linked it to; torch brings its own
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """Adam and AdamW in float32, over the memory of the NumPy arrays."""
 
     rules = ("adam", "adamw")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastopt import _core
-from fastopt.bench.peers.base import Contender, Tolerance
+from fastopt.bench.peers.base import Candidate, Tolerance
 from fastopt.bench.workloads import Array, Rule
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """One of fastopt's classes; it equals the reference bit for bit."""
 
-    rules = (*Contender.rules, "tail")
-    tolerance = dict.fromkeys(Contender.dtypes, Tolerance(0, 0))
+    rules = (*Candidate.rules, "clip-adam")
+    tolerance = dict.fromkeys(Candidate.dtypes, Tolerance(0, 0))
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Peer(Contender):
         semantics: str = "torch",
     ) -> None:
         self._params, self._grads, self._slots = list(params), list(grads), rule.slots
-        self._fresh: Sequence[Array] = ()  # what the tail's zeroed gradients are filled from
+        self._fresh: Sequence[Array] = ()  # what clip-adam's zeroed gradients are filled from
         if rule.clip_norm is not None:
             self._fresh, self._grads = grads, [grad.copy() for grad in grads]
         options = {"global_clip_norm": rule.clip_norm} if rule.clip_norm is not None else {}
@@ -33,7 +33,7 @@ class Peer(Contender):
         )
 
     def begin(self) -> None:
-        """Fill the tail's gradients."""
+        """Fill clip-adam's gradients."""
         for grad, fresh in zip(self._grads, self._fresh, strict=False):
             grad[...] = fresh
 
@@ -47,8 +47,8 @@ class Peer(Contender):
     def limit(self, threads: int) -> _core.Limit:
         """Return the loop that moves the bytes of a step, over the arrays of the step itself.
 
-        It leaves them as they are. The tail, which reads a gradient, and later reads it once more
-        and overwrites it, moves as many bytes as if it read one gradient and updated another.
+        It leaves them as they are. A step of clip-adam reads a gradient, and later reads it once
+        more and overwrites it: as many bytes as if it read one gradient and updated another.
         """
         updated = [
             [param, *(state[slot] for slot in self._slots)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.bench.peers.base import Contender, Tolerance
+from fastopt.bench.peers.base import Candidate, Tolerance
 from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
 
 
@@ -43,11 +43,11 @@ _OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """An optimizer of ``keras.optimizers`` over variables of its own."""
 
     threading = "own"
-    keras_rules = Contender.rules
+    keras_rules = Candidate.rules
     # The bias correction is formed in float32, and its powers there are approximate.
     tolerance = {"float32": Tolerance(4, 2e-5), "float64": Tolerance(4, 1e-13)}  # noqa: RUF012
 

@@ -11,11 +11,11 @@ import numba
 import numpy as np
 from numba import prange
 
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.peers.base import Candidate
 from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """A compiled function for each rule, called for each array."""
 
     def __init__(

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastopt.bench.peers.base import Contender, Tolerance
+from fastopt.bench.peers.base import Candidate, Tolerance
 from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """The rules of ``fastopt.reference`` without temporary arrays, and bit for bit equal."""
 
     threading = "one"
-    tolerance = dict.fromkeys(Contender.dtypes, Tolerance(0, 0))
+    tolerance = dict.fromkeys(Candidate.dtypes, Tolerance(0, 0))
 
     def __init__(
         self, rule: Rule, params: Sequence[Array], grads: Sequence[Array], threads: int

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from fastopt.bench.peers.base import Contender, Tolerance
+from fastopt.bench.peers.base import Candidate, Tolerance
 from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
 
 
@@ -27,17 +27,17 @@ def _transform(rule: Rule) -> Any:
     }[rule.name]()
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """A jitted update; each step waits for its result.
 
-    Nothing is left to zero at its tail: JAX makes gradients anew.
+    Clip-adam has no gradients to zero: JAX makes new ones in each step.
     """
 
-    rules = (*Contender.rules, "tail")
+    rules = (*Candidate.rules, "clip-adam")
     threading = "own"
     keras_rules = ("adagrad", "rmsprop")
-    # In float32, powers of the betas are approximate; AdamW adds the decay to the update first; the
-    # tail clips by c / norm, not by c / (norm + 1e-6).
+    # In float32, powers of the betas are approximate; AdamW adds the decay to the update first;
+    # clip-adam clips by c / norm, not by c / (norm + 1e-6).
     tolerance = {"float32": Tolerance(4, 2e-5), "float64": Tolerance(4, 5e-8)}  # noqa: RUF012
 
     def __init__(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from thinc.api import NumpyOps
 
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.peers.base import Candidate
 from fastopt.bench.workloads import BETAS, EPS, LR, Array, Rule
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """Adam in float32; it consumes its gradient, so each step begins with a copy of it."""
 
     rules = ("adam",)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastopt.bench.peers.base import Contender
+from fastopt.bench.peers.base import Candidate
 from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
 
 _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -21,13 +21,13 @@ _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"betas": BETAS, "eps": EPS, "weight_decay": DECAY, "fused": True},
     ),
 }
-_OPTIMIZERS["tail"] = _OPTIMIZERS["adam"]
+_OPTIMIZERS["clip-adam"] = _OPTIMIZERS["adam"]
 
 
-class Peer(Contender):
+class Peer(Candidate):
     """An optimizer of ``torch.optim`` over the memory of the NumPy arrays."""
 
-    rules = (*Contender.rules, "tail")
+    rules = (*Candidate.rules, "clip-adam")
     norm_error = 1e-2  # summed in float32: 4e-4 off for 1e7 elements, 4e-3 for 5e7
 
     def __init__(
@@ -44,14 +44,14 @@ class Peer(Contender):
         self._opt = optimizer(self._params, lr=LR, **options)
 
     def begin(self) -> None:
-        """Set the number of threads, and fill the tail's gradients."""
+        """Set the number of threads, and fill clip-adam's gradients."""
         torch.set_num_threads(self._threads)
         if self._clip_norm is not None:
             for grad, fresh in zip(self._grads, self._fresh, strict=True):
                 grad[...] = fresh
 
     def step(self) -> None:
-        """Do one step; as the tail, clip first and zero the gradients in place afterwards."""
+        """Do one step; as clip-adam, clip first and zero the gradients in place afterwards."""
         if self._clip_norm is None:
             self._opt.step()
             return
