@@ -330,7 +330,9 @@ def with_slots(
         lacking = [name for name in names if name not in state[i]]
         if lacking:
             new = new_state(members.params[i], lacking, initial(members.group(i)))
-            state[i] = ParameterState(dict(new) | dict(state[i]))
+            every = new | state[i]
+            order = ("step", *rule.slots)
+            state[i] = ParameterState({name: every[name] for name in order if name in every})
             fresh[i] += tuple(set(lacking) & set(rule.begins) - set(fresh[i]))
     return members._replace(state=state), counts._replace(fresh=tuple(fresh))
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastopt import _core, _tensors
@@ -62,8 +63,11 @@ def _look_directly() -> bool:
             getters = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
         except (OSError, AttributeError, TypeError):  # on Windows, of None
             continue
-        tensor = torch.zeros(2)
-        return _tensors.look_directly([tensor, torch.nn.Parameter(tensor)], getters)
+        tensor = torch.from_numpy(np.zeros(2, np.float32))  # on the CPU, whatever the default is
+        examples = [tensor, torch.nn.Parameter(tensor)]
+        if [*map(type, examples)] != [torch.Tensor, torch.nn.Parameter]:  # in a dispatch mode
+            return False
+        return _tensors.look_directly(examples, getters)
     return False
 
 

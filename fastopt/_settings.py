@@ -83,8 +83,10 @@ def takes_options(constructor: Constructor) -> Constructor:
     """Show in the signature of a constructor what its ``**options`` stand for, with defaults."""
     signature = inspect.signature(constructor)
     *own, _ = signature.parameters.values()
-    shared = inspect.signature(checked_settings).parameters.values()
-    vars(constructor)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    semantics, *shared = inspect.signature(checked_settings).parameters.values()
+    by_name = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    parameters = [*own[: len(own) - len(by_name)], semantics, *by_name, *shared]
+    vars(constructor)["__signature__"] = signature.replace(parameters=parameters)
     return constructor
 
 

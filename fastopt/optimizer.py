@@ -455,7 +455,7 @@ class Optimizer:
                 checkpoint=checkpoint,
             )
             now = then = self._bound
-            slots = [loaded.keys() - {"step"} for loaded in new.state]
+            slots = [[s for s in self._rule.slots if s in loaded] for loaded in new.state]
             if not has_slots(now.members, slots):
                 then = self._with_slots(slots, now.hypers)
             then.plan.check()
@@ -464,7 +464,9 @@ class Optimizer:
             summed = [i in new.sums for i in range(len(then.members.params))]
             lent = then.members.lent
             written = _core.version_counter(list(lent.of.values()) if checkpoint and lent else [])
-            for group, options in zip(now.members.groups, new.groups, strict=True):
+            groups = tuple(now.members.groups)
+            _kept = [dict(group) for group in groups]  # to free a value may run code of its type
+            for group, options in zip(groups, new.groups, strict=True):
                 for name in options:
                     group.setdefault(name, options[name])  # so that none of them can fail below
             self._group_memory.forget_groups()
@@ -476,7 +478,7 @@ class Optimizer:
             finally:
                 if done[0]:  # also where a signal is raised only then
                     self._bound = then
-                    _core.set_items(then.members.groups, new.groups)
+                    _core.set_items(groups, tuple(new.groups))
             if written is not None:
                 written()
 

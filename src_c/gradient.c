@@ -3,6 +3,13 @@
 #include "plan.h"
 #include <string.h>
 
+/* Elements of these sizes are gathered by loops of their own. */
+#define FO_NATIVE(name, bytes, text) _Static_assert((bytes) == 4 || (bytes) == 8, text);
+#define FO_CODED(name, T, bytes, text) _Static_assert((bytes) == 4 || (bytes) == 8, text);
+#include "storage.def"
+#undef FO_NATIVE
+#undef FO_CODED
+
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
 /* Copies n elements of the gradient, from `first` in the parameter's memory order, to `to`; or,

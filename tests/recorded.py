@@ -170,11 +170,13 @@ def bias_error(entry):
     PyTorch forms ``1 - beta**t`` in double by subtraction; Keras in the parameter's type, from
     betas rounded to float32.
     """
-    if not BY_NAME[entry["class"]].corrects:
+    correction = BY_NAME[entry["class"]].correction
+    if correction is None:
         return 0.0
+    beta, of_keras = correction
     if entry["library"] == "keras":
-        return 5e-4
-    return 2.0**-53 / (1 - entry["kwargs"].get("betas", (0.9, 0.999))[1])
+        return of_keras
+    return 2.0**-53 / (1 - entry["kwargs"].get("betas", (0.9, 0.999))[beta])
 
 
 def tolerance(entry):

@@ -90,8 +90,9 @@ class Row(NamedTuple):
     keras_rounds: tuple = ()
     # Whether PyTorch takes hyperparameters that are tensors with axes.
     torch_takes_axes: bool = True
-    # Whether a bias is corrected with powers of betas.
-    corrects: bool = False
+    # Where a bias is corrected: by the powers of which of the betas, and how wrong Keras's
+    # correction in float32 may be, relatively.
+    correction: tuple | None = None
     old_files: bool = True  # whether an early fastopt has written files of it, in tests/data
 
     @property
@@ -407,7 +408,7 @@ ADAM = Row(
     torch_tests=531,
     keras=[{}, {"amsgrad": True, "beta_1": 0.8}],
     keras_tests=9,
-    corrects=True,
+    correction=(1, 5e-4),
 )
 
 ADAMW = ADAM._replace(
@@ -475,7 +476,7 @@ ADAMAX = Row(
     torch_tests=379,
     keras=[{}, {"beta_1": 0.8, "epsilon": 1e-4}],
     keras_tests=6,
-    corrects=True,
+    correction=(0, 1e-6),
     torch_takes_axes=False,
     old_files=False,
 )

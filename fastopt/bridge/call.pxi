@@ -100,7 +100,7 @@ cdef class FunctionalStep:
         cdef fo_step_args step_args
         cdef fo_step_result result
         cdef Workspace workspace = None
-        cdef bint many, zero_grad, lent
+        cdef bint many, zero_grad
         cdef int64_t number = 0
         cdef int num_threads = 0, k
         cdef Py_ssize_t n, i
@@ -146,14 +146,14 @@ cdef class FunctionalStep:
             self.workspaces[n % CACHE_SLOTS] = None
         if workspace is None or workspace.n != n or workspace.used != used:
             workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used)
-        workspace.many, workspace.has_out = many, out is not None
+        workspace.many, workspace.has_out, workspace.lenders = many, out is not None, None
 
-        lent = workspace.take(0, params, self.arguments[0])
-        lent |= workspace.take(GRADS, grads, self.arguments[1])
+        workspace.take(0, params, self.arguments[0])
+        workspace.take(GRADS, grads, self.arguments[1])
         for k in range(1, workspace.n_written):
             if args[workspace.argument[k]] == <PyObject *>None:
                 self.refuse_lack(workspace.argument[k] - 2, hypers)
-            lent |= workspace.take(
+            workspace.take(
                 k, <object>args[workspace.argument[k]], self.arguments[workspace.argument[k]]
             )
         if out is not None:
@@ -162,10 +162,13 @@ cdef class FunctionalStep:
                 raise ValueError(
                     f"out must be a tuple of {len(lists)}: where to write {', '.join(lists)}"
                 )
+            out = tuple(out)
             for k in range(workspace.n_written):
-                lent |= workspace.take(OUT + k, out[k], f"out[{k}]")
+                workspace.take(OUT + k, out[k], f"out[{k}]")
 
-        workspace.from_jax = lent and any(map(is_from_jax, without_arrays(grads, many)))
+        workspace.from_jax = workspace.lenders is not None and any([
+            is_from_jax(item) for place, _, item in workspace.lenders if place == GRADS
+        ])
         workspace.bind(zero_grad)
         if workspace.from_jax:
             wait_for_jax(workspace.as_list(OUT if workspace.has_out else 0))
@@ -178,8 +181,8 @@ cdef class FunctionalStep:
             workspace.counts[i] = (step[i] if type(step) is list else number) - 1
             workspace.tensors[i].fresh = 0
         after = None
-        if lent:
-            after = self.after_writing(workspace, args, out, zero_grad)
+        if workspace.lenders is not None:
+            after = after_writing(workspace, zero_grad)
         memset(&step_args, 0, sizeof(step_args))
         step_args.semantics = <fo_semantics><int><object>options[SEMANTICS]
         step_args.loss_scale = 1
@@ -223,19 +226,21 @@ cdef class FunctionalStep:
             "parameter, and keep them"
         )
 
-    cdef after_writing(self, Workspace workspace, PyObject **args, out, bint zero_grad):
-        """Return what is to be called after the step, as `version_counter` does."""
-        cdef bint many = workspace.many
-        cdef list lenders = without_arrays(<object>args[1], many) if zero_grad else []
-        cdef int k
-        if out is not None:
-            for written in out:
-                lenders += without_arrays(written, many)
+
+cdef after_writing(Workspace workspace, bint zero_grad):
+    """Return what is to be called after the step, as `version_counter` does."""
+    cdef PyObject **grads = workspace.list_of(GRADS)
+    cdef list written = []
+    for place, i, item in workspace.lenders:
+        if place == GRADS:
+            is_written = zero_grad
+        elif workspace.has_out:
+            is_written = place >= OUT
         else:
-            grads = workspace.as_list(GRADS)
-            for k in range(workspace.n_written):
-                lenders += without_arrays(<object>args[workspace.argument[k]], many, grads)
-        return version_counter(lenders)
+            is_written = grads[<Py_ssize_t>i] != <PyObject *>None
+        if is_written:
+            written.append(item)
+    return version_counter(written)
 
 
 cdef object functional_call(
@@ -257,11 +262,3 @@ cdef inline bint is_plain_number(step, int64_t *number) except -1:
         return False
     number[0] = PyLong_AsLongLongAndOverflow(step, &overflow)
     return overflow == 0 and 0 < number[0] < <int64_t>1 << 62
-
-
-cdef list without_arrays(given, bint many, list grads=None):
-    """Return what of an argument is no array; with `grads`, only where there is a gradient."""
-    return [
-        x for i, x in enumerate(given if many else [given])
-        if not isinstance(x, cnp.ndarray) and (grads is None or grads[i] is not None)
-    ]

@@ -76,6 +76,7 @@ cdef class GroupMemory:
 
         Holds the lock meanwhile.
         """
+        cdef Plan plan
         if not self.direct:
             return None
         if type(grads) is not list or type(loss_scale) is not float or <double>loss_scale != 1.0:
@@ -87,13 +88,17 @@ cdef class GroupMemory:
             # Looked up only now that they cannot change.
             if not self.direct or not unchanged(self.groups, self.seen_groups):
                 return None
-            return self.plan.step(grads, 1.0, zero_grad is True)
+            plan = self.plan  # which may be replaced meanwhile
+            return plan.step(grads, 1.0, zero_grad is True)
         finally:
             lock.give()
 
 
-def set_items(list dicts, list items):
-    """Set items of dicts, from a dict for each. Cannot fail where the keys are there."""
+def set_items(tuple dicts, tuple items):
+    """Set items of dicts, from a dict for each. Cannot fail where the keys are there.
+
+    The caller keeps the values until now: to free one may run code of its type.
+    """
     cdef Py_ssize_t i, position
     cdef PyObject *key
     cdef PyObject *value

@@ -548,6 +548,12 @@ cdef class Plan(Binder):
             self.release()
             self.writing = 0
 
+    cdef inline int _check_alone(self, int64_t writing) except -1:
+        """Raise if code that this step ran has forked, and used the plan in the child."""
+        if self.writing != writing:
+            raise RuntimeError("a step or load of the same plan came in between, after a fork")
+        return 0
+
     cdef StepResult _step(self, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)
         cdef fo_step_args *args = &self.args
@@ -555,6 +561,7 @@ cdef class Plan(Binder):
         cdef PyObject **grads = self.items
         cdef Py_ssize_t i
         cdef list zeroed = None  # gradients that are no arrays
+        cdef int64_t writing = self.writing
         self.from_jax = False
         for i in range(self.n):  # before anything is read: this may run code of others
             if is_array(grads[i]):
@@ -562,12 +569,14 @@ cdef class Plan(Binder):
             item = <object>grads[i]
             if item is not None and not isinstance(item, cnp.ndarray):
                 array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
+                self._check_alone(writing)
                 self.keep(&grads[i], <PyObject *>array)
                 self.from_jax |= is_from_jax(item)
                 if zero_grad:
                     zeroed = zeroed or []
                     zeroed.append(item)
         self._read_lent()
+        self._check_alone(writing)
         if self.lent is not None:
             for i, where in self.lent.replaced.items():
                 if grads[i] != <PyObject *>None:
@@ -596,6 +605,7 @@ cdef class Plan(Binder):
             ])
         if zeroed is not None:
             after_zeroing = version_counter(zeroed)
+        self._check_alone(writing)
         if not keeps_gil(self.plan):
             # Held twice: NumPy's resize() lets an array have one other owner.
             _held = [<object>grads[i] for i in range(self.n)]

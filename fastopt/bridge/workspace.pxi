@@ -19,6 +19,7 @@ cdef class Workspace(Binder):
     cdef bint many            # whether each argument is a list
     cdef bint has_out         # whether arrays are written that are not those given
     cdef int64_t *counts      # of steps
+    cdef list lenders         # what lends memory: its list, its place there, itself; or None
     cdef bint prepared        # the C plan, for parameters of these sizes
 
     def __cinit__(self, Rule rule not None, tuple arguments not None, Py_ssize_t n, unsigned used):
@@ -71,14 +72,13 @@ cdef class Workspace(Binder):
     cdef str owned_name(self, Py_ssize_t k):
         return self.written_name(k % self.n_written, k // self.n_written)
 
-    cdef bint take(self, int place, given, str name) except -1:
-        """Take the arrays of an argument; tell whether something lends any its memory.
+    cdef int take(self, int place, given, str name) except -1:
+        """Take the arrays of an argument, and note what lends any its memory.
 
         Called before anything is read: it may run code of others.
         """
         cdef PyObject **items = self.list_of(place)
         cdef Py_ssize_t i, n
-        cdef bint lent = False
         if not self.many:
             self.keep(items, <PyObject *>given)
         elif not isinstance(given, (list, tuple)):
@@ -96,11 +96,12 @@ cdef class Workspace(Binder):
             item = <object>items[i]
             if item is not None and not isinstance(item, cnp.ndarray):
                 array = array_over(item, label(name, i, self.many))
-                lent = True
+                self.lenders = self.lenders or []
+                self.lenders.append((place, i, item))
                 if not self.many and array is item:
                     refuse_collection(given, name, self.arguments[0])
                 self.keep(&items[i], <PyObject *>array)
-        return lent
+        return 0
 
     # ---- binding ---------------------------------------------------------------------------------
 

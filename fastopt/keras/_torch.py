@@ -170,7 +170,8 @@ class Updates:
             except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
                 raise RefusedError(str(error)) from error
 
-        def update(learning_rate: Any, iterations: Any) -> None:
+        def update(learning_rate: Any, iterations: Any, _kept: Any = grads) -> None:
+            # The arrays are over the memory of these tensors, and do not keep it.
             with self._lock:
                 share_threads(step.plan)
                 step(arrays, _number(learning_rate), _number(iterations))

@@ -133,6 +133,20 @@ def numbers_and_checkpoints():
             assert_close(other.variables, opt.variables)
 
 
+def gradients_of_another_dtype():
+    for name, dtype in itertools.product(OURS, (torch.float64, torch.float16, torch.bfloat16)):
+        after = []
+        for seen in dtype, torch.float32:
+            variables = [keras.Variable(np.ones(100, np.float32)) for _ in range(4)]
+            opt = OURS[name](0.1)
+            for k in range(3):
+                opt.apply(
+                    [torch.full((100,), 1.0 + i + k, dtype=seen) for i in range(4)], variables
+                )
+            after.append(values(variables))
+        assert np.array_equal(*after)
+
+
 def in_place_and_seen_by_autograd():
     w = keras.Variable(np.ones(4, np.float32))
     memory, before = w.value.data_ptr(), w.value._version
@@ -449,6 +463,7 @@ numbers_and_checkpoints()
 rates_are_not_rounded_to_float32()
 a_step_is_kept_while_tensors_are_in_place()
 threads_may_share_an_optimizer()
+gradients_of_another_dtype()
 in_place_and_seen_by_autograd()
 models()
 print("all of it ran")

@@ -214,3 +214,24 @@ def test_both_ways_give_the_same_numbers(way):
 def test_the_adapter_of_keras_can_do_without_that_of_pytorch():
     code = "import sys, fastopt._pytorch\nassert 'fastopt.torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "directly"),
+    [
+        ("torch.set_default_device('meta')", True),
+        ("torch._subclasses.fake_tensor.FakeTensorMode().__enter__()", False),
+        ("torch.inference_mode().__enter__()", True),
+    ],
+)
+def test_the_import_makes_tensors_of_its_own_kind_wherever_it_is(where, directly):
+    code = f"""
+import torch
+import torch._subclasses.fake_tensor
+{where}
+import fastopt.torch
+from fastopt import _pytorch
+assert _pytorch.LOOKS_DIRECTLY is {directly}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

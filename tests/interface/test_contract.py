@@ -45,7 +45,11 @@ def test_names_order_and_defaults_are_as_documented(row):
     by_position = {p.name: p.default for p in shown if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(by_position) == ["params", *positional]
     assert by_position == {"params": inspect.Parameter.empty, **positional}
-    assert {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY} == keyword_only
+    by_name = {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY}
+    assert by_name == keyword_only
+    first, *others = Options.__annotations__
+    own = [name for name in by_name if name not in Options.__annotations__]
+    assert list(by_name) == [first, *own, *others]
     with pytest.raises(TypeError, match="positional argument"):
         cls([np.ones(1)], *positional.values(), "torch")
     for semantics in ("torch", "keras"):  # which never changes defaults

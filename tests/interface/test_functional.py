@@ -739,3 +739,29 @@ def test_the_number_of_the_step_may_be_an_optimizers_counter():
     functional.adam(mine, np.ones(1), *moments, step=state["step"] + 1, lr=1e-3)
     opt.step([np.ones(1)])
     assert mine == w
+
+
+class CallingLender:
+    """Lends an array, and runs something first."""
+
+    def __init__(self, lent, first):
+        self.lent, self.first = lent, first
+
+    def __dlpack__(self, **options):
+        self.first()
+        return self.lent.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.lent.__dlpack_device__()
+
+
+@pytest.mark.parametrize("change", [list.clear, lambda given: given.extend([object()] * 50_000)])
+@pytest.mark.parametrize("which", ["params", "grads", "out"])
+def test_lists_count_as_they_were_taken_whatever_a_lenders_code_does_to_them(which, change):
+    target = np.zeros(4)
+    given = {"params": [np.ones(4)], "grads": [np.ones(4)], "out": []}
+    lender = CallingLender(target, lambda: change(given[which]))
+    given["out"] += [[lender], [np.zeros(4)]]
+    params, grads, out = given.values()
+    functional.sgd(params, grads, [np.zeros(4)], lr=0.5, momentum=0.5, out=out)
+    assert target.tolist() == [0.5] * 4

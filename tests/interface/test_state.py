@@ -1,6 +1,7 @@
 """Copies of an optimizer: state dicts, deep copies, pickles, other processes and threads."""
 
 import copy
+import gc
 import math
 import pickle
 import re
@@ -20,6 +21,7 @@ from support import (
     finish,
     goes_on_like,
     make_grads,
+    python,
 )
 from tables import CONFIGS, ROWS
 
@@ -587,3 +589,34 @@ def test_a_result_can_be_copied_and_pickled():
     result = SGD([np.ones(1)], global_clip_norm=1.0).step([np.full(1, 3.0)])
     for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
         assert (twin.grad_norm, twin.skipped, twin.threads) == (3.0, False, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_state_that_a_load_brings_is_in_the_order_of_the_rule(seed):
+    code = """
+import numpy as np, fastopt
+opt, other = (fastopt.RMSprop([np.ones(2)], **options) for options in (
+    {"momentum": 0.9, "centered": True}, {}))
+other.load_state_dict(opt.state_dict())
+print(*other.state[0])
+"""
+    done = python("-c", code, PYTHONHASHSEED=str(seed))
+    assert done.stdout.split() == ["step", "square_avg", "momentum_buffer", "grad_avg"], done.stderr
+
+
+def test_a_load_that_frees_a_rate_whose_code_changes_the_groups_is_done():
+    class Rate:
+        def __call__(self, step):
+            return 0.1
+
+        def __del__(self):
+            opt.param_groups.clear()
+
+    opt = SGD([{"params": [np.ones(3)], "lr": 0.5 + i} for i in range(50)])
+    saved = opt.state_dict()
+    groups = list(opt.param_groups)
+    groups[0]["lr"] = Rate()
+    opt.load_state_dict(saved)
+    gc.collect()
+    assert opt.param_groups == []
+    assert [group["lr"] for group in groups] == [0.5 + i for i in range(50)]

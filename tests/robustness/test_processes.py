@@ -456,6 +456,37 @@ for opt in optimizers:
     assert opt.completed_steps == 1
 """
 
+FORK_WITHIN_A_STEP = """
+pid = None
+
+class Gradient:
+    def __dlpack__(self, **options):
+        global pid
+        pid = os.fork()
+        if pid == 0:
+            opt.load_state_dict(saved)
+            opt.step(ones)
+        return np.ones(5).__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return np.ones(5).__dlpack_device__()
+
+ones = [np.ones(5) for _ in range(3)]
+opt = fastopt.Adam([np.ones(5) for _ in range(3)])
+opt.step(ones)
+saved = opt.state_dict()
+try:
+    opt.step([Gradient(), *ones[1:]])
+    refused = False
+except RuntimeError as error:
+    refused = "came in between, after a fork" in str(error)
+if pid == 0:
+    good = refused and opt.completed_steps == 2 and opt.step(ones).threads == 1
+    os._exit(0 if good else 1)
+assert not refused and opt.completed_steps == 2
+assert succeeded(pid), "child"
+"""
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(
@@ -466,8 +497,9 @@ for opt in optimizers:
         FORK_AMID_STEPS,
         TORN_BY_FORK,
         LOCK_AFTER_FORK,
+        FORK_WITHIN_A_STEP,
     ],
-    ids=[*FORKED_LAYERS, "fifty", "amid", "torn", "lock"],
+    ids=[*FORKED_LAYERS, "fifty", "amid", "torn", "lock", "within"],
 )
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)
