@@ -1,6 +1,6 @@
 """First-order optimizers for training on the CPU.
 
-Six update rules as C loops over NumPy arrays, updated in place::
+SGD, Adagrad, RMSprop, Adam, AdamW and Adamax as C loops that update NumPy arrays in place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])

@@ -6,7 +6,6 @@ optimizer: who calls them says what is expected.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -326,6 +325,8 @@ def as_file(
     saved: Mapping[str, Any], params: list[Array]
 ) -> tuple[dict[str, str], dict[str, Array]]:
     """Return a state dict, and the parameters, as texts and arrays by their names in a file."""
+    import json  # which takes a millisecond
+
     names = file_names(saved["state"])
     arrays = {}
     for key, param in zip(saved["state"], params, strict=True):
@@ -370,6 +371,8 @@ def from_file(
     keys: Iterable[Any], source: str, texts: Mapping[str, str], arrays: Mapping[str, Array]
 ) -> dict[str, Any]:
     """Return a file's content as a state dict that has parameters too."""
+    import json
+
     key_of = {name: key for key, name in file_names(keys).items()}
     saved: dict[str, Any] = {"params": {}, "state": {}, "ema": {}, "sum": {}}
     accumulated: dict[str, Any] = {}

@@ -3,7 +3,9 @@
 
 Tensors are read through DLPack's C exchange API: a table of functions that a tensor type carries,
 of which one fills in address, shape, strides and dtype without allocating anything. So no library
-is needed here, neither to build nor to import. What a tensor is for is its adapter's business.
+is needed here, neither to build nor to import. PyTorch's tensors can be looked at more quickly,
+with functions that its adapter brings (bridge/look.pxi). What a tensor is for is its adapter's
+business.
 """
 
 cimport numpy as cnp

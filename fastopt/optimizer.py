@@ -1,7 +1,7 @@
 """What all optimizers share: parameter groups, state, the step, and the state dict.
 
-A subclass says which rule of the C core it is, what its hyperparameters are and what their ranges
-are. All mathematics is in ``src_c/rules``; all checks of arrays are in ``_core``.
+A subclass says which rule of the C core it is and what its hyperparameters are; the rule knows
+their ranges. All mathematics is in ``src_c/rules``; all checks of arrays are in ``_core``.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import keras
 
 from fastopt import FallbackWarning, _core
+from fastopt.keras._backend import Backend
 from fastopt.keras._step import RefusedError, Settings, Unfit
 
 _name = keras.backend.backend()
@@ -21,7 +22,7 @@ if _name not in ("tensorflow", "torch"):
         "keras.optimizers there; or set KERAS_BACKEND to tensorflow or torch; or train NumPy "
         "arrays with fastopt.Adam and the others."
     )
-backend = importlib.import_module(f"fastopt.keras._{_name}")
+backend: Backend = cast(Backend, importlib.import_module(f"fastopt.keras._{_name}"))
 
 
 class KernelOptimizer(keras.optimizers.Optimizer):

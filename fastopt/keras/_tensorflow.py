@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -296,3 +296,10 @@ class Updates:
 
 def _values(variables: list[Any]) -> list[Any]:
     return [tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in variables]
+
+
+if TYPE_CHECKING:  # that this module is a backend
+    from fastopt.keras import _tensorflow
+    from fastopt.keras._backend import Backend
+
+    _backend: Backend = _tensorflow

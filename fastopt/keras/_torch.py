@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import torch
@@ -206,3 +206,10 @@ def _rates(
         lr = torch.as_tensor(learning_rate, dtype=dtype)
         row = with_rate(row, float(correction(lr, left1, left2, torch.sqrt)), int(iterations) + 1)
     return row
+
+
+if TYPE_CHECKING:  # that this module is a backend
+    from fastopt.keras import _torch
+    from fastopt.keras._backend import Backend
+
+    _backend: Backend = _torch
