@@ -13,7 +13,7 @@ from fastopt.optimizer import LearningRate, Optimizer
 
 
 class Adamax(Optimizer):
-    r"""Adamax: momentum, bias-corrected, over the largest gradient so far, which fades.
+    r"""Adamax: bias-corrected momentum over an exponentially decayed maximum of the gradients.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What of the C core the Cython module uses: its inside, of which src_c/core.h is the manual."""
+"""The inside of the C core, as far as the Cython module uses it; src_c/core.h is the manual."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 

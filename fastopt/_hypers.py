@@ -17,7 +17,7 @@ from fastopt._trees import is_container
 
 LearningRate = float | Callable[[int], float]
 
-# The keys and the values of each group; None where one may change without another in its place.
+# The keys and the values of each group; None if a value may change in place, as a list can.
 Seen = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
 
 Check = Callable[[str, Any], float]  # of a name and a value: returns that as a float, or raises
@@ -67,7 +67,7 @@ def without_call(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_copies(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of which none is a list or an array that another group has too."""
+    """Return options with copies of lists and arrays, so that no two groups share one."""
     return {
         name: value if frozen(value) is value else copy.deepcopy(value)
         for name, value in options.items()
@@ -78,7 +78,7 @@ def own_copies(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_seen(groups: list[dict[str, Any]]) -> Seen:
-    """Return what tells whether groups have changed since."""
+    """Return the keys and values of groups, to see later whether they have changed."""
     options = (value for group in groups for name, value in group.items() if name != "params")
     if any(frozen(value) is not value for value in options):
         return None  # a list or an array may change in place
@@ -112,7 +112,7 @@ class Hypers:
         return [row for own in self.rows for row in (own, self._without_decay(own))]
 
     def tell(self, plan: _core.Plan, number: int, row: list[float]) -> None:
-        """Set a group's row in the plan. What changed is not what a step may rely on until then."""
+        """Set a group's row in the plan."""
         plan.set_hypers(2 * number, row)
         if self.excludes:
             plan.set_hypers(2 * number + 1, self._without_decay(row))

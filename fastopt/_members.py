@@ -1,4 +1,4 @@
-"""What an optimizer is over: its parameters, and what goes with each of them.
+"""An optimizer's parameters, and what goes with each of them: keys, groups, state, averages, sums.
 
 A record of all that is never changed, but replaced by another, in one assignment: so whatever
 interrupts a change, it is done or not begun. (The groups in it are dicts that users change, and
@@ -54,7 +54,7 @@ def scalar_like(value: float, like: Array, name: str) -> Array:
     return np.asarray(value, like.dtype)
 
 
-# Of a group: what its slots begin with that do not begin with zero.
+# From a group to the initial values of its slots, where these are not zero.
 Initial = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
@@ -299,7 +299,7 @@ def followed(members: Members) -> Members:
             if then != now:
                 raise ValueError(
                     f"{label(key)}: its {name} has become {now}; the optimizer was made for "
-                    f"{then}: make one anew"
+                    f"{then}: make a new one"
                 )
     return members._replace(params=params, lent=_lenders(members.groups, params, members.lent))
 
@@ -348,7 +348,7 @@ class Kept(NamedTuple):
 
 
 def to_keep(members: Members) -> Kept:
-    """Return what a copy needs; raise where one of a parameter would not be what its model has."""
+    """Return what a copy needs; raise if the copied model would not have the copied parameters."""
     for key, given in zip(members.keys, _given(members.groups), strict=True):
         kind = type(given).__name__
         if isinstance(given, memoryview):

@@ -1,6 +1,6 @@
-"""What steps on PyTorch's tensors take of PyTorch, in its adapter and in Keras's.
+"""PyTorch's own threads, and its C functions that look at tensors, for the steps of two adapters.
 
-Its own threads, and its C functions that look at tensors.
+They are PyTorch's adapter and Keras's.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ CheckGroup = Callable[[dict[str, Any], str, int], list[float]]
 
 
 class Expected(NamedTuple):
-    """What fits."""
+    """What saved state has to fit."""
 
     rule: Rule
     settings: Settings
@@ -61,7 +61,7 @@ class Verified(NamedTuple):
 
 
 def begun(slot: str) -> str:
-    """Return what tells, in saved state, that a slot was switched on and has not begun yet."""
+    """Return the name, in saved state, of the mark of a slot that no step has written yet."""
     return f"{slot}_begun"
 
 

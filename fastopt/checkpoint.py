@@ -1,7 +1,7 @@
 """Checkpoints: a safetensors file of arrays and texts that is there whole or not at all.
 
 The texts are in the header's metadata, beside the format and its version and a checksum of
-everything. What the arrays and texts mean is asked in ``_saved``.
+everything. ``_saved`` knows what the arrays and texts mean.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Optimizer:
     def params(self) -> list[Array]:
         """The parameters of all groups, in order, as arrays.
 
-        An array over memory that something else lends is made anew when that memory moves.
+        If another object owns a parameter's memory and moves it, the next look makes a new array.
         """
         if self._members.lent is not None:
             with self._lock:  # no step meanwhile
@@ -151,7 +151,7 @@ class Optimizer:
         groups: list[dict[str, Any]],
         counts: Counts,
     ) -> Bound:
-        """Return what this is over with more groups, having checked all of it."""
+        """Return the members with more groups, and a plan over them, having checked all of it."""
         members, new_rows = extended(
             before,
             groups,
@@ -170,7 +170,7 @@ class Optimizer:
         return Hypers(self._rule, excludes, rows, scheduled_groups(members.groups))
 
     def _take_up(self, new: Bound) -> None:
-        """Be over these members, from whose groups the plan's rows were made."""
+        """Take over members whose plan has the hyperparameters of their groups."""
         self._commit(new, as_seen(new.members.groups))
 
     def _commit(self, new: Bound, seen: Seen) -> None:
@@ -250,13 +250,13 @@ class Optimizer:
         self._commit(new, seen)
 
     def _with_slots(self, slots: Sequence[Collection[str]], hypers: Hypers) -> Bound:
-        """Return what this is over with what each parameter lacks of its slots."""
+        """Return the members with the slots that they lack, and a plan over them."""
         counts = Counts.of(self._plan)
         members, counts = with_slots(self._members, slots, counts, self._rule, self._initial)
         return bound(self._settings, members, hypers, counts)
 
     def _follow(self) -> None:
-        """Make the arrays and the plan anew where memory that something lends has moved."""
+        """Make new arrays, and a new plan, if memory that another object owns has moved."""
         now = self._bound
         if self._evaluating_lr or now.plan.busy:  # a step is about to look itself
             return
@@ -464,7 +464,7 @@ class Optimizer:
             summed = [i in new.sums for i in range(len(then.members.params))]
             lent = then.members.lent
             written = _core.version_counter(list(lent.of.values()) if checkpoint and lent else [])
-            groups = tuple(now.members.groups)
+            groups, options_of = tuple(now.members.groups), tuple(new.groups)
             _kept = [dict(group) for group in groups]  # to free a value may run code of its type
             for group, options in zip(groups, new.groups, strict=True):
                 for name in options:
@@ -478,7 +478,7 @@ class Optimizer:
             finally:
                 if done[0]:  # also where a signal is raised only then
                     self._bound = then
-                    _core.set_items(groups, tuple(new.groups))
+                    _core.set_items(groups, options_of)
             if written is not None:
                 written()
 
@@ -584,8 +584,8 @@ class Optimizer:
         with self._lock:
             self._bring_up_to_date("a copy")
             kept = self.__dict__.copy()
-            for made_anew in ("_bound", "_lock", "_group_memory", "_evaluating_lr"):
-                del kept[made_anew]
+            for replaced in ("_bound", "_lock", "_group_memory", "_evaluating_lr"):
+                del kept[replaced]
             return {**kept, "kept": (to_keep(self._members), Counts.of(self._plan))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ typedef struct {
     fo_dtypes dtype;
     int32_t group;
 
-    /* bound anew at each step */
+    /* bound at each step */
     void *grad; /* NULL: no gradient, the parameter is left out */
     /* 0: grad is laid out as the parameter. Otherwise its shape and its strides in bytes, both in
      * the parameter's memory order, outermost axis first. */

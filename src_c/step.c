@@ -51,7 +51,7 @@ static void scan_block(const fo_step *s, const piece *p, int64_t block, int64_t 
 }
 
 /* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
- * in two, and none of the other arrays if they begin alike. */
+ * in two cache lines; nor do those of the other arrays, if they begin at the same place in a line. */
 static void update(const tensor_work *w, int64_t n, char *param, const char *grad, void **slot,
                    double gmax)
 {

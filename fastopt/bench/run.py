@@ -191,7 +191,8 @@ def batches(case: Case, taking_part: Sequence[Entry]) -> Iterator[Batch]:
     Yields
     ------
     Batch
-        Each has fastopt and the limit loops, and some of the peers. It races until the next one.
+        Each has fastopt and the limit loops, and some of the peers. It can take turns until the
+        next one.
 
     Raises
     ------

@@ -248,9 +248,9 @@ cdef void put(cnp.ndarray array, cnp.ndarray value) noexcept:
 # ---- who lends it its memory ---------------------------------------------------------------------
 
 def lends_memory(given):
-    """Tell whether an object is an array, a tensor, or has a buffer.
+    """Tell whether an object is an array, a tensor, or has a buffer; or is a table.
 
-    Or is a table of which NumPy makes an array: then it is no container of arrays either.
+    NumPy turns a table into an array, so it is no container of arrays either.
     """
     return (
         isinstance(given, (np.ndarray, np.generic))

@@ -188,7 +188,7 @@ cdef class Binder:
         cdef cnp.ndarray grad
         cdef PyObject *lender
         cdef bint alike
-        # Until all is checked: what the C plan is told from here on is not what it was told then.
+        # Nothing is known of it until all is checked: the C plan is told step by step.
         gradient[0] = Gradient(NULL, NULL, False)
         if item is None:
             tensor.grad = NULL
@@ -229,7 +229,7 @@ cdef class Binder:
     ) except -2:
         """Return which owned array shares memory with a gradient; -1: none does, now known.
 
-        It may be its own parameter, unless it must not.
+        A gradient may be its own parameter, except where the caller forbids it.
         """
         cdef Gradient *gradient = &self.gradients[i]
         cdef Extent *extent

@@ -82,7 +82,7 @@ cdef int note(Seen *seen, PyObject *tensor, const DLTensor *now, bint direct) ex
     seen.ndim, seen.device_type = now.ndim, now.device_type
     seen.code, seen.bits, seen.lanes = now.code, now.bits, now.lanes
     seen.data = address(now)
-    # Not a tensor without memory: it has no address by which one of another device would differ.
+    # A tensor without memory has no address, so nothing would tell it from one of another device.
     seen.direct = (
         direct and seen.data != NULL and get_dtype(handle_of(tensor), &seen.dtype) == 0
     )

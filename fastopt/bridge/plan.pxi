@@ -123,7 +123,7 @@ cdef class Plan(Binder):
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
-    cdef public bint unshared        # whether nobody else can reach the arrays: a look each is once
+    cdef public bint unshared        # whether nobody else can reach the arrays
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
 
@@ -235,7 +235,7 @@ cdef class Plan(Binder):
             raise ValueError(f"{label}: memory order differs from the parameter's")
 
     cdef int _read_owned(self) except -1:
-        """Read every owned array's address anew; raise if anything else about it has changed."""
+        """Read every owned array's address again; raise if anything else about it has changed."""
         cdef Py_ssize_t k
         cdef Layout *layout
         cdef Borrowed *array
@@ -290,7 +290,7 @@ cdef class Plan(Binder):
         return 0
 
     cdef int _read_counter(self, Py_ssize_t i) except -1:
-        """Read a step counter's address anew; raise unless the core can count on in it."""
+        """Read a step counter's address again; raise unless the core can count on in it."""
         cdef fo_tensor *tensor = &self.tensors[i]
         cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
         cdef int64_t *address

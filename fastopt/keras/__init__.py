@@ -274,7 +274,7 @@ class AdamW(Adam, _AdamW):
 
 @keras.saving.register_keras_serializable(package="fastopt")
 class Adamax(KernelOptimizer, _Adamax):
-    r"""Adamax: momentum, bias-corrected, over the largest gradient so far, which fades.
+    r"""Adamax: bias-corrected momentum over an exponentially decayed maximum of the gradients.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ def _unfit_tensor(tensor: torch.Tensor) -> str | None:
 
 
 def share_memory(some: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> bool:
-    """Tell whether an update of some variables could change others, or their gradients, or so back.
+    """Tell whether updates of these variables and of others could change one another's arrays.
 
     Where it could, or that cannot be told, the order of updates matters.
     """

@@ -57,7 +57,7 @@ def is_by_dtype(group: Mapping[str, Any]) -> bool:
 def _sharing(params: list[torch.Tensor]) -> tuple[set[int], set[int]]:
     """Return the indices of parameters whose stretches of memory meet those of others.
 
-    And of those that do so with another dtype.
+    The second list has those of them that meet a parameter of another dtype.
     """
     found = [(*stretch, i) for i, param in enumerate(params) for stretch in extents(param)]
     sharing: set[int] = set()

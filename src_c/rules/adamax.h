@@ -1,4 +1,4 @@
-/* Adamax (Kingma and Ba 2015): Adam by the largest gradient, each counting less as time passes.
+/* Adamax (Kingma and Ba 2015): Adam divided by an exponentially decayed maximum of |g|.
  *
  *     m = beta1*m + (1-beta1)*g
  *     u = max(beta2*u, |g| + eps_in)

@@ -22,7 +22,7 @@ class Tolerance(NamedTuple):
 
 
 class Candidate(ABC):
-    """An optimizer over arrays, made anew for each case.
+    """An optimizer over arrays; each case makes a new one.
 
     Parameters
     ----------
