@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 from fastopt import _core
 from fastopt._hypers import checks
-from fastopt._options import pair
 from fastopt._settings import Options, takes_options
 from fastopt.optimizer import LearningRate, Optimizer
 
@@ -105,7 +103,6 @@ class Adam(Optimizer):
 
     _rule = _core.Rule("adam")
     _checks: ClassVar = checks(_rule)
-    _beta_checks: ClassVar = (_checks.pop("beta1"), _checks.pop("beta2"))
 
     @takes_options
     def __init__(
@@ -136,15 +133,6 @@ class Adam(Optimizer):
             },
             options,
         )
-
-    def _checked(
-        self, group: Mapping[str, Any], where: str, completed_steps: int
-    ) -> dict[str, float]:
-        values = super()._checked(group, where, completed_steps)
-        betas = pair(f"{where}betas", group["betas"])
-        for index, (check, beta) in enumerate(zip(self._beta_checks, betas, strict=True)):
-            values[f"beta{index + 1}"] = check(f"{where}betas[{index}]", beta)
-        return values
 
 
 class AdamW(Adam):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from fastopt import _core
-from fastopt._options import flag, frozen, real
+from fastopt._options import flag, frozen, pair, real
 from fastopt._trees import is_container
 
 LearningRate = float | Callable[[int], float]
@@ -37,6 +37,14 @@ def check(low: float, high: float) -> Check:
     if high == BELOW_1:
         return partial(real, low=low, below=1.0)
     return partial(real, low=low, high=None if high == math.inf else high)
+
+
+def checked_betas(checks: Mapping[str, Check], betas: Any, where: str) -> dict[str, float]:
+    """Check the option ``betas``, a pair, which the rule has as two hyperparameters."""
+    return {
+        f"beta{index + 1}": checks[f"beta{index + 1}"](f"{where}betas[{index}]", beta)
+        for index, beta in enumerate(pair(f"{where}betas", betas))
+    }
 
 
 # ---- a group -------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fastopt._hypers import (
     Seen,
     as_seen,
     check_names,
+    checked_betas,
     own_copies,
     scheduled_groups,
     without_call,
@@ -187,11 +188,15 @@ class Optimizer:
         check_names(group, self._defaults.keys(), where, type(self).__name__)
         values = {}
         for name, check in self._checks.items():
+            if name not in self._defaults:  # it is one of the betas
+                continue
             value = group[name]
             if name == "lr" and callable(value):
                 values[name] = self._evaluate_lr(value, where, completed_steps)
             else:
                 values[name] = check(f"{where}{name}", value)
+        if "betas" in self._defaults:
+            values |= checked_betas(self._checks, group["betas"], where)
         self._check_together(values, where)
         return values
 
