@@ -154,6 +154,7 @@ TORN = (
 
 # Each may use the types and constants of those before it, and the functions of all.
 include "bridge/array.pxi"
+include "bridge/extents.pxi"
 include "bridge/overlap.pxi"
 include "bridge/gradient.pxi"
 include "bridge/rule.pxi"

@@ -21,6 +21,7 @@ import numpy as np
 
 cnp.import_array()
 
+include "bridge/extents.pxi"
 include "bridge/dlpack.pxi"
 include "bridge/look.pxi"
 

@@ -145,16 +145,6 @@ cdef int find_extent(DLTensor *read, size_t *low, size_t *high) except -1:
     return 0
 
 
-cdef struct Extent:
-    size_t low
-    size_t high
-
-
-cdef int by_low(const void *a, const void *b) noexcept nogil:
-    cdef size_t first = (<const Extent *>a).low, second = (<const Extent *>b).low
-    return (first > second) - (first < second)
-
-
 cdef bint has_extent(Reader read_tensor, tensor, size_t *low, size_t *high):
     """Find the addresses of a tensor's memory; False if it has none, or none that can be read."""
     cdef DLTensor read
@@ -180,6 +170,18 @@ cdef bint spans(cnp.ndarray array, size_t *low, size_t *high) noexcept:
     return True
 
 
+cdef void merge_overlapping(Table *table) noexcept nogil:
+    """Make one extent of those that overlap, so that no two do."""
+    cdef Py_ssize_t k, last = 0
+    for k in range(1, table.count):
+        if table.extents[k].low < table.extents[last].high:
+            table.extents[last].high = max(table.extents[last].high, table.extents[k].high)
+        else:
+            last += 1
+            table.extents[last] = table.extents[k]
+    table.count = min(table.count, last + 1)
+
+
 def meet(kind, list tensors not None, arrays not None):
     """Tell whether a tensor lies between the addresses of one of the arrays, or around it.
 
@@ -187,39 +189,22 @@ def meet(kind, list tensors not None, arrays not None):
     """
     cdef Reader read_tensor = reader(kind)
     cdef size_t low, high
-    cdef Py_ssize_t count = 0, last = 0, left, right, middle, k
-    cdef Extent *extents = <Extent *>PyMem_Calloc(len(tensors) + 1, sizeof(Extent))
-    if extents == NULL:
+    cdef Table table = Table(NULL, 0)
+    cdef Py_ssize_t place
+    table.extents = <Extent *>PyMem_Calloc(len(tensors) + 1, sizeof(Extent))
+    if table.extents == NULL:
         raise MemoryError
     try:
         for tensor in tensors:
             if has_extent(read_tensor, tensor, &low, &high):
-                extents[count].low = low
-                extents[count].high = high
-                count += 1
-        if count == 0:
-            return False
-        qsort(extents, count, sizeof(Extent), by_low)
-        for k in range(1, count):  # those that meet become one
-            if extents[k].low < extents[last].high:
-                extents[last].high = max(extents[last].high, extents[k].high)
-            else:
-                last += 1
-                extents[last] = extents[k]
+                enter(&table, <char *>low, <char *>high, 0)
+        sort_table(&table)
+        merge_overlapping(&table)
         for array in arrays:
-            if array is None or not spans(array, &low, &high):
-                continue
-            if low >= extents[last].high or high <= extents[0].low:
-                continue
-            left, right = 0, last + 1
-            while left < right:  # the first that ends above `low`
-                middle = (left + right) // 2
-                if extents[middle].high > low:
-                    right = middle
-                else:
-                    left = middle + 1
-            if left <= last and extents[left].low < high:
-                return True
+            if table.count > 0 and array is not None and spans(array, &low, &high):
+                place = place_above(&table, <char *>low)
+                if next_below(&table, <char *>high, &place) != NULL:
+                    return True
         return False
     finally:
-        PyMem_Free(extents)
+        PyMem_Free(table.extents)
