@@ -13,10 +13,9 @@ typedef struct {
     fo_update *update;
     const double *consts;
     double gscale;
-    uint32_t item;  /* bytes of an element, in the type that the rule computes in */
-    uint16_t slots; /* that the update touches */
-    uint8_t type;   /* that type */
-    bool coded;     /* something is stored otherwise */
+    uint32_t item; /* bytes of an element, in the type that the rule computes in */
+    uint8_t type;  /* that type */
+    bool coded;    /* something is stored otherwise */
 } tensor_work;
 
 /* A piece as passes go over it. */
@@ -30,9 +29,8 @@ typedef struct {
 /* What the tensors of a group have in common at a step. */
 typedef struct {
     fo_update *update[2]; /* by the type that it computes in */
-    unsigned slots;       /* that it touches */
+    int variant;
     bool maximize;
-    unsigned skipped;     /* slots that begin, but not with this step */
     const double *consts; /* computed last, and for what; NULL: not yet */
     int64_t step;
     unsigned fresh;
@@ -40,7 +38,7 @@ typedef struct {
 
 struct fo_plan {
     const fo_rule *rule;
-    bool begins; /* whether the rule has a slot that does */
+    unsigned begins; /* the slots of the rule that do */
     int32_t n_groups;
     int64_t n_tensors, n_pieces, n_blocks, size;
     fo_tensor *tensors;

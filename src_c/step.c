@@ -67,23 +67,34 @@ static void update(const tensor_work *w, int64_t n, char *param, const char *gra
               w->gscale, gmax);
 }
 
+/* The slots that a tensor's update touches. */
+static unsigned used_slots(const fo_step *s, const fo_tensor *t)
+{
+    unsigned slots = 0;
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (fo_slot_used(s->plan->rule->slot_needs[j], s->plan->group_works[t->group].variant))
+            slots |= FO_SLOT(j);
+    return slots;
+}
+
 /* The same where something is stored in another type than the rule computes in: stretches that fit
  * the first cache are decoded, updated and encoded again. */
 FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                            int64_t offset, int64_t n, const char *grad, double gmax)
 {
     _Alignas(64) char buffers[1 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
+    const unsigned slots = used_slots(s, t);
     for (int64_t end = offset + n; offset < end; offset += STRETCH) {
         const int64_t m = end - offset < STRETCH ? end - offset : STRETCH;
         void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[FO_MAX_SLOTS]);
         void *slot[FO_MAX_SLOTS] = {NULL};
         for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (w->slots & FO_SLOT(j))
+            if (slots & FO_SLOT(j))
                 slot[j] = decoded(s, t->dtype.of.slot[j], t->slot[j], offset, m, buffers[j]);
         w->update(m, param, grad, slot, w->consts, w->gscale, gmax);
         put(s, t->dtype.of.param, t->param, offset, m, param);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (w->slots & FO_SLOT(j))
+            if (slots & FO_SLOT(j))
                 put(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
         grad += (size_t)m * w->item;
     }
@@ -210,21 +221,14 @@ static int64_t assign_work(const fo_step *s)
 {
     fo_plan *plan = s->plan;
     const double *hypers = plan->hypers;
-    const int *needs = plan->rule->slot_needs;
     int64_t touched = 0;
     for (int32_t j = 0; j < plan->n_groups; j++, hypers += FO_MAX_HYPERS) {
         const int variant = plan->rule->variant(hypers);
         group_work *c = &plan->group_works[j];
         for (int type = 0; type < 2; type++)
             c->update[type] = s->table->update[type][plan->rule - fo_rules][variant];
-        c->slots = 0;
+        c->variant = variant;
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
-        c->skipped = 0;
-        for (int k = 0; k < FO_MAX_SLOTS; k++)
-            if (fo_slot_used(needs[k], variant))
-                c->slots |= FO_SLOT(k);
-            else if (needs[k] & BEGINS)
-                c->skipped |= FO_SLOT(k);
         c->consts = NULL;
     }
     for (int64_t i = 0; i < plan->n_tensors; i++) {
@@ -250,7 +254,6 @@ static int64_t assign_work(const fo_step *s)
         w->consts = c->consts;
         w->gscale = c->maximize ? -scale : scale;
         w->item = type == FO_F32 ? sizeof(float) : sizeof(double);
-        w->slots = (uint16_t)c->slots;
         w->type = (uint8_t)type;
         w->coded = is_coded(t, type);
     }
@@ -302,12 +305,13 @@ static bool between_passes(void *step_)
 static void advance_counters(const fo_step *s)
 {
     fo_tensor *t = s->plan->tensors;
-    const bool add = s->args->add, begins = s->plan->begins;
+    const bool add = s->args->add;
+    const unsigned begins = s->plan->begins;
     for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++) {
         if (!has_gradient(s, t))
             continue;
         if (!add && begins)
-            t->fresh = (*t->step == 0 ? ~0u : t->fresh) & s->plan->group_works[t->group].skipped;
+            t->fresh = (*t->step == 0 ? begins : t->fresh) & ~used_slots(s, t);
         if (!add)
             ++*t->step;
         if (t->sum)
