@@ -248,7 +248,8 @@ FO_APART fo_status check_unusual_array(const char *what, const fo_array *a, fo_d
     const fo_status status = check_size("fo_array", a->size, sizeof *a);
     if (status)
         return status;
-    if (a->dtype < 0 || a->dtype >= fo_storage_count)
+    if (a->dtype < 0 || a->dtype >= fo_storage_count ||
+        (a->dtype > FO_F64 && a->dtype <= FO_F16_MASTER))
         return fail(FO_UNSUPPORTED, "%s: there is no type %d of elements in this fastopt", what,
                     (int)a->dtype);
     if (a->dtype != dtype && fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)
@@ -269,7 +270,8 @@ FO_APART fo_status check_unusual_array(const char *what, const fo_array *a, fo_d
 
 static inline fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype)
 {
-    const bool usual = a->size == sizeof *a && (a->dtype == FO_F32 || a->dtype == FO_F64) && a->dtype == dtype && is_plain(a);
+    const bool usual = a->size == sizeof *a && (a->dtype == FO_F32 || a->dtype == FO_F64) &&
+                       a->dtype == dtype && is_plain(a);
     return usual ? FO_OK : check_unusual_array(what, a, dtype);
 }
 
@@ -292,10 +294,10 @@ static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t 
     if (!step)
         return null_pointer("step");
     opt->tensors[i] = (fo_tensor){.param = param->data,
-                                                .step = step,
-                                                .size = size,
-                                                .dtype = fo_one_dtype(param->dtype),
-                                                .group = group};
+                                  .step = step,
+                                  .size = size,
+                                  .dtype = fo_one_dtype(param->dtype),
+                                  .group = group};
     opt->prepared = false;
     return FO_OK;
 }

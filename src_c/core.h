@@ -29,6 +29,7 @@
 #define FO_MAX_CONSTS 12 /* constants of one step of a rule */
 #define FO_MAX_THREADS 1024
 #define FO_SLOT(j) (1u << (j)) /* in a set of slots */
+#define FO_SCALED 64 /* elements that have a scale in common, where they are stored in 8 bits */
 
 /* The threading layers: the library's own threads, regions of the OpenMP runtime's, or the caller
  * alone. One is active, for all steps of the process; the first that there is, from the start. */
@@ -44,10 +45,16 @@ typedef struct {
 
 /* ---- how elements are stored ------------------------------------------------------------------ */
 
+/* Types of parameters that have a second array beside them, which no caller names: it gives the
+ * array. What the caller's type is becomes one of these. */
+enum { FO_BF16_SPLIT = FO_8BIT_SIGNED + 1, FO_F16_MASTER };
+
 typedef struct {
     const char *name;
     size_t bytes;        /* of an element */
     fo_dtype arithmetic; /* the type that rules compute in: itself, or what it is decoded to */
+    size_t beside;       /* bytes of a second array, */
+    int64_t per;         /* for each so many elements; 0: there is none */
 } fo_storage;
 
 extern const fo_storage fo_storages[]; /* by fo_dtype */
@@ -154,6 +161,16 @@ typedef struct {
     int threads;           /* that took part */
 } fo_step_result;
 
+/* What a tensor needs besides if something of it is stored in fewer bits than rules compute in. Arrays
+ * are numbered here: 0 is the parameter, 1 + j is slot j. */
+typedef struct {
+    void *beside[1 + FO_MAX_SLOTS]; /* second arrays, of types that have one */
+    unsigned stochastic;            /* FO_SLOT(n): array n is rounded up or down at random */
+    uint64_t seed;                  /* random bits depend on it, */
+    int64_t index;                  /* on the parameter's number in the whole optimizer, */
+    int64_t first;                  /* and on elements', of which the first has this one */
+} fo_coding;
+
 /* What steps go over: elements offset to offset + size of a tensor. Their gradient is the tensor's
  * from element `grad` on, counted in the parameter's memory order. (So a gradient may be of some
  * rows alone. Elements that are in no piece stay as they are; for an average of these, too, let them
@@ -168,6 +185,7 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
 void fo_plan_destroy(fo_plan *plan);
 fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i); /* the next one follows it in memory */
 double *fo_plan_hypers(fo_plan *plan, int32_t group);
+fo_coding *fo_plan_coding(fo_plan *plan, int64_t i); /* of tensor i; the next one follows it */
 /* Has steps go over all tensors, each in one piece: FO_OK or FO_NO_MEMORY. */
 fo_status fo_plan_prepare(fo_plan *plan);
 /* Has them go over these pieces, which do not overlap. All of a tensor's follow one another. */

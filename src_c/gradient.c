@@ -3,13 +3,6 @@
 #include "plan.h"
 #include <string.h>
 
-/* Elements of these sizes are gathered by loops of their own. */
-#define FO_NATIVE(name, bytes, text) _Static_assert((bytes) == 4 || (bytes) == 8, text);
-#define FO_CODED(name, T, bytes, text) _Static_assert((bytes) == 4 || (bytes) == 8, text);
-#include "storage.def"
-#undef FO_NATIVE
-#undef FO_CODED
-
 #define MAX_DIMS 64 /* axes of a gradient; NumPy allows no more */
 
 /* Copies n elements of the gradient, from `first` in the parameter's memory order, to `to`; or,
@@ -31,12 +24,15 @@ static void gather(const fo_tensor *t, int64_t first, int64_t n, char *to)
         if (!to) {
             for (int64_t i = 0; i < run; i++)
                 memset(at + i * step, 0, item);
-        } else if (item == sizeof(float)) { /* sizes that a compiler knows are copied faster */
+        } else if (item == 4) { /* sizes that a compiler knows are copied faster */
             for (int64_t i = 0; i < run; i++)
-                memcpy(to + i * (int64_t)sizeof(float), at + i * step, sizeof(float));
+                memcpy(to + i * 4, at + i * step, 4);
+        } else if (item == 8) {
+            for (int64_t i = 0; i < run; i++)
+                memcpy(to + i * 8, at + i * step, 8);
         } else {
             for (int64_t i = 0; i < run; i++)
-                memcpy(to + i * (int64_t)sizeof(double), at + i * step, sizeof(double));
+                memcpy(to + i * 2, at + i * step, 2);
         }
         n -= run;
         if (to)
@@ -55,16 +51,23 @@ static void gather(const fo_tensor *t, int64_t first, int64_t n, char *to)
 
 const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t at, int64_t n, char *buffer)
 {
-    _Alignas(64) char stored[FO_BLOCK * sizeof(double)];
-    const fo_dtype dtype = t->dtype.of.grad;
-    if (t->grad_ndim == 0)
-        return decoded(s, dtype, t->grad, at, n, buffer);
-    if (!s->table->load[dtype]) {
-        gather(t, at, n, buffer);
+    _Alignas(64) char gathered[FO_BLOCK * sizeof(double)], single[FO_BLOCK * sizeof(float)];
+    const fo_dtype dtype = t->dtype.of.grad, type = arithmetic_of(t);
+    fo_load *const load = s->table->load[dtype];
+    const void *stored = (const char *)t->grad + (size_t)at * fo_storages[dtype].bytes;
+    if (t->grad_ndim != 0) {
+        gather(t, at, n, dtype == type ? buffer : gathered);
+        stored = gathered;
+    }
+    if (dtype == type)
+        return t->grad_ndim != 0 ? buffer : stored;
+    if (fo_storages[dtype].arithmetic == type) {
+        load(n, buffer, stored, NULL);
         return buffer;
     }
-    gather(t, at, n, stored);
-    s->table->load[dtype](n, buffer, stored);
+    if (load)
+        load(n, single, stored, NULL);
+    s->table->widen(n, (double *)buffer, load ? single : stored);
     return buffer;
 }
 
@@ -72,7 +75,8 @@ const void *fo_mean_grad(const fo_step *s, const fo_tensor *t, int64_t offset, i
                          int64_t n, char *buffer)
 {
     _Alignas(64) char summed[FO_BLOCK * sizeof(double)];
-    const void *sum = t->has_sum ? decoded(s, t->dtype.of.sum, t->sum, offset, n, summed) : NULL;
+    const array sums = sums_of(t);
+    const void *sum = t->has_sum ? decoded(s, &sums, offset, n, summed) : NULL;
     const void *grad = t->grad ? fo_read_grad(s, t, at, n, buffer) : NULL;
     s->table->mean[arithmetic_of(t)](n, buffer, sum, grad, s->scale,
                                      s->args->add ? 1 : (double)s->args->accumulate);

@@ -2,6 +2,7 @@
  * instruction set that this compilation is for: FO_ISA names it, the compiler's flags choose it,
  * and the table is all that can be seen from outside. */
 #include "kernels.h"
+#include "random.h"
 #include "rule.h"
 #include "rules.def"
 #include <string.h>
@@ -30,27 +31,88 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 #define FO_C_f32 float
 #define FO_C_f64 double
 #define FO_NATIVE(name, bytes, text)
+#define FO_PAIRED(name, T, bytes, beside, per, text)
 #define FO_CODED(name, T, bytes, text)                                                             \
-    static void load_n_##name(int64_t n, void *to_, const void *from_)                             \
+    FO_INLINE void load_n_##name(int64_t n, void *to_, const void *from_, const void *beside)      \
     {                                                                                              \
         FO_C_##T *to = to_;                                                                        \
         const unsigned char *from = from_;                                                         \
+        (void)beside;                                                                              \
+        FO_INDEPENDENT                                                                             \
         for (int64_t i = 0; i < n; i++)                                                            \
             to[i] = load_##name(from + i * (bytes));                                               \
     }                                                                                              \
-    static void store_n_##name(int64_t n, void *to_, const void *from_)                            \
+    FO_INLINE void store_n_##name(int64_t n, void *to_, const void *from_, void *beside,           \
+                                  const uint16_t *random)                                          \
     {                                                                                              \
         unsigned char *to = to_;                                                                   \
         const FO_C_##T *from = from_;                                                              \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            store_##name(to + i * (bytes), from[i]);                                               \
+        (void)beside;                                                                              \
+        if (!random) {                                                                             \
+            FO_INDEPENDENT                                                                         \
+            for (int64_t i = 0; i < n; i++)                                                        \
+                store_##name(to + i * (bytes), from[i], false, 0);                                 \
+        } else {                                                                                   \
+            FO_INDEPENDENT                                                                         \
+            for (int64_t i = 0; i < n; i++)                                                        \
+                store_##name(to + i * (bytes), from[i], true, random[i]);                          \
+        }                                                                                          \
     }
+#include "storage.def"
+#undef FO_CODED
+#undef FO_PAIRED
+
+/* As functions, for the table. */
+#define FO_CODED(name, T, bytes, text)                                                             \
+    static void load_##name##_(int64_t n, void *to, const void *from, const void *beside)          \
+    {                                                                                              \
+        load_n_##name(n, to, from, beside);                                                        \
+    }                                                                                              \
+    static void store_##name##_(int64_t n, void *to, const void *from, void *beside,               \
+                                const uint16_t *random)                                            \
+    {                                                                                              \
+        store_n_##name(n, to, from, beside, random);                                               \
+    }
+#define FO_PAIRED(name, T, bytes, beside, per, text) FO_CODED(name, T, bytes, text)
 #include "storage.def"
 #undef FO_NATIVE
 #undef FO_CODED
+#undef FO_PAIRED
+
+/* n pairs of random numbers. */
+FO_INLINE void random_pairs(int64_t n, uint32_t *to, uint64_t key, int number, uint32_t pair)
+{
+    for (int64_t j = 0; j < n; j++)
+        to[j] = FO_LOWER_FIRST(fo_bits_for(fo_hash(key, pair + (uint32_t)j), number));
+}
+
+static void random_bits(int64_t n, uint16_t *to, uint64_t key, int number, int64_t element)
+{
+    enum { PAIRS = 32 };
+    for (const int64_t end = element + n; element < end;) {
+        uint32_t hashes[PAIRS];
+        const int64_t begin = element - element % (2 * PAIRS);
+        const int64_t last = end - begin < 2 * PAIRS ? end : begin + 2 * PAIRS, m = last - element;
+        random_pairs(PAIRS, hashes, fo_key(key, begin >> 32), number, (uint32_t)begin / 2);
+        memcpy(to, (const uint16_t *)hashes + (element - begin), (size_t)m * sizeof *to);
+        to += m;
+        element = last;
+    }
+}
+
+static void widen(int64_t n, double *to, const void *from_)
+{
+    const unaligned_f32 *from = from_;
+    FO_INDEPENDENT
+    for (int64_t i = 0; i < n; i++)
+        to[i] = (double)from[i];
+}
+
+typedef uint32_t word FO_UNALIGNED;
+
+#include "fused.inc"
 
 /* Of a step, only the memory traffic. */
-typedef uint32_t word FO_UNALIGNED;
 
 FO_INLINE void move_n(int64_t from, int64_t to, void *const *updated, const word *read,
                       uint32_t taken, const int n)
@@ -95,19 +157,31 @@ static void move(int64_t from, int64_t to, void *const *updated, int n_updated, 
 const fo_table FO_CAT(fo_table, FO_ISA) = {
     .name = FO_STRING(FO_ISA),
 #define FO_NATIVE(name, bytes, text) NULL,
-#define FO_CODED(name, T, bytes, text) load_n_##name,
+#define FO_CODED(name, T, bytes, text) load_##name##_,
+#define FO_PAIRED(name, T, bytes, beside, per, text) load_##name##_,
     .load =
         {
 #include "storage.def"
         },
 #undef FO_CODED
-#define FO_CODED(name, T, bytes, text) store_n_##name,
+#undef FO_PAIRED
+#define FO_CODED(name, T, bytes, text) store_##name##_,
+#define FO_PAIRED(name, T, bytes, beside, per, text) store_##name##_,
     .store =
         {
 #include "storage.def"
         },
 #undef FO_NATIVE
 #undef FO_CODED
+#undef FO_PAIRED
+    .fused =
+        {
+#define FO_RULE(rule, variants) {FO_EACH_FUSED(FO_FUSED_ENTRIES_##variants, rule)},
+#include "rules.def"
+#undef FO_RULE
+        },
+    .random = random_bits,
+    .widen = widen,
     .update =
         {
             {

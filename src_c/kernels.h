@@ -16,15 +16,54 @@ enum {
 enum {
 #define FO_NATIVE(name, bytes, text) FO_DTYPE_##name,
 #define FO_CODED(name, T, bytes, text) FO_DTYPE_##name,
+#define FO_PAIRED(name, T, bytes, beside, per, text) FO_DTYPE_##name,
 #include "storage.def"
 #undef FO_NATIVE
 #undef FO_CODED
+#undef FO_PAIRED
     FO_DTYPES
 };
 
-/* Decodes n elements to the type that rules compute in; encodes such. */
-typedef void fo_load(int64_t n, void *to, const void *from);
-typedef void fo_store(int64_t n, void *to, const void *from);
+/* Decodes n elements, and what is beside them, to the type that rules compute in; encodes such. With
+ * 16 random bits for each, a store rounds up or down at random; with NULL, to nearest. */
+typedef void fo_load(int64_t n, void *to, const void *from, const void *beside);
+typedef void fo_store(int64_t n, void *to, const void *from, void *beside, const uint16_t *random);
+
+/* Makes such bits for n elements of array `number` from this one on, under the key of all else. */
+typedef void fo_random(int64_t n, uint16_t *to, uint64_t key, int number, int64_t element);
+
+/* What is stored together so often that it has loops of its own, which decode, update and encode
+ * without a detour: X(name, the types of parameter, gradient and state, ...). State that may not be
+ * stored so is float32; BITS8 is the 8-bit type that goes with a slot. All else takes the way of
+ * step.c. */
+#define FO_EACH_FUSED(X, ...)                                                                      \
+    X(bf16, bf16, bf16, bf16, __VA_ARGS__)                                                         \
+    X(bf16_f32, bf16, bf16, f32, __VA_ARGS__)                                                      \
+    X(split_f32, bf16_split, bf16, f32, __VA_ARGS__)                                               \
+    X(f32_bits8, f32, f32, BITS8, __VA_ARGS__)                                                     \
+    X(bf16_bits8, bf16, bf16, BITS8, __VA_ARGS__)
+
+enum {
+#define FO_FUSED_INDEX(name, param, grad, state, unused) FO_FUSED_##name,
+    FO_EACH_FUSED(FO_FUSED_INDEX, ) FO_FUSED_COUNT
+};
+
+/* Elements that fused loops do at a time: those that share a scale. */
+#define FO_CHUNK FO_SCALED
+
+/* An array that is stored in fewer bits, or may be. */
+typedef struct {
+    char *data, *beside;
+} fo_stored;
+
+/* What fo_update does, to a parameter and slots as they are stored: n, a multiple of FO_CHUNK, from
+ * number `element` on, which is one, too. */
+typedef void fo_fused(int64_t n, const fo_stored *arrays, const fo_stored *grad, bool stochastic,
+                      uint64_t key, uint32_t element, const double *consts, double gscale,
+                      double gmax);
+
+/* Float to double. */
+typedef void fo_widen(int64_t n, double *to, const void *from);
 
 /* Updates n elements. gscale and gmax scale and clip the gradient, consts are the rule's. */
 typedef void fo_update(int64_t n, void *param, const void *grad, void *const *slot,
@@ -49,6 +88,9 @@ typedef struct {
     const char *name;
     fo_load *load[FO_DTYPES]; /* NULL: there is nothing to decode */
     fo_store *store[FO_DTYPES];
+    fo_fused *fused[FO_RULE_COUNT][FO_FUSED_COUNT][FO_MAX_VARIANTS];
+    fo_random *random;
+    fo_widen *widen;
     fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by the type that it computes in */
     fo_sum_of_squares *sum_of_squares[2];
     fo_all_finite *all_finite[2];

@@ -19,7 +19,9 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
     plan->consts = calloc(n + 1, FO_MAX_CONSTS * sizeof *plan->consts);
     plan->tensor_works = calloc(n + 1, sizeof *plan->tensor_works);
     plan->group_works = calloc(groups + 1, sizeof *plan->group_works);
-    if (plan->tensors && plan->hypers && plan->consts && plan->tensor_works && plan->group_works)
+    plan->codings = calloc(n + 1, sizeof *plan->codings);
+    if (plan->tensors && plan->hypers && plan->consts && plan->tensor_works && plan->group_works &&
+        plan->codings)
         return plan;
     fo_plan_destroy(plan);
     return NULL;
@@ -100,6 +102,7 @@ void fo_plan_destroy(fo_plan *plan)
     free(plan->consts);
     free(plan->tensor_works);
     free(plan->group_works);
+    free(plan->codings);
     free(plan->pieces);
     free(plan->first_block);
     free(plan->block_sum);
@@ -108,6 +111,8 @@ void fo_plan_destroy(fo_plan *plan)
 }
 
 fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i) { return &plan->tensors[i]; }
+
+fo_coding *fo_plan_coding(fo_plan *plan, int64_t i) { return &plan->codings[i]; }
 
 double *fo_plan_hypers(fo_plan *plan, int32_t group)
 {

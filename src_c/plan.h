@@ -46,6 +46,7 @@ struct fo_plan {
     double *consts;            /* FO_MAX_CONSTS a tensor */
     tensor_work *tensor_works; /* one a tensor */
     group_work *group_works;   /* one a group */
+    fo_coding *codings;        /* one a tensor */
     int64_t piece_room;        /* pieces that the next two are for */
     piece *pieces;             /* all of a tensor's follow one another */
     int64_t *first_block;      /* of each piece, and n_blocks at the end */
@@ -61,10 +62,12 @@ static inline fo_dtype arithmetic_of(const fo_tensor *t)
     return t->dtype.all == 0 ? FO_F32 : fo_storages[t->dtype.of.param].arithmetic;
 }
 
-/* Whether something is stored otherwise. (0 is float32 for all.) */
+/* Whether something that steps write is stored otherwise. (0 is float32 for all.) */
 static inline bool is_coded(const fo_tensor *t, fo_dtype type)
 {
-    return t->dtype.all != 0 && t->dtype.all != fo_one_dtype(type).all;
+    fo_dtypes written = t->dtype;
+    written.of.grad = (uint8_t)type;
+    return t->dtype.all != 0 && written.all != fo_one_dtype(type).all;
 }
 
 /* One step. */
@@ -76,29 +79,45 @@ typedef struct {
     double scale; /* 1 / loss_scale */
 } fo_step;
 
+/* An array of a tensor. */
+typedef struct {
+    fo_dtype dtype;
+    void *data, *beside;
+} array;
+
+/* What an array has beside its elements from `offset` on, if it has anything. */
+static inline void *beside_at(const array *a, int64_t offset)
+{
+    const fo_storage *storage = &fo_storages[a->dtype];
+    return storage->per ? (char *)a->beside + (size_t)(offset / storage->per) * storage->beside
+                        : NULL;
+}
+
 /* n elements of an array, from `offset` on: where they are, if rules compute in that type; or else
  * decoded, in the buffer. */
-static inline void *decoded(const fo_step *s, fo_dtype dtype, const void *data, int64_t offset,
-                            int64_t n, void *buffer)
+static inline void *decoded(const fo_step *s, const array *a, int64_t offset, int64_t n,
+                            void *buffer)
 {
-    const char *at = (const char *)data + (size_t)offset * fo_storages[dtype].bytes;
-    if (!s->table->load[dtype])
+    const char *at = (const char *)a->data + (size_t)offset * fo_storages[a->dtype].bytes;
+    if (!s->table->load[a->dtype])
         return (void *)at;
-    s->table->load[dtype](n, buffer, at);
+    s->table->load[a->dtype](n, buffer, at, beside_at(a, offset));
     return buffer;
 }
 
 /* Puts n elements, in the type that rules compute in, to where `decoded` has them from. */
-static inline void put(const fo_step *s, fo_dtype dtype, void *data, int64_t offset, int64_t n,
-                       const void *elements)
+static inline void put(const fo_step *s, const array *a, int64_t offset, int64_t n,
+                       const void *elements, const uint16_t *random)
 {
-    const size_t item = fo_storages[dtype].bytes;
-    char *at = (char *)data + (size_t)offset * item;
-    if (s->table->store[dtype])
-        s->table->store[dtype](n, at, elements);
+    const size_t item = fo_storages[a->dtype].bytes;
+    char *at = (char *)a->data + (size_t)offset * item;
+    if (s->table->store[a->dtype])
+        s->table->store[a->dtype](n, at, elements, beside_at(a, offset), random);
     else if (elements != at)
         memcpy(at, elements, (size_t)n * item);
 }
+
+static inline array sums_of(const fo_tensor *t) { return (array){t->dtype.of.sum, t->sum, NULL}; }
 
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
 static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
@@ -129,7 +148,7 @@ static inline const void *effective_grad(const fo_step *s, const fo_tensor *t, c
 {
     if (t->sum)
         return fo_mean_grad(s, t, offset, at, n, buffer);
-    if (t->grad_ndim == 0 && !w->coded)
+    if (t->grad_ndim == 0 && t->dtype.of.grad == w->type)
         return (const char *)t->grad + (size_t)at * w->item;
     return fo_read_grad(s, t, at, n, buffer);
 }

@@ -23,6 +23,13 @@
 #define FO_APART static __attribute__((noinline)) /* what is rare and would burden its caller */
 
 /* Arrays need not be aligned; these types say so to the compiler. */
+/* A word whose lower half comes first in memory. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define FO_LOWER_FIRST(word) ((word) << 16 | (word) >> 16)
+#else
+#define FO_LOWER_FIRST(word) (word)
+#endif
+
 #define FO_UNALIGNED __attribute__((aligned(1)))
 
 /* Ahead of a loop of which no iteration depends on another. (Not `omp simd`: GCC then keeps a slot's

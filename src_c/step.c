@@ -5,6 +5,7 @@
 #define _POSIX_C_SOURCE 199309L /* for fo_seconds */
 #include "plan.h"
 #include "platform.h"
+#include "random.h"
 #include "rule.h"
 #include "team.h"
 #include <math.h>
@@ -77,26 +78,111 @@ static unsigned used_slots(const fo_step *s, const fo_tensor *t)
     return slots;
 }
 
-/* The same where something is stored in another type than the rule computes in: stretches that fit
- * the first cache are decoded, updated and encoded again. */
-FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                           int64_t offset, int64_t n, const char *grad, double gmax)
+/* A tensor's arrays: 0 is the parameter, 1 + j is slot j. */
+static array array_of(const fo_tensor *t, const fo_coding *coding, int number)
 {
-    _Alignas(64) char buffers[1 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
+    if (number == 0)
+        return (array){t->dtype.of.param, t->param, coding->beside[0]};
+    return (array){t->dtype.of.slot[number - 1], t->slot[number - 1], coding->beside[number]};
+}
+
+/* The loop that is made for what is stored as it is here, or NULL. */
+static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots)
+{
+    enum { BITS8 = FO_DTYPES, FO_DTYPE_BITS8 = BITS8 };
+    static const uint8_t types[][3] = {
+#define FO_FUSED_TYPES(name, param, grad, state, unused)                                           \
+    {FO_DTYPE_##param, FO_DTYPE_##grad, FO_DTYPE_##state},
+        FO_EACH_FUSED(FO_FUSED_TYPES, )};
+    const int *needs = s->plan->rule->slot_needs;
+    if (t->grad_ndim != 0 || t->sum)
+        return NULL;
+    for (int k = 0; k < FO_FUSED_COUNT; k++) {
+        bool same = t->dtype.of.param == types[k][0] && t->dtype.of.grad == types[k][1];
+        for (int j = 0; j < FO_MAX_SLOTS && same; j++) {
+            const int bits8 = needs[j] & UNSIGNED ? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED;
+            const int state = types[k][2] == BITS8 ? bits8 : types[k][2];
+            if (slots & FO_SLOT(j))
+                same = t->dtype.of.slot[j] == (needs[j] & EXACT ? FO_F32 : state);
+        }
+        if (same)
+            return s->table
+                ->fused[s->plan->rule - fo_rules][k][s->plan->group_works[t->group].variant];
+    }
+    return NULL;
+}
+
+/* Does what a loop made for it can, from `offset` on; returns how many elements that are. */
+static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                            int64_t offset, int64_t at, int64_t n, uint64_t key, unsigned slots,
+                            double gmax)
+{
+    const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
+    const int64_t element = coding->first + offset, upper = element >> 32;
+    fo_fused *const fused = find_fused(s, t, slots);
+    fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
+    if (!fused || element % FO_CHUNK != 0 || offset % FO_CHUNK != 0 || (element + n) >> 32 != upper)
+        return 0;
+    unsigned random = 0; /* arrays that could be rounded at random */
+    for (int j = 0; j <= FO_MAX_SLOTS; j++) {
+        const array a = array_of(t, coding, j);
+        if (j != 0 && !(slots & FO_SLOT(j - 1)))
+            continue;
+        stored[j] = (fo_stored){(char *)a.data + (size_t)offset * fo_storages[a.dtype].bytes,
+                                beside_at(&a, offset)};
+        if (a.dtype != FO_F32 && a.dtype != FO_BF16_SPLIT)
+            random |= FO_SLOT(j);
+    }
+    if ((coding->stochastic & random) != random && (coding->stochastic & random) != 0)
+        return 0;
+    n -= n % FO_CHUNK;
+    const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
+                            NULL};
+    fused(n, stored, &grad, (coding->stochastic & random) != 0, fo_key(key, upper),
+          (uint32_t)element, w->consts, w->gscale, gmax);
+    return n;
+}
+
+/* Encodes a stretch, rounding at random if the array is to be. */
+static void encode(const fo_step *s, const fo_coding *coding, const array *a, int number,
+                   int64_t offset, int64_t n, const void *elements, uint64_t key)
+{
+    _Alignas(64) uint16_t random[STRETCH];
+    const bool stochastic = (coding->stochastic & FO_SLOT(number)) != 0;
+    if (stochastic)
+        s->table->random(n, random, key, number, coding->first + offset);
+    put(s, a, offset, n, elements, stochastic ? random : NULL);
+}
+
+/* The same where something is stored in another type than the rule computes in: stretches that fit
+ * the first cache are decoded, updated and encoded again. Their gradient is from `at` on. */
+FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                           int64_t offset, int64_t at, int64_t n, double gmax)
+{
+    _Alignas(64) char buffers[2 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
+    const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
     const unsigned slots = used_slots(s, t);
-    for (int64_t end = offset + n; offset < end; offset += STRETCH) {
+    const int64_t end = offset + n;
+    uint64_t key = fo_mix64(coding->seed + FO_GOLDEN);
+    key = fo_key(fo_key(key, *t->step + 1), coding->index);
+
+    const int64_t done = update_fused(s, t, w, offset, at, n, key, slots, gmax);
+    at += done;
+    for (offset += done; offset < end; offset += STRETCH, at += STRETCH) {
         const int64_t m = end - offset < STRETCH ? end - offset : STRETCH;
-        void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[FO_MAX_SLOTS]);
-        void *slot[FO_MAX_SLOTS] = {NULL};
-        for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (slots & FO_SLOT(j))
-                slot[j] = decoded(s, t->dtype.of.slot[j], t->slot[j], offset, m, buffers[j]);
-        w->update(m, param, grad, slot, w->consts, w->gscale, gmax);
-        put(s, t->dtype.of.param, t->param, offset, m, param);
-        for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (slots & FO_SLOT(j))
-                put(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);
-        grad += (size_t)m * w->item;
+        const void *grad = effective_grad(s, t, w, offset, at, m, buffers[1 + FO_MAX_SLOTS]);
+        void *elements[1 + FO_MAX_SLOTS] = {NULL};
+        for (int j = 0; j <= FO_MAX_SLOTS; j++) {
+            const array a = array_of(t, coding, j);
+            if (j == 0 || slots & FO_SLOT(j - 1))
+                elements[j] = decoded(s, &a, offset, m, buffers[j]);
+        }
+        w->update(m, elements[0], grad, elements + 1, w->consts, w->gscale, gmax);
+        for (int j = 0; j <= FO_MAX_SLOTS; j++) {
+            const array a = array_of(t, coding, j);
+            if (elements[j])
+                encode(s, coding, &a, j, offset, m, elements[j], key);
+        }
     }
 }
 
@@ -105,15 +191,17 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, int64_t offset, int6
     _Alignas(64) char buffers[2][STRETCH * sizeof(double)];
     const fo_dtype type = arithmetic_of(t);
     const int64_t most = is_coded(t, type) ? STRETCH : n;
+    const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
+    const array params = array_of(t, coding, 0), averages = {t->dtype.of.ema, t->ema, NULL};
     for (int64_t end = offset + n; offset < end; offset += most) {
         const int64_t m = end - offset < most ? end - offset : most;
-        const void *param = decoded(s, t->dtype.of.param, t->param, offset, m, buffers[0]);
+        const void *param = decoded(s, &params, offset, m, buffers[0]);
         if (s->args->ema_starts) {
-            put(s, t->dtype.of.ema, t->ema, offset, m, param);
+            put(s, &averages, offset, m, param, NULL);
         } else {
-            void *ema = decoded(s, t->dtype.of.ema, t->ema, offset, m, buffers[1]);
+            void *ema = decoded(s, &averages, offset, m, buffers[1]);
             s->table->average[type](m, ema, param, s->args->ema_decay);
-            put(s, t->dtype.of.ema, t->ema, offset, m, ema);
+            put(s, &averages, offset, m, ema, NULL);
         }
     }
 }
@@ -127,13 +215,14 @@ static void update_block(const fo_step *s, const piece *p, int64_t block, int64_
     (void)block;
     const bool part = has_gradient(s, t) && !s->result->skipped;
     if (part && s->args->add) {
-        put(s, t->dtype.of.sum, t->sum, offset, n, fo_mean_grad(s, t, offset, at, n, buffer));
+        const array sums = sums_of(t);
+        put(s, &sums, offset, n, fo_mean_grad(s, t, offset, at, n, buffer), NULL);
     } else if (part) {
         const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
-        const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
         if (w->coded) {
-            update_coded(s, t, w, offset, n, grad, gmax);
+            update_coded(s, t, w, offset, at, n, gmax);
         } else {
+            const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
             const size_t start = (size_t)offset * w->item;
             void *slot[FO_MAX_SLOTS];
             for (int j = 0; j < FO_MAX_SLOTS; j++)
@@ -170,7 +259,8 @@ FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pa
         const piece *p = &plan->pieces[k];
         const fo_tensor *t = p->tensor;
         const bool whole = once && t->grad_ndim == 0 && !t->ema && !t->sum;
-        blocks = whole && !p->work->coded ? first[k + 1] - block : 1;
+        const bool direct = !p->work->coded && t->dtype.of.grad == p->work->type;
+        blocks = whole && direct ? first[k + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;
         const int64_t offset = p->begin + (block - first[k]) * FO_BLOCK, most = blocks * FO_BLOCK;

@@ -48,7 +48,14 @@ enum {
 };
 
 typedef int32_t fo_dtype;
-enum { FO_F32 = 0, FO_F64 = 1 };
+enum {
+    FO_F32 = 0,
+    FO_F64 = 1,
+    FO_BF16 = 2,
+    FO_F16 = 3,
+    FO_8BIT_UNSIGNED = 4, /* for state that is never negative; needs scales */
+    FO_8BIT_SIGNED = 5    /* for other state; needs scales */
+};
 
 typedef int32_t fo_semantics;
 enum { FO_TORCH = 0, FO_KERAS = 1 };

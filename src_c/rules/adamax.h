@@ -12,7 +12,7 @@
     X(beta1, 0.9, 0, FO_BELOW_1)                                                                   \
     X(beta2, 0.999, 0, FO_BELOW_1)                                                                 \
     X(eps, 1e-8, 0, INFINITY)
-#define adamax_slot_list(X) X(exp_avg, ALWAYS) X(exp_inf, ALWAYS)
+#define adamax_slot_list(X) X(exp_avg, ALWAYS) X(exp_inf, ALWAYS | UNSIGNED | EXACT)
 enum {
     ADAMAX_BETA1 = FO_COMMON_CONSTS,
     ADAMAX_ONE_MINUS_BETA1,

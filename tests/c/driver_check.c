@@ -280,7 +280,14 @@ static void append_grads(record *r, const tensor *tensors)
 }
 
 /* Which arrays of float32 are stored with their bytes swapped, in a build that has that type. */
-enum { SWAPPED = FO_F64 + 1, IN_PARAM = 1, IN_STATE = 2, IN_EMA = 4, IN_SUM = 8, IN_GRAD = 16 };
+enum {
+    SWAPPED = FO_F16_MASTER + 1,
+    IN_PARAM = 1,
+    IN_STATE = 2,
+    IN_EMA = 4,
+    IN_SUM = 8,
+    IN_GRAD = 16
+};
 
 static void swap(char *at, int64_t elements)
 {

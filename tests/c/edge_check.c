@@ -72,7 +72,7 @@ static void allocations(void)
             break;
         failures++;
     }
-    EXPECT(failures == 10);
+    EXPECT(failures == 11);
     fo_plan_destroy(NULL);
 }
 
