@@ -28,6 +28,10 @@ cdef extern from "fastopt.h" nogil:
     enum:
         FO_F32
         FO_F64
+        FO_BF16
+        FO_F16
+        FO_8BIT_UNSIGNED
+        FO_8BIT_SIGNED
 
     ctypedef int32_t fo_semantics
     enum:

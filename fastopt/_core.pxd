@@ -1,8 +1,12 @@
 """The inside of the C core, as far as the Cython module uses it; src_c/core.h is the manual."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from fastopt cimport (
+    FO_8BIT_SIGNED,
+    FO_8BIT_UNSIGNED,
+    FO_BF16,
+    FO_F16,
     FO_F32,
     FO_F64,
     FO_OK,
@@ -19,6 +23,7 @@ from fastopt cimport (
 cdef extern from "core.h" nogil:
     enum:
         FO_BLOCK
+        FO_SCALED
         FO_MAX_SLOTS
         FO_MAX_HYPERS
     unsigned FO_SLOT(int j)
@@ -37,10 +42,17 @@ cdef extern from "core.h" nogil:
     const fo_rule *fo_find_rule(const char *name)
     bint fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
     bint fo_rule_slot_begins(const fo_rule *rule, int slot)
+    bint fo_rule_slot_unsigned(const fo_rule *rule, int slot)
+    bint fo_rule_slot_exact(const fo_rule *rule, int slot)
 
+    enum:
+        FO_BF16_SPLIT
+        FO_F16_MASTER
     ctypedef struct fo_dtypes:
         pass
     fo_dtypes fo_one_dtype(fo_dtype dtype)
+    void fo_decode(fo_dtype dtype, int64_t n, float *to, const void *from_, const void *beside)
+    void fo_encode(fo_dtype dtype, int64_t n, void *to, const float *from_, void *beside)
 
     ctypedef struct fo_tensor:
         void *param
@@ -52,6 +64,9 @@ cdef extern from "core.h" nogil:
         int64_t *step
         int64_t size
         fo_dtypes dtype
+        uint8_t param_dtype "dtype.of.param"
+        uint8_t slot_dtype "dtype.of.slot" [FO_MAX_SLOTS]
+        uint8_t grad_dtype "dtype.of.grad"
         int32_t group
         void *grad
         int32_t grad_ndim
@@ -77,11 +92,18 @@ cdef extern from "core.h" nogil:
         bint skipped
         int64_t first_skipped
         int threads
+    ctypedef struct fo_coding:
+        void *beside[1 + FO_MAX_SLOTS]
+        unsigned stochastic
+        uint64_t seed
+        int64_t index
+        int64_t first
     ctypedef struct fo_plan:
         pass
     fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors)
     void fo_plan_destroy(fo_plan *plan)
     fo_tensor *fo_plan_tensor(fo_plan *plan, int64_t i)
+    fo_coding *fo_plan_coding(fo_plan *plan, int64_t i)
     double *fo_plan_hypers(fo_plan *plan, int32_t group)
     fo_status fo_plan_prepare(fo_plan *plan)
     int64_t fo_plan_size(const fo_plan *plan)

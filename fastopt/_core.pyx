@@ -34,7 +34,7 @@ from cpython.pythread cimport (
     PyThread_type_lock,
 )
 from cpython.ref cimport PyObject
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
@@ -154,6 +154,7 @@ TORN = (
 
 # Each may use the types and constants of those before it, and the functions of all.
 include "bridge/array.pxi"
+include "bridge/storage.pxi"
 include "bridge/extents.pxi"
 include "bridge/overlap.pxi"
 include "bridge/gradient.pxi"

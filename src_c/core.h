@@ -60,6 +60,11 @@ typedef struct {
 extern const fo_storage fo_storages[]; /* by fo_dtype */
 extern const int fo_storage_count;
 
+/* Decodes to floats, and encodes from them, n elements that are stored as one of the types that do not
+ * compute in double; with what they have beside them. Rounds to nearest. */
+void fo_decode(fo_dtype dtype, int64_t n, float *to, const void *from, const void *beside);
+void fo_encode(fo_dtype dtype, int64_t n, void *to, const float *from, void *beside);
+
 /* The types of a tensor's arrays; the arithmetic of all is the same. */
 typedef union {
     struct {
@@ -113,6 +118,11 @@ bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot);
 
 /* Whether the rule has to know of a slot if a step has written it yet. */
 bool fo_rule_slot_begins(const fo_rule *rule, int slot);
+
+/* Whether a slot's values are never negative; and whether it keeps float32 where other slots are stored
+ * in fewer bits. */
+bool fo_rule_slot_unsigned(const fo_rule *rule, int slot);
+bool fo_rule_slot_exact(const fo_rule *rule, int slot);
 
 /* ---- plans ---------------------------------------------------------------------------------- */
 

@@ -96,6 +96,16 @@ bool fo_rule_slot_begins(const fo_rule *rule, int slot)
     return (rule->slot_needs[slot] & BEGINS) != 0;
 }
 
+bool fo_rule_slot_unsigned(const fo_rule *rule, int slot)
+{
+    return (rule->slot_needs[slot] & UNSIGNED) != 0;
+}
+
+bool fo_rule_slot_exact(const fo_rule *rule, int slot)
+{
+    return (rule->slot_needs[slot] & EXACT) != 0;
+}
+
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
                     unsigned fresh, double *consts)
 {

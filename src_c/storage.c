@@ -1,5 +1,6 @@
 /* The types that elements are stored in. */
 #include "kernels.h"
+#include <string.h>
 
 const fo_storage fo_storages[] = {
 #define FO_NATIVE(name, bytes, text) {text, bytes, FO_DTYPE_##name, 0, 0},
@@ -19,3 +20,21 @@ _Static_assert((int)FO_DTYPE_u8 == (int)FO_8BIT_UNSIGNED && (int)FO_DTYPE_s8 == 
                "fo_dtype");
 _Static_assert((int)FO_DTYPE_bf16_split == (int)FO_BF16_SPLIT, "fo_dtype");
 _Static_assert((int)FO_DTYPE_f16_master == (int)FO_F16_MASTER, "fo_dtype");
+
+void fo_decode(fo_dtype dtype, int64_t n, float *to, const void *from, const void *beside)
+{
+    fo_load *const load = fo_active_table()->load[dtype];
+    if (load)
+        load(n, to, from, beside);
+    else
+        memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+void fo_encode(fo_dtype dtype, int64_t n, void *to, const float *from, void *beside)
+{
+    fo_store *const store = fo_active_table()->store[dtype];
+    if (store)
+        store(n, to, from, beside, NULL);
+    else
+        memcpy(to, from, (size_t)n * sizeof *from);
+}

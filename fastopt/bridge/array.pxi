@@ -42,26 +42,39 @@ cdef int refuse_masked(cnp.ndarray array, str name) except -1:
     return 0
 
 
-def check_parameter(array, str name):
-    """Raise unless the core can update the array in place."""
-    cdef int axes[64]
+def check_parameter(array, str name, *, bint narrow=False):
+    """Raise unless the core can update the array in place.
+
+    With `narrow`, elements may also be stored in 16 bits.
+    """
+    cdef int storage
     if not isinstance(array, cnp.ndarray):
         hint = hint_for(array)
         keep = ", and keep that: it is what will be updated" if hint else ""
         raise TypeError(f"{name}: expected a numpy.ndarray, got {type(array).__name__}{hint}{keep}")
     refuse_masked(array, name)
-    if not is_native_float(array):
+    storage = storage_of(array)
+    if storage < 0 or (not narrow and storage != FO_F32 and storage != FO_F64):
+        types = "float32, float64, float16 or ml_dtypes.bfloat16" if narrow else "float32 or float64"
         raise TypeError(
             f"{name}: dtype {array.dtype} ({array.dtype.str}) is not supported; "
-            "use float32 or float64 in native byte order"
+            f"use {types} in native byte order"
         )
+    check_memory(array, name)
+
+
+cdef int check_memory(cnp.ndarray array, str name) except -1:
+    """Raise unless an array can be written, as one stretch of memory."""
+    cdef int axes[64]
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: the array is read-only; parameters are updated in place")
     if not is_dense(array, axes, memory_order(array, axes)):
         raise ValueError(
-            f"{name}: the array is not dense (shape {array.shape}, strides {array.strides}); its "
-            "elements must fill one stretch of memory, in C, Fortran or another order of the axes"
+            f"{name}: the array is not dense (shape {(<object>array).shape}, strides "
+            f"{(<object>array).strides}); its elements must fill one stretch of memory, in C, "
+            "Fortran or another order of the axes"
         )
+    return 0
 
 
 # ---- how it lies ---------------------------------------------------------------------------------
@@ -110,11 +123,17 @@ cdef inline bint same_shape(cnp.ndarray one, cnp.ndarray other) noexcept:
 
 cdef inline bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
     """Tell whether dtypes, shapes, and the strides that matter are the same; `other` is native."""
+    return (
+        cnp.PyArray_TYPE(one) == cnp.PyArray_TYPE(other) and cnp.PyArray_ISNOTSWAPPED(one)
+        and ordered_alike(one, other)
+    )
+
+
+cdef inline bint ordered_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
+    """Tell whether shapes are the same, and, counted in elements, the strides that matter."""
+    cdef cnp.npy_intp item = cnp.PyArray_ITEMSIZE(one), other_item = cnp.PyArray_ITEMSIZE(other)
     cdef int axis
-    if (
-        cnp.PyArray_TYPE(one) != cnp.PyArray_TYPE(other) or not cnp.PyArray_ISNOTSWAPPED(one)
-        or not same_shape(one, other)
-    ):
+    if not same_shape(one, other):
         return False
     if cnp.PyArray_IS_C_CONTIGUOUS(one) and cnp.PyArray_IS_C_CONTIGUOUS(other):
         return True
@@ -122,7 +141,7 @@ cdef inline bint laid_out_alike(cnp.ndarray one, cnp.ndarray other) noexcept:
         return True
     for axis in range(cnp.PyArray_NDIM(one)):
         if (
-            cnp.PyArray_STRIDE(one, axis) != cnp.PyArray_STRIDE(other, axis)
+            cnp.PyArray_STRIDE(one, axis) * other_item != cnp.PyArray_STRIDE(other, axis) * item
             and cnp.PyArray_DIM(one, axis) != 1
         ):
             return False
@@ -155,6 +174,7 @@ cdef struct Layout:         # of an array, as it was last looked at
     char *data
     Py_ssize_t nbytes
     int type_num
+    int storage             # the C core's number for it, or -1
     int ndim
     int room                # axes that there is memory for
     Py_ssize_t *shape       # then the strides, in the same allocation
@@ -171,6 +191,7 @@ cdef int remember(Layout *layout, cnp.ndarray array) except -1:
             raise MemoryError
         layout.room = ndim
     layout.type_num = cnp.PyArray_TYPE(array)
+    layout.storage = storage_of(array)
     layout.descr = descr_for(layout.type_num)
     layout.ndim = ndim
     layout.nbytes = cnp.PyArray_NBYTES(array)

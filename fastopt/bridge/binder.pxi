@@ -131,10 +131,13 @@ cdef class Binder:
         self.owned_apart = False
 
     @cython.final
-    cdef void set_size(self, Py_ssize_t i, cnp.ndarray param) noexcept:
-        cdef bint is_double = cnp.PyArray_TYPE(param) == cnp.NPY_FLOAT64
+    cdef int set_size(self, Py_ssize_t i, cnp.ndarray param) except -1:
+        """Tell the C plan a parameter's size and type; all else of it is float32 or float64."""
+        cdef int storage = storage_of(param)
         self.tensors[i].size = cnp.PyArray_SIZE(param)
-        self.tensors[i].dtype = fo_one_dtype(FO_F64 if is_double else FO_F32)
+        self.tensors[i].dtype = fo_one_dtype(arithmetic_of(storage))
+        self.tensors[i].param_dtype = self.tensors[i].grad_dtype = <uint8_t>storage
+        return 0
 
     @cython.final
     cdef bint owned_overlap(
@@ -208,8 +211,9 @@ cdef class Binder:
             tensor.grad = gradient.low = cnp.PyArray_BYTES(grad)
             gradient.high = gradient.low + layout.nbytes
             tensor.grad_ndim = 0
+            tensor.grad_dtype = <uint8_t>layout.storage
         else:
-            refuse_unlike(grad, param, self.gradient_name(i))
+            tensor.grad_dtype = <uint8_t>check_unlike(grad, param, self.gradient_name(i))
             alike = describe_strided(
                 param, grad, tensor, &self.grad_layout[i], &gradient.low, &gradient.high
             )
@@ -234,6 +238,7 @@ cdef class Binder:
         cdef Gradient *gradient = &self.gradients[i]
         cdef Extent *extent
         cdef Py_ssize_t place
+        cdef Layout *layout = &self.layouts[i * self.spacing]
         cdef bint dense = self.tensors[i].grad_ndim == 0, own
         if gradient.low == gradient.high:
             gradient.known = dense
@@ -241,7 +246,10 @@ cdef class Binder:
         place = place_above(&self.owned_table, gradient.low)
         extent = next_below(&self.owned_table, gradient.high, &place)
         while extent != NULL:
-            own = extent.index == i * self.spacing and dense and gradient.low == extent.low
+            own = (
+                extent.index == i * self.spacing and dense and gradient.low == extent.low
+                and self.tensors[i].grad_dtype == layout.storage
+            )
             if not (own and not must_not_alias) and (
                 dense or share_memory(<object>grad, self.owned_array(extent.index))
             ):

@@ -17,18 +17,24 @@ cdef as_gradient(given, cnp.ndarray param, str name, bint zero_grad):
     return array
 
 
-cdef int refuse_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
-    """Raise for a gradient whose dtype or shape is not its parameter's."""
-    if cnp.PyArray_TYPE(grad) != cnp.PyArray_TYPE(param) or not cnp.PyArray_ISNOTSWAPPED(grad):
+cdef int check_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
+    """Return how a gradient is stored that is not laid out as its parameter.
+
+    Raise if the parameter's arithmetic would not have all its values, or its shape is another.
+    """
+    cdef int storage = storage_of(grad)
+    cdef fo_dtype arithmetic = arithmetic_of(storage_of(param))
+    if not is_exact(storage, arithmetic):
         raise TypeError(
-            f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype} "
-            "in native byte order"
+            f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype}, "
+            f"nor one whose values {'float64' if arithmetic == FO_F64 else 'float32'} has all, in "
+            "native byte order"
         )
     if not same_shape(grad, param):
         raise ValueError(
             f"{name}: shape {(<object>grad).shape} is not the parameter's {(<object>param).shape}"
         )
-    return 0
+    return storage
 
 
 cdef int refuse_to_zero(cnp.ndarray grad, bint dense, str name) except -1:

@@ -9,6 +9,7 @@ cdef extern from "Python.h":
 cdef enum:
     EMA = FO_MAX_SLOTS
     SUM
+    BESIDE  # and how many more as arrays are numbered: 0 is the parameter, 1 + j is slot j
 
 
 @cython.freelist(8)
@@ -73,9 +74,10 @@ cdef class Plan(Binder):
         Arrays to update.
     slots : list of tuple
         For each parameter, its state arrays in the order of ``rule.slots``; None for one that is
-        not kept. Each has its parameter's shape, dtype and memory order.
+        not kept. Each has its parameter's shape and memory order. Its dtype is the parameter's; or
+        for parameters that are not float64, float32, bfloat16, float16, or uint8 with scales.
     ema : list of numpy.ndarray or None
-        Averages of the parameters, laid out alike.
+        Averages of the parameters, laid out alike; of float32, if the parameters are of 16 bits.
     steps : list of numpy.ndarray
         Step counters, one a parameter: 0-d, int64.
     groups : list of int
@@ -93,7 +95,16 @@ cdef class Plan(Binder):
     completed_steps : int
         Steps taken so far.
     sums : list of numpy.ndarray, optional
-        Where the gradients of micro-batches are summed, laid out like the parameters.
+        Where the gradients of micro-batches are summed, laid out and typed like the averages.
+    beside : list of tuple, optional
+        For each parameter the arrays beside it and its slots, or None: the trailing bits (uint16)
+        of bfloat16 or the master (float32) of float16; then for each slot its scales, if it is
+        uint8: a vector of uint8, one for each ``SCALED`` elements and one for the rest.
+    stochastic : bool, optional
+        Whether what is stored in fewer bits is rounded up or down at random; not a parameter with
+        something beside it.
+    seed : int, optional
+        Random bits depend on it, on the parameter's number and on its step.
     accumulate : int, optional
         Every so many steps update the parameters, with the mean gradient.
     accumulated_steps, summed : int and sequence of bool, optional
@@ -133,10 +144,11 @@ cdef class Plan(Binder):
         *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
         list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
-        lent=None,
+        lent=None, list beside=None, bint stochastic=False, uint64_t seed=0,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
+        cdef fo_coding *coding
         cdef int j
         self.rule, self.spacing = rule, 1
         self.n = len(params)
@@ -154,7 +166,7 @@ cdef class Plan(Binder):
         self.lent = lent
         for name, given in (
             ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
-            ("sums", sums),
+            ("sums", sums), ("beside", beside),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
@@ -180,25 +192,36 @@ cdef class Plan(Binder):
                 owned.extend(arrays)
                 owners.extend(range(self.n))
                 targets.extend([j] * self.n)
+        for i, arrays in enumerate(beside or ()):
+            for j, array in enumerate(arrays):
+                if array is not None:
+                    owned.append(array)
+                    owners.append(i)
+                    targets.append(BESIDE + j)
         self.owned, self.owners, self.n_groups = tuple(owned), tuple(owners), len(rows)
         self.make(rule, self.n, len(owned), self.n_groups, 1)
         self.counter_descr = descr_for(cnp.NPY_INT64)
         for k in range(self.n_owned):
             i = owners[k]
             array = self.owned[k]
-            check_parameter(array, self._label(k))
             tensor = &self.tensors[i]
             if k < self.n:
+                check_parameter(array, self._label(k), narrow=True)
                 self.set_size(i, array)
                 tensor.group = groups[i]
                 self.targets[k] = &tensor.param
             else:
-                self._check_like(array, self.owned[i], self._label(k))
-                j = targets[k - self.n]
-                self.targets[k] = (
-                    &tensor.ema if j == EMA else &tensor.sum if j == SUM else &tensor.slot[j]
-                )
+                self._adopt(k, targets[k - self.n])
             remember(&self.layouts[k], array)
+        for i in range(self.n):
+            coding = fo_plan_coding(self.plan, i)
+            coding.seed, coding.index = seed, i
+            coding.stochastic = self._in_fewer_bits(i) if stochastic else 0
+            for j in range(len(rule.slots)):
+                if is_8bit(self.tensors[i].slot_dtype[j]) and (
+                    beside is None or beside[i][1 + j] is None
+                ):
+                    raise ValueError(f"state of {names[i]}: {rule.slots[j]} has no scales")
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self.watched = [
@@ -224,15 +247,82 @@ cdef class Plan(Binder):
     cdef str gradient_name(self, Py_ssize_t i):
         return f"gradient of {self.names[i]}"
 
-    cdef _check_like(self, cnp.ndarray array, cnp.ndarray param, str label):
+    cdef int _adopt(self, Py_ssize_t k, int role) except -1:
+        """Check an array that goes with a parameter, and note where the C plan keeps its address.
+
+        `role` is the number of a slot, or what the enumeration above has.
+        """
+        cdef Py_ssize_t i = self.owners[k]
+        cdef cnp.ndarray param = self.owned[i]
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef fo_coding *coding = fo_plan_coding(self.plan, i)
+        cdef int storage = storage_of(param)
+        cdef fo_dtype arithmetic = arithmetic_of(storage)
+        cdef str label = self._label(k)
+        cdef cnp.ndarray array
+        cdef int kind
+        if not isinstance(self.owned[k], cnp.ndarray):
+            raise TypeError(f"{label}: expected a numpy.ndarray")
+        array = self.owned[k]
+        check_memory(array, label)
+        kind = storage_of(array)
         a, p = <object>array, <object>param
-        if a.shape != p.shape or a.dtype != p.dtype:
+        if role > BESIDE:
+            self.targets[k] = &coding.beside[role - BESIDE]
+            if (
+                cnp.PyArray_TYPE(array) != cnp.NPY_UINT8 or cnp.PyArray_NDIM(array) != 1
+                or cnp.PyArray_SIZE(array) != count_scales(param)
+            ):
+                raise ValueError(
+                    f"{label}: scales have shape {a.shape} and dtype {a.dtype}, not "
+                    f"({count_scales(param)},) and uint8"
+                )
+            return 0
+        if role == BESIDE:
+            self.targets[k] = &coding.beside[0]
+            if storage == FO_BF16 and cnp.PyArray_TYPE(array) == cnp.NPY_UINT16:
+                tensor.param_dtype = FO_BF16_SPLIT
+            elif storage == FO_F16 and kind == FO_F32:
+                tensor.param_dtype = FO_F16_MASTER
+            else:
+                kind = -1
+        elif role == EMA:
+            self.targets[k] = &tensor.ema
+            kind = kind if kind == arithmetic else -1
+        elif role == SUM:
+            self.targets[k] = &tensor.sum
+            kind = kind if kind == arithmetic else -1
+        else:
+            self.targets[k] = &tensor.slot[role]
+            if cnp.PyArray_TYPE(array) == cnp.NPY_UINT8:
+                kind = FO_8BIT_SIGNED
+                if self.rule.slots[role] in self.rule.unsigned:
+                    kind = FO_8BIT_UNSIGNED
+            if arithmetic == FO_F64 and kind != FO_F64 or arithmetic == FO_F32 and kind == FO_F64:
+                kind = -1
+            tensor.slot_dtype[role] = <uint8_t>max(kind, 0)
+        if a.shape != p.shape or (kind < 0 and role != BESIDE) or (
+            role == BESIDE and tensor.param_dtype == storage
+        ):
             raise ValueError(
                 f"{label}: shape {a.shape} and dtype {a.dtype} do not match the parameter's "
                 f"{p.shape} and {p.dtype}"
             )
-        if not laid_out_alike(array, param):
+        if not ordered_alike(array, param):
             raise ValueError(f"{label}: memory order differs from the parameter's")
+        return 0
+
+    cdef unsigned _in_fewer_bits(self, Py_ssize_t i) noexcept:
+        """Return the set of a parameter's arrays that can be rounded at random."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef unsigned numbers = 0
+        cdef int j
+        if tensor.param_dtype == FO_BF16 or tensor.param_dtype == FO_F16:
+            numbers |= FO_SLOT(0)
+        for j in range(FO_MAX_SLOTS):
+            if tensor.slot_dtype[j] != FO_F32 and tensor.slot_dtype[j] != FO_F64:
+                numbers |= FO_SLOT(1 + j)
+        return numbers
 
     cdef int _read_owned(self) except -1:
         """Read every owned array's address again; raise if anything else about it has changed."""

@@ -13,7 +13,8 @@ cdef class Rule:
 
     `ranges` has the least and the greatest value of each hyperparameter; a NaN as the greatest says
     that it is a switch. `begins` are the slots of which a rule has to know whether a step has
-    written them yet.
+    written them yet; `unsigned` those that are never negative; `exact` those that keep float32
+    where others are stored in fewer bits.
     """
 
     cdef const fo_rule *rule
@@ -21,6 +22,8 @@ cdef class Rule:
     cdef readonly tuple hypers
     cdef readonly tuple slots
     cdef readonly tuple begins
+    cdef readonly tuple unsigned
+    cdef readonly tuple exact
     cdef readonly dict ranges
 
     def __cinit__(self, str name not None):
@@ -35,6 +38,12 @@ cdef class Rule:
         self.slots = strings(self.rule.slot_names)
         self.begins = tuple(
             [slot for j, slot in enumerate(self.slots) if fo_rule_slot_begins(self.rule, j)]
+        )
+        self.unsigned = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_unsigned(self.rule, j)]
+        )
+        self.exact = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_exact(self.rule, j)]
         )
 
     def used_slots(self, row):

@@ -1,0 +1,89 @@
+# How elements are stored: NumPy's types and the C core's.
+
+cdef int bfloat16_num = -1  # NumPy's number for the type of ml_dtypes, once an array of it was seen
+
+# Elements of a parameter that have a scale in common, where its state is stored in 8 bits.
+SCALED = FO_SCALED
+
+
+cdef int storage_of(cnp.ndarray array) except -2:
+    """Return the C core's number for an array's type; -1 for another type, or byte order."""
+    global bfloat16_num
+    cdef int kind = cnp.PyArray_TYPE(array)
+    if not cnp.PyArray_ISNOTSWAPPED(array):
+        return -1
+    if kind == cnp.NPY_FLOAT32:
+        return FO_F32
+    if kind == cnp.NPY_FLOAT64:
+        return FO_F64
+    if kind == cnp.NPY_FLOAT16:
+        return FO_F16
+    if cnp.PyTypeNum_ISUSERDEF(kind) and kind != bfloat16_num:
+        if array.dtype.name == "bfloat16" and cnp.PyArray_ITEMSIZE(array) == 2:
+            bfloat16_num = kind
+    return FO_BF16 if kind == bfloat16_num else -1
+
+
+cdef inline fo_dtype arithmetic_of(int storage) noexcept:
+    """Return the type that a rule computes in."""
+    return FO_F64 if storage == FO_F64 else FO_F32
+
+
+cdef inline bint is_8bit(int storage) noexcept:
+    return storage == FO_8BIT_UNSIGNED or storage == FO_8BIT_SIGNED
+
+
+cdef inline bint is_exact(int storage, fo_dtype arithmetic) noexcept:
+    """Tell whether a type that arithmetic is done in has all values of another."""
+    return storage >= 0 and (storage != FO_F64 or arithmetic == FO_F64)
+
+
+cdef Py_ssize_t count_scales(cnp.ndarray array) noexcept:
+    return (cnp.PyArray_SIZE(array) + FO_SCALED - 1) // FO_SCALED
+
+
+cdef int stored_as(cnp.ndarray codes, cnp.ndarray beside, bint unsigned) except -1:
+    """Return how arrays of a slot, or a parameter and what is beside it, are stored."""
+    cdef int storage = storage_of(codes)
+    if beside is None:
+        return storage
+    if storage == FO_BF16:
+        return FO_BF16_SPLIT
+    if storage == FO_F16:
+        return FO_F16_MASTER
+    return FO_8BIT_UNSIGNED if unsigned else FO_8BIT_SIGNED
+
+
+def decode(cnp.ndarray codes not None, cnp.ndarray beside, *, bint unsigned=False):
+    """Return in float32 what dense arrays store; a new array of the same memory order.
+
+    Parameters
+    ----------
+    codes : numpy.ndarray
+        Of bfloat16, float16 or float32; of uint8, if `beside` has scales.
+    beside : numpy.ndarray or None
+        Scales; or of a parameter, its trailing bits or master.
+    unsigned : bool, optional
+        Whether codes of 8 bits are those of values that are never negative.
+    """
+    cdef cnp.ndarray to = np.empty_like(codes, np.float32, subok=False)
+    cdef void *extra = NULL if beside is None else cnp.PyArray_DATA(beside)
+    fo_decode(
+        stored_as(codes, beside, unsigned), cnp.PyArray_SIZE(codes),
+        <float *>cnp.PyArray_DATA(to), cnp.PyArray_DATA(codes), extra,
+    )
+    return to
+
+
+def encode(
+    cnp.ndarray values not None, cnp.ndarray codes not None, cnp.ndarray beside,
+    *, bint unsigned=False,
+):
+    """Store float32 values, rounded to nearest, in dense arrays of the same memory order."""
+    cdef void *extra = NULL if beside is None else cnp.PyArray_DATA(beside)
+    if cnp.PyArray_TYPE(values) != cnp.NPY_FLOAT32 or not ordered_alike(values, codes):
+        raise ValueError("expected float32 values in the memory order of the codes")
+    fo_encode(
+        stored_as(codes, beside, unsigned), cnp.PyArray_SIZE(codes), cnp.PyArray_DATA(codes),
+        <const float *>cnp.PyArray_DATA(values), extra,
+    )
