@@ -54,6 +54,19 @@ class Adam(Optimizer):
         Parameters excluded from weight decay: patterns of their names, such as ``"*.bias"``, or a
         function of (name, array), or of (index, array) if they have no names. If the optimizer is
         to be pickled, a module has to define the function under a name: a lambda will not do.
+    master_weights : bool, optional
+        For parameters of 16 bits: train float32 weights, of which the parameter always holds the
+        rounding to nearest. It costs 2 bytes an element beside bfloat16 and 4 beside float16. None
+        is True; False rounds the parameter itself.
+    state_dtype : {"float32", "bfloat16", "8bit"}, optional
+        What state is stored in (arithmetic is float32): 4, 2 or 1 byte an element and slot. None is
+        float32; for float64 parameters it has to be None, and all is float64.
+    stochastic_rounding : bool, optional
+        Round what is stored in fewer bits up or down at random, so that it is right on average:
+        rounding to nearest loses updates that are smaller than half a unit in the last place. None
+        is True. It does not concern weights that have a master.
+    seed : int, optional
+        Random bits are a function of it, of the step, the parameter's number and the element's.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 
@@ -147,7 +160,9 @@ class AdamW(Adam):
         As for :class:`Adam`, with another default for ``weight_decay``.
     semantics, maximize, bias_correction, clip_value, clip_norm, global_clip_norm
         As for :class:`Adam`.
-    nonfinite, ema_decay, accumulate, no_decay, num_threads
+    nonfinite, ema_decay, accumulate, no_decay, master_weights, state_dtype
+        As for :class:`Adam`.
+    stochastic_rounding, seed, num_threads
         As for :class:`Adam`.
     decoupled_weight_decay : bool, optional
         True; False makes it :class:`Adam` again.

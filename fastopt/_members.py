@@ -20,6 +20,7 @@ from fastopt._hypers import Hypers, own_copies
 from fastopt._lenders import Lenders
 from fastopt._memory import Array, copy_like, lay_out, memory_order, zeros_like
 from fastopt._settings import CLIPS, NONFINITE, SEMANTICS, Settings
+from fastopt._storage import Storage, initial_arrays, storage_for, stored_weights, weights
 from fastopt._trees import TreeDef, merged
 
 
@@ -39,19 +40,16 @@ class ParameterState(dict[str, Array]):
         return dict, (dict(self),)  # a copy is a plain dict
 
 
-def new_state(param: Array, names: Iterable[str], fill: Mapping[str, float]) -> ParameterState:
-    state: dict[str, Array] = {"step": np.zeros((), np.int64)}
-    for name in names:
-        state[name] = zeros_like(param)
-        state[name][...] = scalar_like(fill.get(name, 0.0), param, name)
+def new_state(
+    storage: Storage, param: Array, slots: Iterable[str], initial: Mapping[str, float]
+) -> ParameterState:
+    state = {name: storage.zeros(param, name) for name in storage.names(tuple(slots))}
+    if storage.master:
+        state |= stored_weights(storage, param, weights(storage, param, {}))[1]
+    for slot in slots:
+        for name, value in initial_arrays(storage, param, slot, initial.get(slot, 0.0)).items():
+            state[name][...] = value
     return ParameterState(state)
-
-
-def scalar_like(value: float, like: Array, name: str) -> Array:
-    """Return a value as a 0-d array of a parameter's dtype, if it is finite there."""
-    if like.dtype.kind == "f" and not abs(value) <= float(np.finfo(like.dtype).max):
-        raise ValueError(f"initial value of {name} must be finite in {like.dtype}, got {value!r}")
-    return np.asarray(value, like.dtype)
 
 
 # From a group to the initial values of its slots, where these are not zero.
@@ -92,6 +90,7 @@ class Members(NamedTuple):
     lent: Lenders | None  # what looks after parameters in memory that something else lends
     group_of: list[int]
     excluded: list[bool]  # from weight decay
+    storage: list[Storage]
     state: list[ParameterState]
     ema: list[Array] | None
     sums: list[Array] | None
@@ -108,6 +107,7 @@ class Members(NamedTuple):
             lent=None,
             group_of=[],
             excluded=[],
+            storage=[],
             state=[],
             ema=None if settings.ema_decay is None else [],
             sums=None if settings.accumulate == 1 else [],
@@ -137,7 +137,10 @@ def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) 
     plan = _core.Plan(
         hypers.rule,
         members.params,
-        [tuple(s.get(name) for name in hypers.rule.slots) for s in members.state],
+        [
+            tuple(own.get(storage.arrays(slot)[0]) for slot in hypers.rule.slots)
+            for storage, own in zip(members.storage, members.state, strict=True)
+        ],
         members.ema,
         [s["step"] for s in members.state],
         [2 * group + out for group, out in zip(members.group_of, members.excluded, strict=True)],
@@ -156,6 +159,12 @@ def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) 
         summed=counts.summed,
         fresh=counts.fresh,
         lent=members.lent,
+        beside=[
+            (own.get(storage.master), *(own.get(f"{slot}_scale") for slot in hypers.rule.slots))
+            for storage, own in zip(members.storage, members.state, strict=True)
+        ],
+        stochastic=settings.stochastic_rounding,
+        seed=settings.seed,
     )
     return Bound(members, hypers, plan)
 
@@ -221,14 +230,18 @@ def extended(
         raise ValueError("no parameters: expected at least one array")
     _check_keys(keys, same)
     for key, param in zip(keys, params, strict=True):
-        _core.check_parameter(param, label(key))
+        _core.check_parameter(param, label(key), narrow=True)
     new_keys, new_params = keys[n_before:], params[n_before:]
     for key, lender in zip(new_keys, lenders, strict=True):
         _core.refuse_unwatched(lender, label(key))
+    storage = [
+        storage_for(rule, settings, param, label(key))
+        for key, param in zip(new_keys, new_params, strict=True)
+    ]
     state = []
-    for param, number in zip(new_params, group_of[n_before:], strict=True):
+    for param, kind, number in zip(new_params, storage, group_of[n_before:], strict=True):
         row, group = rows[number - first_group], new_groups[number - first_group]
-        state.append(new_state(param, rule.used_slots(row), initial(group)))
+        state.append(new_state(kind, param, rule.used_slots(row), initial(group)))
     is_named = True in named
     excluded = decay_mask(settings.no_decay, new_keys, new_params, is_named)
     if not before.params:
@@ -244,11 +257,25 @@ def extended(
         lent=_lenders(all_groups, params, before.lent),
         group_of=group_of,
         excluded=before.excluded + excluded,
+        storage=before.storage + storage,
         state=before.state + state,
-        ema=None if before.ema is None else before.ema + list(map(copy_like, new_params)),
-        sums=None if before.sums is None else before.sums + list(map(zeros_like, new_params)),
+        ema=_more(before.ema, copy_like, new_params, storage),
+        sums=_more(before.sums, zeros_like, new_params, storage),
     )
     return members, rows
+
+
+def _more(
+    before: list[Array] | None,
+    make: Callable[[Array, Any], Array],
+    params: list[Array],
+    storage: list[Storage],
+) -> list[Array] | None:
+    """Return a list, if there is one, with one array more for each parameter."""
+    if before is None:
+        return None
+    new = [make(p, kind.arithmetic) for p, kind in zip(params, storage, strict=True)]
+    return before + new
 
 
 def _check_keys(keys: list[Any], same: list[tuple[int, int]]) -> None:
@@ -291,7 +318,7 @@ def followed(members: Members) -> Members:
     for key, param, before in zip(members.keys, params, members.params, strict=True):
         if param is before:
             continue
-        _core.check_parameter(param, label(key))
+        _core.check_parameter(param, label(key), narrow=True)
         _core.check_lent(param, label(key))
         what = ("dtype", "shape") if param.size == 0 else ("dtype", "shape", "strides")
         for name in what:
@@ -309,9 +336,14 @@ def followed(members: Members) -> Members:
 
 def has_slots(members: Members, slots: Sequence[Collection[str]]) -> bool:
     """Tell whether no parameter lacks any of its slots."""
-    return all(
-        all(name in own for name in names) for own, names in zip(members.state, slots, strict=True)
+    return not any(
+        _lacking(storage, own, names)
+        for storage, own, names in zip(members.storage, members.state, slots, strict=True)
     )
+
+
+def _lacking(storage: Storage, own: Mapping[str, Array], slots: Collection[str]) -> list[str]:
+    return [slot for slot in slots if storage.arrays(slot)[0] not in own]
 
 
 def with_slots(
@@ -327,11 +359,12 @@ def with_slots(
     """
     state, fresh = list(members.state), list(counts.fresh)
     for i, names in enumerate(slots):
-        lacking = [name for name in names if name not in state[i]]
+        storage = members.storage[i]
+        lacking = _lacking(storage, state[i], names)
         if lacking:
-            new = new_state(members.params[i], lacking, initial(members.group(i)))
-            every = new | state[i]
-            order = ("step", *rule.slots)
+            new = new_state(storage, members.params[i], lacking, initial(members.group(i)))
+            every = {**new, **state[i]}
+            order = storage.names(rule.slots)
             state[i] = ParameterState({name: every[name] for name in order if name in every})
             fresh[i] += tuple(set(lacking) & set(rule.begins) - set(fresh[i]))
     return members._replace(state=state), counts._replace(fresh=tuple(fresh))
@@ -372,7 +405,7 @@ def from_kept(kept: Kept) -> Members:
     state = list(map(ParameterState, members.state))
     for i, (param, order) in enumerate(zip(given, orders, strict=True)):
         if order is not None and isinstance(param, np.ndarray):
-            own = [a for name, a in state[i].items() if name != "step"]
+            own = [array for array in state[i].values() if array.shape == param.shape]
             for array in (param, *own, *(of[i] for of in (members.ema, members.sums) if of)):
                 lay_out(array, order)
     params = _arrays_over(given, members.keys)

@@ -22,13 +22,13 @@ def aligned_zeros(size: int, dtype: Any, like: int = 0, kind: type[Array] = np.n
     return memory[start : start + size]
 
 
-def zeros_like(param: Array) -> Array:
+def zeros_like(param: Array, dtype: Any = None) -> Array:
     """Return zeros of a parameter's shape, dtype, memory order and place in a cache line.
 
     (With the same place, the loops can align all arrays at once.)
     """
     param = np.asarray(param)  # a subclass may have ideas of its own
-    zeros = aligned_zeros(param.size, param.dtype, address(param))
+    zeros = aligned_zeros(param.size, dtype or param.dtype, address(param))
     if param.flags.c_contiguous:
         return zeros.reshape(param.shape)
     return laid_out(zeros, param.shape, memory_order(param))
@@ -54,7 +54,8 @@ def lay_out(array: Array, axes: Sequence[int]) -> None:
         exchange_memory(array, moved)
 
 
-def copy_like(param: Array) -> Array:
-    copy = zeros_like(param)
-    copy[...] = np.asarray(param)
+def copy_like(param: Array, dtype: Any = None, values: Array | None = None) -> Array:
+    """Return a copy of a parameter, or of other values, that lies as `zeros_like` says."""
+    copy = zeros_like(param, dtype)
+    copy[...] = np.asarray(param if values is None else values)
     return copy

@@ -99,6 +99,16 @@ def count(name: str, value: Any) -> int:
     return number
 
 
+def seed_number(name: str, value: Any) -> int:
+    """Check a seed of random numbers."""
+    if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    number = int(value)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} must be >= 0 and < 2**64, got {value!r}")
+    return number
+
+
 def choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Check one of a few strings."""
     if not isinstance(value, str):

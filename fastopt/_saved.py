@@ -14,15 +14,17 @@ import numpy as np
 
 from fastopt._core import Rule, hint_for
 from fastopt._given import label
-from fastopt._members import Counts, Members, scalar_like
+from fastopt._members import Counts, Members
 from fastopt._memory import Array
 from fastopt._options import frozen
 from fastopt._settings import Settings
+from fastopt._storage import Storage, converted
 
 _ENTRIES = {
     "rule",
     "semantics",
     "completed_steps",
+    "seed",
     "accumulated",
     "param_groups",
     "state",
@@ -95,11 +97,22 @@ def state_dict(
         "rule": rule.name,
         "semantics": settings.semantics,
         "completed_steps": counts.completed_steps,
+        "seed": _seed(settings, members),
         "accumulated": accumulated,
         "param_groups": groups,
         "state": states,
         "ema": ema,
     }
+
+
+def _seed(settings: Settings, members: Members) -> int | None:
+    """Return the seed, if anything is rounded at random."""
+    random = settings.stochastic_rounding and any(
+        storage.state in ("bfloat16", "8bit")
+        or (storage.param != storage.arithmetic and not storage.master)
+        for storage in members.storage
+    )
+    return settings.seed if random else None
 
 
 def verified(
@@ -109,31 +122,41 @@ def verified(
     check_group: CheckGroup,
     *,
     checkpoint: bool,
+    convert: bool,
 ) -> Verified:
     """Return what was saved in the expected order, having checked all of it.
 
-    The arrays of a checkpoint are nobody else's; those of a state dict are copied.
+    The arrays of a checkpoint are nobody else's; those of a state dict are copied. With `convert`,
+    arrays may be stored in another type than is expected.
     """
     if not isinstance(saved, Mapping):
         raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
-    saved = {"accumulated": None, **saved}  # an earlier fastopt did not know of it
+    saved = {"accumulated": None, "seed": None, **saved}  # an earlier fastopt knew neither
     _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
     for entry, own in (("rule", expected.rule.name), ("semantics", expected.settings.semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:
             raise ValueError(f"{source}[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
     completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
     members, keys = expected.members, expected.members.keys
+    seed = _seed(expected.settings, members)
+    if saved["seed"] is not None and _count(f"{source}['seed']", saved["seed"]) != seed:
+        if seed is not None and not convert:
+            raise ValueError(
+                f"{source}['seed'] is {saved['seed']}, the optimizer's is {seed}: random rounding "
+                f"would not go on as it began; make the optimizer with seed={saved['seed']}, or "
+                "load with convert=True"
+            )
 
-    def fitting(where: str, array: Any, param: Array) -> Array:
-        _check_fits(where, array, param)
+    def fitting(where: str, array: Any, form: tuple[Any, tuple[int, ...]]) -> Array:
+        _check_fits(where, array, form)
         return array if checkpoint else np.array(array, order="K", subok=False)
 
-    def in_order(entry: str) -> list[Array]:
+    def averages(entry: str) -> list[Array]:
         where = f"{source}[{entry!r}]"
         _same_keys(where, keys, saved[entry])
         return [
-            fitting(f"{where}[{key!r}]", saved[entry][key], param)
-            for key, param in zip(keys, members.params, strict=True)
+            fitting(f"{where}[{key!r}]", saved[entry][key], (storage.arithmetic, param.shape))
+            for key, param, storage in zip(keys, members.params, members.storage, strict=True)
         ]
 
     groups = _groups(expected, saved["param_groups"], f"{source}['param_groups']")
@@ -143,31 +166,46 @@ def verified(
         row = check_group({**group, **loaded}, where, completed_steps)
         used.append(expected.rule.used_slots(row))
     _same_keys(f"{source}['state']", keys, saved["state"])
-    state, fresh = [], []
-    for key, param, number in zip(keys, members.params, members.group_of, strict=True):
-        where = f"{source}['state'][{key!r}]"
+    if checkpoint:
+        _same_keys(f"{source}['params']", keys, saved["params"])
+    state, fresh, params = [], [], []
+    for i, (key, param, number) in enumerate(
+        zip(keys, members.params, members.group_of, strict=True)
+    ):
+        where, storage = f"{source}['state'][{key!r}]", members.storage[i]
         slots = saved["state"][key]
         if not isinstance(slots, Mapping):
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
         slots = dict(slots)
         fresh.append(_fresh(slots, expected.rule.begins, where))
-        missing = {"step", *used[number]} - slots.keys()
-        unexpected = slots.keys() - {"step", *expected.rule.slots}
+        value = None
+        if checkpoint:
+            value = saved["params"][key]
+        if convert:
+            slots, value = converted(storage, param, slots, value)
+        missing = {*storage.names(used[number])} - slots.keys()
+        unexpected = slots.keys() - {*storage.names(expected.rule.slots)}
         if missing or unexpected:
+            hint = ""
+            if unexpected & _stored_otherwise(storage) or missing & {storage.master}:
+                hint = "; what was saved is stored in another type: load it with convert=True"
             raise ValueError(
                 f"{where}: missing {sorted(missing)}, "
-                f"unexpected {_few(sorted(map(str, unexpected)))}"
+                f"unexpected {_few(sorted(map(str, unexpected)))}{hint}"
             )
         arrays = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
         for name in slots.keys() - {"step"}:
-            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], param)
+            form = storage.form(param, name)
+            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], form)
         state.append(arrays)
+        if checkpoint:
+            form = (param.dtype, param.shape)
+            params.append(fitting(f"{source}['params'][{key!r}]", value, form))
 
     if (saved["ema"] is not None) != (members.ema is not None):
         who = "the optimizer has" if saved["ema"] is None else "what was saved has"
         raise ValueError(f"{source}['ema']: only {who} averages of the weights (ema_decay)")
-    ema = [] if saved["ema"] is None else in_order("ema")
-    params = in_order("params") if checkpoint else []
+    ema = [] if saved["ema"] is None else averages("ema")
     accumulated_steps, sums = _accumulated(
         expected, saved["accumulated"], f"{source}['accumulated']"
     )
@@ -179,11 +217,23 @@ def verified(
         completed_steps,
         accumulated_steps,
         {
-            i: fitting(f"{source}['accumulated']['sums'][{keys[i]!r}]", array, members.params[i])
+            i: fitting(
+                f"{source}['accumulated']['sums'][{keys[i]!r}]",
+                array,
+                (members.storage[i].arithmetic, members.params[i].shape),
+            )
             for i, array in sums.items()
         },
         fresh,
     )
+
+
+def _stored_otherwise(storage: Storage) -> set[str]:
+    """Return names that arrays have where a parameter is stored in another way than here."""
+    names = {"master_bits", "master"} - {storage.master}
+    for slot in storage.slots:
+        names |= {slot, f"{slot}_8bit", f"{slot}_scale"} - {*storage.arrays(slot)}
+    return names
 
 
 def pairs(members: Members, new: Verified) -> tuple[list[Array], list[Array]]:
@@ -193,7 +243,7 @@ def pairs(members: Members, new: Verified) -> tuple[list[Array], list[Array]]:
     """
     to = [array for own in members.state for array in own.values()]
     values = [
-        loaded[name] if name in loaded else scalar_like(0.0, array, name)
+        loaded[name] if name in loaded else np.zeros((), array.dtype)
         for own, loaded in zip(members.state, new.state, strict=True)
         for name, array in own.items()
     ]
@@ -307,15 +357,16 @@ def _count(where: str, value: Any) -> int:
     return int(value)
 
 
-def _check_fits(where: str, array: Any, param: Array) -> None:
+def _check_fits(where: str, array: Any, form: tuple[Any, tuple[int, ...]]) -> None:
+    dtype, shape = form
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"{where} must be a numpy.ndarray, got {type(array).__name__}{hint_for(array)}"
         )
-    if array.dtype != param.dtype:
-        raise TypeError(f"{where}: dtype {array.dtype} is not the parameter's {param.dtype}")
-    if array.shape != param.shape:
-        raise ValueError(f"{where}: shape {array.shape} is not the parameter's {param.shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"{where}: dtype {array.dtype} is not {dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{where}: shape {array.shape} is not the parameter's {shape}")
 
 
 # ---- as a file's texts and arrays, by name -------------------------------------------------------
@@ -345,6 +396,8 @@ def as_file(
         "completed_steps": json.dumps(saved["completed_steps"]),
         "param_groups": json.dumps(saved["param_groups"], default=_plain),
     }
+    if saved["seed"] is not None:
+        texts["seed"] = json.dumps(saved["seed"])
     return texts, arrays
 
 
@@ -393,9 +446,9 @@ def from_file(
     saved["accumulated"] = {**accumulated, "sums": sums} if accumulated or sums else None
     for entry in ("rule", "semantics"):
         saved[entry] = texts.get(entry)
-    for entry in ("completed_steps", "param_groups"):
+    for entry in ("completed_steps", "param_groups", "seed"):
         try:
-            saved[entry] = json.loads(texts.get(entry, ""))
+            saved[entry] = json.loads(texts.get(entry, "null" if entry == "seed" else ""))
         except (ValueError, RecursionError):
             raise ValueError(f"{source}: its {entry!r} cannot be read") from None
     return saved

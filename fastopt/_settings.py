@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from fastopt._decay import NoDecay
-from fastopt._options import choice, count, real
+from fastopt._options import choice, count, flag, real, seed_number
 from fastopt.threads import checked_threads
 
 SEMANTICS = ("torch", "keras")
 NONFINITE = ("propagate", "skip", "raise")
 CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
+STATE_DTYPES = ("float32", "bfloat16", "8bit")
 
 
 class Options(TypedDict, total=False):
@@ -26,6 +27,10 @@ class Options(TypedDict, total=False):
     ema_decay: float | None
     accumulate: int
     no_decay: NoDecay | None
+    master_weights: bool | None
+    state_dtype: str | None
+    stochastic_rounding: bool | None
+    seed: int
     num_threads: int | None
 
 
@@ -39,6 +44,10 @@ class Settings(NamedTuple):
     ema_decay: float | None
     accumulate: int
     no_decay: NoDecay | None
+    master_weights: bool
+    state_dtype: str | None
+    stochastic_rounding: bool
+    seed: int
     num_threads: int | None
 
 
@@ -52,6 +61,10 @@ def checked_settings(
     ema_decay: float | None = None,
     accumulate: int = 1,
     no_decay: NoDecay | None = None,
+    master_weights: bool | None = None,
+    state_dtype: str | None = None,
+    stochastic_rounding: bool | None = None,
+    seed: int = 0,
     num_threads: int | None = None,
 ) -> Settings:
     """Check options, all but ``no_decay``, which is checked against the parameters."""
@@ -72,6 +85,10 @@ def checked_settings(
         None if ema_decay is None else real("ema_decay", ema_decay, high=1.0),
         count("accumulate", accumulate),
         no_decay,
+        master_weights is None or bool(flag("master_weights", master_weights)),
+        None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES),
+        stochastic_rounding is None or bool(flag("stochastic_rounding", stochastic_rounding)),
+        seed_number("seed", seed),
         None if num_threads is None else checked_threads(num_threads, "num_threads"),
     )
 

@@ -41,7 +41,15 @@ __all__ = ["read", "source", "write"]
 FORMAT = "fastopt checkpoint"
 VERSION = "1"  # of the format; files of every version up to this one can be read
 
-_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+_DTYPES = {
+    "float32": "F32",
+    "float64": "F64",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int64": "I64",
+    "uint16": "U16",
+    "uint8": "U8",
+}
 
 
 def write(

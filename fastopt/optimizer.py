@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -39,13 +40,13 @@ from fastopt._members import (
     followed,
     from_kept,
     has_slots,
-    scalar_like,
     to_keep,
     with_slots,
 )
 from fastopt._memory import Array
 from fastopt._options import flag, real
 from fastopt._settings import Options, checked_settings, refuse_unknown
+from fastopt._storage import initial_arrays, values_of, weights
 
 __all__ = ["LearningRate", "Optimizer"]
 
@@ -115,6 +116,51 @@ class Optimizer:
     def ema(self) -> list[Array] | None:
         """The moving averages of the parameters, in order; None without ``ema_decay``."""
         return None if self._members.ema is None else list(self._members.ema)
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of memory beside the parameters, by kind: state arrays, averages, sums."""
+        members, count = self._members, Counter[str]()
+        for state in members.state:
+            count.update({name: array.nbytes for name, array in state.items()})
+        for name, arrays in (("ema", members.ema), ("sums", members.sums)):
+            if arrays is not None:
+                count[name] = sum(array.nbytes for array in arrays)
+        return dict(count)
+
+    def decoded_state(self) -> list[ParameterState]:
+        """Return copies of the state in float32 (float64), whatever it is stored in.
+
+        Returns
+        -------
+        list of dict
+            For each parameter its state arrays under PyTorch's names, ``step``, and, for a
+            parameter of 16 bits with a master, ``master``: its weights in float32.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.ones(3, np.float32)
+        >>> opt = fastopt.Adam([w], state_dtype="8bit")
+        >>> result = opt.step([np.array([0.0, 1.0, 2.0], np.float32)])
+        >>> opt.state[0]["exp_avg_8bit"].dtype, opt.decoded_state()[0]["exp_avg"].dtype
+        (dtype('uint8'), dtype('float32'))
+        """
+        with self._lock:
+            self._check_whole("decoded_state()")
+            members = self._members
+            decoded = []
+            for storage, param, state in zip(
+                members.storage, members.params, members.state, strict=True
+            ):
+                new: dict[str, Array] = {"step": state["step"].copy()}
+                if storage.master:
+                    new["master"] = weights(storage, param, state)
+                for slot in self._rule.slots:
+                    if storage.arrays(slot)[0] in state:
+                        new[slot] = values_of(storage, state, slot)
+                decoded.append(ParameterState(new))
+            return decoded
 
     @property
     def completed_steps(self) -> int:
@@ -372,7 +418,7 @@ class Optimizer:
     def _checked_scale(self, loss_scale: Any) -> float:
         """Return the scale if dividing by it means something in every parameter's type."""
         scale = real("loss_scale", loss_scale, above=0.0)
-        for dtype in sorted({param.dtype for param in self._members.params}):  # the narrower first
+        for dtype in sorted({kind.arithmetic for kind in self._members.storage}):  # narrower first
             limits = np.finfo(dtype)
             if not float(limits.smallest_normal) <= 1 / scale <= float(limits.max):
                 raise ValueError(f"loss_scale is out of the range of {dtype}: got {loss_scale!r}")
@@ -387,13 +433,17 @@ class Optimizer:
             self._plan.check()
             members, to, values = self._members, [], []
             for i, state in enumerate(members.state):
-                fill = self._initial(members.group(i))
-                for name, array in state.items():
-                    to.append(array)
-                    values.append(scalar_like(fill.get(name, 0.0), array, name))
-            for average, param in zip(members.ema or (), members.params, strict=False):
-                to.append(average)
-                values.append(param)
+                storage, param = members.storage[i], members.params[i]
+                initial = self._initial(members.group(i))
+                new = {"step": np.zeros((), np.int64)}
+                for slot in self._rule.slots:
+                    if storage.arrays(slot)[0] in state:
+                        new |= initial_arrays(storage, param, slot, initial.get(slot, 0.0))
+                to += [state[name] for name in new]
+                values += new.values()
+                if members.ema is not None:
+                    to.append(members.ema[i])
+                    values.append(weights(storage, param, state))
             self._plan.restore(to, values, 0, [False])  # no micro-batch is summed any more
 
     # ---- state dict, copies ---------------------------------------------------------------------
@@ -427,7 +477,7 @@ class Optimizer:
             self._rule, self._settings, self._members, Counts.of(self._plan), copy
         )
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over what :meth:`state_dict` returned, after checking all of it.
 
         Parameters
@@ -435,19 +485,25 @@ class Optimizer:
         state_dict : dict
             From an optimizer of the same rule and semantics, over parameters of the same keys,
             shapes and dtypes. It is copied.
+        convert : bool, optional
+            Take over state that is stored in another type (``state_dtype``, ``master_weights``),
+            rounded to nearest, and another ``seed``.
 
         Raises
         ------
         TypeError, ValueError
             If anything does not fit; the message says which entry, and nothing is changed.
         """
-        self._restore_from(state_dict, "state_dict", checkpoint=False)
+        self._restore_from(state_dict, "state_dict", convert, checkpoint=False)
 
-    def _restore_from(self, saved: Mapping[str, Any], source: str, *, checkpoint: bool) -> None:
+    def _restore_from(
+        self, saved: Mapping[str, Any], source: str, convert: bool, *, checkpoint: bool
+    ) -> None:
         """Take over a state dict, or a checkpoint's content, which has parameters too.
 
         The next step takes over the hyperparameters, as it does whenever groups have changed.
         """
+        convert = bool(flag("convert", convert))
         with self._lock:
             self._forbid_reentry("load()" if checkpoint else "load_state_dict()")
             self._follow()
@@ -458,9 +514,13 @@ class Optimizer:
                 source,
                 self._checked_row,
                 checkpoint=checkpoint,
+                convert=convert,
             )
             now = then = self._bound
-            slots = [[s for s in self._rule.slots if s in loaded] for loaded in new.state]
+            slots = [
+                [slot for slot in self._rule.slots if storage.arrays(slot)[0] in loaded]
+                for storage, loaded in zip(now.members.storage, new.state, strict=True)
+            ]
             if not has_slots(now.members, slots):
                 then = self._with_slots(slots, now.hypers)
             then.plan.check()
@@ -542,7 +602,7 @@ class Optimizer:
             texts, arrays = _saved.as_file(self._as_dict(_in_c_order), params)
             checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], *, convert: bool = False) -> None:
         """Take over a file that :meth:`save` wrote, after checking all of it.
 
         Parameters are overwritten in place. Training goes on with the same bits as if it had not
@@ -554,6 +614,9 @@ class Optimizer:
         path : str or os.PathLike
             A file of an optimizer of the same rule and semantics, over parameters of the same
             names (or indices), shapes and dtypes.
+        convert : bool, optional
+            Take over parameters and state that are stored in another type, rounded to nearest, and
+            another ``seed``.
 
         Raises
         ------
@@ -573,7 +636,7 @@ class Optimizer:
 
         source = checkpoint.source(path)
         saved = _saved.from_file(self._members.keys, source, *checkpoint.read(path))
-        self._restore_from(saved, source, checkpoint=True)
+        self._restore_from(saved, source, convert, checkpoint=True)
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would share state but not its counters; use copy.deepcopy")

@@ -17,8 +17,8 @@
     X(eps, 1e-8, 0, INFINITY)                                                                      \
     X(amsgrad, 0, 0, FO_SWITCH)                                                                    \
     X(bias_correction, 1, 0, FO_SWITCH)
-#define adam_slot_list(X) X(exp_avg, ALWAYS) X(exp_avg_sq, ALWAYS | UNSIGNED)         \
-    X(max_exp_avg_sq, ADAM_AMSGRAD | EXACT)
+#define adam_slot_list(X)                                                                          \
+    X(exp_avg, ALWAYS) X(exp_avg_sq, ALWAYS | UNSIGNED) X(max_exp_avg_sq, ADAM_AMSGRAD | EXACT)
 enum { ADAM_AMSGRAD = 1 };
 enum {
     ADAM_BETA1 = FO_COMMON_CONSTS,

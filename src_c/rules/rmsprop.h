@@ -17,8 +17,8 @@
     X(momentum, 0, 0, INFINITY)                                                                    \
     X(centered, 0, 0, FO_SWITCH)
 #define rmsprop_slot_list(X)                                                                       \
-    X(square_avg, ALWAYS | UNSIGNED) X(momentum_buffer, RMSPROP_MOMENTUM)                          \
-    X(grad_avg, RMSPROP_CENTERED | EXACT)
+    X(square_avg, ALWAYS | UNSIGNED)                                                               \
+    X(momentum_buffer, RMSPROP_MOMENTUM) X(grad_avg, RMSPROP_CENTERED | EXACT)
 enum { RMSPROP_MOMENTUM = 1, RMSPROP_CENTERED = 2 };
 enum {
     RMSPROP_ALPHA = FO_COMMON_CONSTS,
