@@ -17,6 +17,14 @@ Examples
 >>> adagrad(w, np.array([10.0, -0.1]), state, step=1, lr=1.0)
 >>> w.round(6)
 array([ 2., -1.])
+
+The rules compute in float32 or float64. :data:`STORAGE` says how arrays are stored in fewer bits:
+a step loads them as float32, and stores them again, rounded to nearest or by :func:`random_bits`.
+
+>>> load, store = STORAGE["bfloat16"]
+>>> codes, _ = store(np.array([3.14159274], np.float32), None)
+>>> load(codes, None)
+array([3.140625], dtype=float32)
 """
 
 from __future__ import annotations
@@ -28,7 +36,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._reference_storage import STORAGE, Storage, random_bits
+
 __all__ = [
+    "STORAGE",
+    "Storage",
     "adagrad",
     "adam",
     "adamax",
@@ -37,6 +49,7 @@ __all__ = [
     "grad_norm",
     "mean",
     "one_minus_power",
+    "random_bits",
     "rmsprop",
     "sgd",
     "sum_of_squares",
