@@ -9,7 +9,7 @@ nearest or, with random bits, away from zero with a probability that makes the m
     \qquad (n \text{ whole},\ 0 \le p < 1)
 
 So small updates are not lost: they change a stored value in the mean. :math:`p` is cut off to a
-multiple of :math:`2^{-16}`, or of :math:`2^{-13}` for float16.
+multiple of :math:`2^{-16}`.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def random_bits(
 ) -> NDArray[np.uint32]:
     """Return 16 random bits for each of the elements from `first` to ``first + n - 1``.
 
-    They are a hash of all arguments and of the element's index. So they are the same in whatever
-    order and in whatever pieces they are computed.
+    They are a hash of the arguments and of the element's index. So they are the same in whatever
+    order and in whatever pieces they are computed. A hash has 32 bits, for two elements; the arrays
+    of a parameter share it, rotated.
 
     Parameters
     ----------
@@ -105,9 +106,8 @@ def random_bits(
         high, low = divmod(first + done, 2**32)
         count = min(n - done, 2**32 - low)
         e = np.arange(low, low + count, dtype=np.uint64).astype(np.uint32)
-        key = _key(seed, step, param, array, high)
-        h = _hash((e >> 5 << 4) | (e & 15), key)  # one for two elements, 16 apart
-        random[done : done + count] = np.where(e & 16, h >> 16, h & 0xFFFF)
+        h = _rotated(_hash(e >> 1, _key(seed, step, param, high)), (0, 16, 8, 24)[array & 3])
+        random[done : done + count] = np.where(e & 1, h >> 16, h & 0xFFFF)
         done += count
     return random
 
@@ -131,10 +131,14 @@ def _mix(x: int) -> int:
 
 
 def _hash(counter: Array, key: int) -> Array:
-    h = (counter ^ (key & 0xFFFFFFFF)) * 0x7FEB352D
-    h ^= h >> 15
-    h = (h + (key >> 32)) * 0x846CA68B
+    h = (key & 0xFFFFFFFF) + counter * 0x9E3779B9
+    h = (h ^ h >> 16) * 0x7FEB352D + (key >> 32)
+    h = (h ^ h >> 15) * 0x846CA68B
     return h ^ h >> 16
+
+
+def _rotated(h: Array, left: int) -> Array:
+    return h << left | h >> (32 - left) if left else h
 
 
 # ---- float32, bfloat16: a float32's pattern or its upper half ---------------------------------
@@ -156,7 +160,7 @@ def _store_bfloat16(values: Array, random: Array | None) -> tuple[Array, None]:
     """Round by adding to the pattern, which carries into the exponent, and up to infinity."""
     bits = _bits(values)
     up = 0x7FFF + (bits >> 16 & 1) if random is None else random  # ties to even
-    return (np.where(np.isnan(values), bits | 0x400000, bits + up) >> 16).astype(np.uint16), None
+    return (np.where(np.isnan(values), 0x7FC00000, bits + up) >> 16).astype(np.uint16), None
 
 
 def _load_bfloat16_split(codes: Array, extra: Array | None) -> Array:
@@ -178,7 +182,7 @@ def _store_bfloat16_split(values: Array, random: Array | None) -> tuple[Array, A
     """Round with ties away from zero: then the lower half, as signed, is what is rounded off."""
     bits = _bits(values)
     nan = np.isnan(values)
-    codes = np.where(nan, bits | 0x400000, bits + 0x8000) >> 16
+    codes = np.where(nan, 0x7FC00000, bits + 0x8000) >> 16
     return codes.astype(np.uint16), np.where(nan, 0, bits & 0xFFFF).astype(np.uint16)
 
 
@@ -194,9 +198,12 @@ def _load_float16(codes: Array, extra: Array | None) -> Array:
 
 def _store_float16(values: Array, random: Array | None) -> tuple[Array, None]:
     size = np.ldexp(np.minimum(_finite(values), 2**16), 15)
-    codes = _small(size, 10, None if random is None else (random >> 3) / 2**13)
-    codes = np.where(np.isnan(values), 0x7E00, np.where(np.isinf(values), 0x7C00, codes))
-    return (codes | (_bits(values) >> 16 & 0x8000)).astype(np.uint16), None
+    up = None
+    if random is not None:  # of normal values a float32 has 13 bits more
+        up = np.where(size < 2, random / 2**16, (random >> 3) / 2**13)
+    codes = np.where(np.isinf(values), 0x7C00, _small(size, 10, up))
+    codes |= _bits(values) >> 16 & 0x8000
+    return np.where(np.isnan(values), 0x7E00, codes).astype(np.uint16), None
 
 
 def _load_float16_master(codes: Array, extra: Array | None) -> Array:
