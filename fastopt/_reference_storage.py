@@ -14,13 +14,13 @@ multiple of :math:`2^{-16}`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STORAGE", "Storage", "random_bits"]
+__all__ = ["SLOTS", "STORAGE", "Storage", "Stored", "random_bits", "stored_step"]
 
 Array = NDArray[Any]
 
@@ -131,14 +131,16 @@ def _mix(x: int) -> int:
 
 
 def _hash(counter: Array, key: int) -> Array:
-    h = (key & 0xFFFFFFFF) + counter * 0x9E3779B9
+    h: Array = (key & 0xFFFFFFFF) + counter * 0x9E3779B9
     h = (h ^ h >> 16) * 0x7FEB352D + (key >> 32)
     h = (h ^ h >> 15) * 0x846CA68B
-    return h ^ h >> 16
+    h ^= h >> 16
+    return h
 
 
 def _rotated(h: Array, left: int) -> Array:
-    return h << left | h >> (32 - left) if left else h
+    rotated: Array = h << left | h >> (32 - left) if left else h
+    return rotated
 
 
 # ---- float32, bfloat16: a float32's pattern or its upper half ---------------------------------
@@ -149,7 +151,7 @@ def _load_float32(codes: Array, extra: Array | None) -> Array:
 
 
 def _store_float32(values: Array, random: Array | None) -> tuple[Array, None]:
-    return _bits(values), None
+    return _bits(values).copy(), None
 
 
 def _load_bfloat16(codes: Array, extra: Array | None) -> Array:
@@ -329,3 +331,114 @@ STORAGE: dict[str, Storage] = {
     "8-bit unsigned": Storage(_load_unsigned, _store_unsigned),
     "8-bit signed": Storage(_load_signed, _store_signed),
 }
+
+
+# ---- a step ----------------------------------------------------------------------------------
+
+# State of each rule in its order: slot j is array 1 + j, and the parameter is array 0.
+SLOTS = {
+    "sgd": ("momentum_buffer",),
+    "adagrad": ("sum",),
+    "rmsprop": ("square_avg", "momentum_buffer", "grad_avg"),
+    "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "adamax": ("exp_avg", "exp_inf"),
+}
+
+
+class Stored(NamedTuple):
+    """An array as it is stored.
+
+    Attributes
+    ----------
+    storage : str
+        A name in :data:`STORAGE`.
+    codes, extra : numpy.ndarray
+        What its `store` has returned; `extra` may be None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stored = Stored.of("bfloat16", np.array([3.14159274], np.float32))
+    >>> stored.values()
+    array([3.140625], dtype=float32)
+    """
+
+    storage: str
+    codes: Array
+    extra: Array | None = None
+
+    @classmethod
+    def of(cls, storage: str, values: Array, random: Array | None = None) -> Stored:
+        """Store values, rounded to nearest or by random bits."""
+        return cls(storage, *STORAGE[storage].store(values, random))
+
+    def values(self) -> Array:
+        """Return what is stored as a new float32 array."""
+        return np.array(STORAGE[self.storage].load(self.codes, self.extra), np.float32)
+
+
+def stored_step(
+    rule: Callable[..., None],
+    arrays: Mapping[str, Stored],
+    grad: Array,
+    *,
+    step: int,
+    seed: int = 0,
+    index: int = 0,
+    first: int = 0,
+    stochastic: bool = True,
+    **options: Any,
+) -> dict[str, Stored]:
+    """Return a parameter and its state after a step: loaded, updated as float32, stored again.
+
+    Parameters
+    ----------
+    rule : callable
+        A rule of :mod:`fastopt.reference`, such as ``adam``.
+    arrays : dict
+        The parameter as ``"param"``, and the rule's state by its names. Nothing of it is changed.
+    grad : numpy.ndarray
+        The gradient, float32.
+    step : int
+        The number of this step; the first is 1.
+    seed, index : int
+        The optimizer's seed and the parameter's index in it, on which random bits depend.
+    first : int
+        If `arrays` are a part of the parameter: the index of its first element. A part that has
+        8-bit arrays begins with a block.
+    stochastic : bool
+        Whether to round at random what is stored in fewer bits. Masters never are.
+    **options
+        The rule's own arguments.
+
+    Returns
+    -------
+    dict
+        Arrays of the same names, stored as those given.
+
+    Examples
+    --------
+    An update far smaller than what bfloat16 holds of a 1 moves the mean of the parameters:
+
+    >>> import numpy as np
+    >>> from fastopt.reference import sgd
+    >>> arrays = {"param": Stored.of("bfloat16", np.ones(10_000, np.float32))}
+    >>> grad = np.full(10_000, 0.001, np.float32)
+    >>> for step in range(1, 101):
+    ...     arrays = stored_step(sgd, arrays, grad, step=step, lr=0.1)
+    >>> round(float(arrays["param"].values().mean(dtype=np.float64)), 3)
+    0.99
+    """
+    values = {name: stored.values() for name, stored in arrays.items()}
+    state = {name: value for name, value in values.items() if name != "param"}
+    rule(values["param"], grad, state, step=step, **options)
+    after = {}
+    for name, value in values.items():
+        array = 0 if name == "param" else 1 + SLOTS[rule.__name__].index(name)
+        random = None
+        if stochastic:
+            random = random_bits(
+                value.size, seed=seed, step=step, param=index, array=array, first=first
+            )
+        after[name] = Stored.of(arrays[name].storage, value, random)
+    return after

@@ -25,6 +25,8 @@ a step loads them as float32, and stores them again, rounded to nearest or by :f
 >>> codes, _ = store(np.array([3.14159274], np.float32), None)
 >>> load(codes, None)
 array([3.140625], dtype=float32)
+
+:func:`stored_step` does all of that.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._reference_storage import STORAGE, Storage, random_bits
+from fastopt._reference_storage import SLOTS, STORAGE, Storage, Stored, random_bits, stored_step
 
 __all__ = [
+    "SLOTS",
     "STORAGE",
     "Storage",
+    "Stored",
     "adagrad",
     "adam",
     "adamax",
@@ -52,6 +56,7 @@ __all__ = [
     "random_bits",
     "rmsprop",
     "sgd",
+    "stored_step",
     "sum_of_squares",
 ]
 
