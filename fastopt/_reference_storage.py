@@ -70,8 +70,10 @@ def random_bits(
     """Return 16 random bits for each of the elements from `first` to ``first + n - 1``.
 
     They are a hash of the arguments and of the element's index. So they are the same in whatever
-    order and in whatever pieces they are computed. A hash has 32 bits, for two elements; the arrays
-    of a parameter share it, rotated.
+    order and in whatever pieces they are computed. A hash has 32 bits, for an even element and the
+    next. The arrays of a parameter share it, rotated: an element's numbers in two arrays have no
+    bits in common, or the upper half of one is the lower half of the other. Between neighbours it
+    is not so: arrays 0 and 1, and 2 and 3, have the numbers of the two elements exchanged.
 
     Parameters
     ----------
@@ -200,10 +202,8 @@ def _load_float16(codes: Array, extra: Array | None) -> Array:
 
 def _store_float16(values: Array, random: Array | None) -> tuple[Array, None]:
     size = np.ldexp(np.minimum(_finite(values), 2**16), 15)
-    up = None
-    if random is not None:  # of normal values a float32 has 13 bits more
-        up = np.where(size < 2, random / 2**16, (random >> 3) / 2**13)
-    codes = np.where(np.isinf(values), 0x7C00, _small(size, 10, up))
+    codes = _small(size, 10, None if random is None else random / 2**16)
+    codes = np.where(np.isinf(values), 0x7C00, codes)
     codes |= _bits(values) >> 16 & 0x8000
     return np.where(np.isnan(values), 0x7E00, codes).astype(np.uint16), None
 

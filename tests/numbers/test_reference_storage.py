@@ -529,6 +529,27 @@ def test_seeds_steps_and_arrays_have_uncorrelated_random_bits(other):
     assert_uncorrelated(one, two)
 
 
+@pytest.mark.parametrize("apart", [2**20, 2**25, 2**28, 2**29, 2**30, 2**31])
+def test_elements_far_apart_have_uncorrelated_random_bits(apart):
+    n = 2**18
+    for seed in range(4):
+        key = KEY | {"seed": seed}
+        one, two = (random_bits(n, **key, first=first).astype(np.float64) for first in (0, apart))
+        assert_uncorrelated(one, two)
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(range(4), 2)])
+def test_an_element_has_other_random_bits_in_each_array(one, other):
+    """None in common; or the upper byte of one is the lower of the other, a 256th of its size."""
+    n = 2**18
+    a, b = (random_bits(n, **(KEY | {"array": array})) for array in (one, other))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if {one, other} in ({0, 1}, {2, 3}):
+        assert_uncorrelated(a, b)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 1 / 256 + SIGMAS / math.sqrt(n)
+    assert_uncorrelated(a[:-2], b[2:])
+
+
 @pytest.mark.parametrize("first", [0, 5, 2**32 - 70, 2**40 + 3, 2**62])
 def test_random_bits_are_the_same_however_a_range_is_cut(first):
     whole = random_bits(200, **KEY, first=first)
