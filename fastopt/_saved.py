@@ -139,23 +139,24 @@ def verified(
     completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
     members, keys = expected.members, expected.members.keys
     seed = _seed(expected.settings, members)
-    if saved["seed"] is not None and _count(f"{source}['seed']", saved["seed"]) != seed:
-        if seed is not None and not convert:
-            raise ValueError(
-                f"{source}['seed'] is {saved['seed']}, the optimizer's is {seed}: random rounding "
-                f"would not go on as it began; make the optimizer with seed={saved['seed']}, or "
-                "load with convert=True"
-            )
+    saved_seed = None if saved["seed"] is None else _count(f"{source}['seed']", saved["seed"])
+    if None not in (seed, saved_seed) and seed != saved_seed and not convert:
+        raise ValueError(
+            f"{source}['seed'] is {saved_seed}, the optimizer's is {seed}: random rounding would "
+            f"not go on as it began; make the optimizer with seed={saved_seed}, or load with "
+            "convert=True"
+        )
 
-    def fitting(where: str, array: Any, form: tuple[Any, tuple[int, ...]]) -> Array:
-        _check_fits(where, array, form)
+    def fitting(where: str, array: Any, dtype: Any, shape: tuple[int, ...], param: Array) -> Array:
+        whose = "the parameter's " if dtype == param.dtype else ""
+        _check_fits(where, array, dtype, shape, whose)
         return array if checkpoint else np.array(array, order="K", subok=False)
 
     def averages(entry: str) -> list[Array]:
         where = f"{source}[{entry!r}]"
         _same_keys(where, keys, saved[entry])
         return [
-            fitting(f"{where}[{key!r}]", saved[entry][key], (storage.arithmetic, param.shape))
+            fitting(f"{where}[{key!r}]", saved[entry][key], storage.arithmetic, param.shape, param)
             for key, param, storage in zip(keys, members.params, members.storage, strict=True)
         ]
 
@@ -196,11 +197,11 @@ def verified(
         arrays = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
         for name in slots.keys() - {"step"}:
             form = storage.form(param, name)
-            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], form)
+            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], *form, param)
         state.append(arrays)
         if checkpoint:
-            form = (param.dtype, param.shape)
-            params.append(fitting(f"{source}['params'][{key!r}]", value, form))
+            where = f"{source}['params'][{key!r}]"
+            params.append(fitting(where, value, param.dtype, param.shape, param))
 
     if (saved["ema"] is not None) != (members.ema is not None):
         who = "the optimizer has" if saved["ema"] is None else "what was saved has"
@@ -220,7 +221,9 @@ def verified(
             i: fitting(
                 f"{source}['accumulated']['sums'][{keys[i]!r}]",
                 array,
-                (members.storage[i].arithmetic, members.params[i].shape),
+                members.storage[i].arithmetic,
+                members.params[i].shape,
+                members.params[i],
             )
             for i, array in sums.items()
         },
@@ -357,14 +360,13 @@ def _count(where: str, value: Any) -> int:
     return int(value)
 
 
-def _check_fits(where: str, array: Any, form: tuple[Any, tuple[int, ...]]) -> None:
-    dtype, shape = form
+def _check_fits(where: str, array: Any, dtype: Any, shape: tuple[int, ...], whose: str) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"{where} must be a numpy.ndarray, got {type(array).__name__}{hint_for(array)}"
         )
     if array.dtype != dtype:
-        raise TypeError(f"{where}: dtype {array.dtype} is not {dtype}")
+        raise TypeError(f"{where}: dtype {array.dtype} is not {whose}{dtype}")
     if array.shape != shape:
         raise ValueError(f"{where}: shape {array.shape} is not the parameter's {shape}")
 

@@ -67,7 +67,9 @@ class Storage(NamedTuple):
     def zeros(self, param: Array, name: str) -> Array:
         """Return a new array of this name."""
         dtype, shape = self.form(param, name)
-        return zeros_like(param, dtype) if shape == param.shape else np.zeros(shape, dtype)
+        if name == "step" or shape != param.shape:
+            return np.zeros(shape, dtype)
+        return zeros_like(param, dtype)
 
 
 _MASTERS = {"bfloat16": "master_bits", "float16": "master"}

@@ -431,7 +431,9 @@ class Optimizer:
             self._refresh()
             self._follow()
             self._plan.check()
-            members, to, values = self._members, [], []
+            members = self._members
+            to: list[Array] = []
+            values: list[Array] = []
             for i, state in enumerate(members.state):
                 storage, param = members.storage[i], members.params[i]
                 initial = self._initial(members.group(i))

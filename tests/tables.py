@@ -36,6 +36,10 @@ COMMON = {
     "ema_decay": None,
     "accumulate": 1,
     "no_decay": None,
+    "master_weights": None,
+    "state_dtype": None,
+    "stochastic_rounding": None,
+    "seed": 0,
     "num_threads": None,
 }
 

@@ -55,7 +55,9 @@ def check_parameter(array, str name, *, bint narrow=False):
     refuse_masked(array, name)
     storage = storage_of(array)
     if storage < 0 or (not narrow and storage != FO_F32 and storage != FO_F64):
-        types = "float32, float64, float16 or ml_dtypes.bfloat16" if narrow else "float32 or float64"
+        types = "float32 or float64"
+        if narrow:
+            types = "float32, float64, bfloat16 (of ml_dtypes) or float16"
         raise TypeError(
             f"{name}: dtype {array.dtype} ({array.dtype.str}) is not supported; "
             f"use {types} in native byte order"

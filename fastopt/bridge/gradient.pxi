@@ -26,9 +26,9 @@ cdef int check_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
     cdef fo_dtype arithmetic = arithmetic_of(storage_of(param))
     if not is_exact(storage, arithmetic):
         raise TypeError(
-            f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype}, "
-            f"nor one whose values {'float64' if arithmetic == FO_F64 else 'float32'} has all, in "
-            "native byte order"
+            f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype} "
+            "in native byte order, nor another floating-point type of which "
+            f"{'float64' if arithmetic == FO_F64 else 'float32'} has all values"
         )
     if not same_shape(grad, param):
         raise ValueError(
