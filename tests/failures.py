@@ -70,7 +70,7 @@ class ArrayLike:
 
 
 def other_float(g):
-    return g.astype(np.float64 if g.dtype == np.float32 else np.float32)
+    return g.astype(np.float64 if g.dtype == np.float32 else np.longdouble)
 
 
 def of_gradient(**makers):
@@ -105,7 +105,8 @@ gradient_kinds(
         other_float=other_float,
         int64=lambda g: g.astype(np.int64),
         bool=lambda g: g.astype(bool),
-        float16=lambda g: g.astype(np.float16),
+        uint16=lambda g: g.astype(np.float16).view(np.uint16),
+        swapped_float16=lambda g: g.astype(np.dtype(np.float16).newbyteorder()),
         longdouble=lambda g: g.astype(np.longdouble),
         complex=lambda g: g.astype(np.complex128),
         object=lambda g: g.astype(object),
@@ -116,9 +117,9 @@ gradient_kinds(
 )
 gradient_kinds(
     TypeError,
-    "gradient of {label}: dtype (float32|int64) .* is not the parameter's float64",
+    "gradient of {label}: dtype (float128|int64) .* is not the parameter's float64",
     [0],
-    of_gradient(float32_scalar=lambda g: np.float32(1), integer_scalar=lambda g: np.int64(1)),
+    of_gradient(longer_scalar=lambda g: np.longdouble(1), integer_scalar=lambda g: np.int64(1)),
 )
 SHAPE = r"gradient of {label}: shape \(.*\) is not the parameter's \("
 gradient_kinds(ValueError, SHAPE, EVERY, of_gradient(one_more_axis=lambda g: g[None]))

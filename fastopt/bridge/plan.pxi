@@ -5,13 +5,6 @@ cdef extern from "Python.h":
     PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) nogil
 
 
-# Besides the slots, what the arrays that go with a parameter are.
-cdef enum:
-    EMA = FO_MAX_SLOTS
-    SUM
-    BESIDE  # and how many more as arrays are numbered: 0 is the parameter, 1 + j is slot j
-
-
 @cython.final
 cdef class Plan(Binder):
     """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
@@ -161,14 +154,19 @@ cdef class Plan(Binder):
                 tensor.group = groups[i]
                 self.targets[k] = &tensor.param
             else:
-                self._adopt(k, targets[k - self.n])
+                j = targets[k - self.n]
+                unsigned = 0 <= j < EMA and rule.slots[j] in rule.unsigned
+                self.targets[k] = adopt(
+                    tensor, fo_plan_coding(self.plan, i), j, unsigned, array, self.owned[i],
+                    self._label(k),
+                )
             remember(&self.layouts[k], array)
         for i in range(self.n):
-            coding = fo_plan_coding(self.plan, i)
+            tensor, coding = &self.tensors[i], fo_plan_coding(self.plan, i)
             coding.seed, coding.index = seed, i
-            coding.stochastic = self._in_fewer_bits(i) if stochastic else 0
+            coding.stochastic = in_fewer_bits(tensor) if stochastic else 0
             for j in range(len(rule.slots)):
-                if is_8bit(self.tensors[i].slot_dtype[j]) and (
+                if is_8bit(tensor.slot_dtype[j]) and (
                     beside is None or beside[i][1 + j] is None
                 ):
                     raise ValueError(f"state of {names[i]}: {rule.slots[j]} has no scales")
@@ -196,83 +194,6 @@ cdef class Plan(Binder):
 
     cdef str gradient_name(self, Py_ssize_t i):
         return f"gradient of {self.names[i]}"
-
-    cdef int _adopt(self, Py_ssize_t k, int role) except -1:
-        """Check an array that goes with a parameter, and note where the C plan keeps its address.
-
-        `role` is the number of a slot, or what the enumeration above has.
-        """
-        cdef Py_ssize_t i = self.owners[k]
-        cdef cnp.ndarray param = self.owned[i]
-        cdef fo_tensor *tensor = &self.tensors[i]
-        cdef fo_coding *coding = fo_plan_coding(self.plan, i)
-        cdef int storage = storage_of(param)
-        cdef fo_dtype arithmetic = arithmetic_of(storage)
-        cdef str label = self._label(k)
-        cdef cnp.ndarray array
-        cdef int kind
-        if not isinstance(self.owned[k], cnp.ndarray):
-            raise TypeError(f"{label}: expected a numpy.ndarray")
-        array = self.owned[k]
-        check_memory(array, label)
-        kind = storage_of(array)
-        a, p = <object>array, <object>param
-        if role > BESIDE:
-            self.targets[k] = &coding.beside[role - BESIDE]
-            if (
-                cnp.PyArray_TYPE(array) != cnp.NPY_UINT8 or cnp.PyArray_NDIM(array) != 1
-                or cnp.PyArray_SIZE(array) != count_scales(param)
-            ):
-                raise ValueError(
-                    f"{label}: scales have shape {a.shape} and dtype {a.dtype}, not "
-                    f"({count_scales(param)},) and uint8"
-                )
-            return 0
-        if role == BESIDE:
-            self.targets[k] = &coding.beside[0]
-            if storage == FO_BF16 and cnp.PyArray_TYPE(array) == cnp.NPY_UINT16:
-                tensor.param_dtype = FO_BF16_SPLIT
-            elif storage == FO_F16 and kind == FO_F32:
-                tensor.param_dtype = FO_F16_MASTER
-            else:
-                kind = -1
-        elif role == EMA:
-            self.targets[k] = &tensor.ema
-            kind = kind if kind == arithmetic else -1
-        elif role == SUM:
-            self.targets[k] = &tensor.sum
-            kind = kind if kind == arithmetic else -1
-        else:
-            self.targets[k] = &tensor.slot[role]
-            if cnp.PyArray_TYPE(array) == cnp.NPY_UINT8:
-                kind = FO_8BIT_SIGNED
-                if self.rule.slots[role] in self.rule.unsigned:
-                    kind = FO_8BIT_UNSIGNED
-            if arithmetic == FO_F64 and kind != FO_F64 or arithmetic == FO_F32 and kind == FO_F64:
-                kind = -1
-            tensor.slot_dtype[role] = <uint8_t>max(kind, 0)
-        if a.shape != p.shape or (kind < 0 and role != BESIDE) or (
-            role == BESIDE and tensor.param_dtype == storage
-        ):
-            raise ValueError(
-                f"{label}: shape {a.shape} and dtype {a.dtype} do not match the parameter's "
-                f"{p.shape} and {p.dtype}"
-            )
-        if not ordered_alike(array, param):
-            raise ValueError(f"{label}: memory order differs from the parameter's")
-        return 0
-
-    cdef unsigned _in_fewer_bits(self, Py_ssize_t i) noexcept:
-        """Return the set of a parameter's arrays that can be rounded at random."""
-        cdef fo_tensor *tensor = &self.tensors[i]
-        cdef unsigned numbers = 0
-        cdef int j
-        if tensor.param_dtype == FO_BF16 or tensor.param_dtype == FO_F16:
-            numbers |= FO_SLOT(0)
-        for j in range(FO_MAX_SLOTS):
-            if tensor.slot_dtype[j] != FO_F32 and tensor.slot_dtype[j] != FO_F64:
-                numbers |= FO_SLOT(1 + j)
-        return numbers
 
     cdef int _read_owned(self) except -1:
         """Read every owned array's address again; raise if anything else about it has changed."""

@@ -87,3 +87,76 @@ def encode(
         stored_as(codes, beside, unsigned), cnp.PyArray_SIZE(codes), cnp.PyArray_DATA(codes),
         <const float *>cnp.PyArray_DATA(values), extra,
     )
+
+
+# ---- what goes with a parameter ------------------------------------------------------------------
+
+# Besides the slots, by their numbers:
+cdef enum:
+    EMA = FO_MAX_SLOTS
+    SUM
+    BESIDE  # and how many more as arrays are numbered: 0 is the parameter, 1 + j is slot j
+
+
+cdef void **adopt(
+    fo_tensor *tensor, fo_coding *coding, int role, bint unsigned, given, cnp.ndarray param,
+    str label,
+) except NULL:
+    """Check an array that goes with a parameter, and note its type; return where its address goes.
+
+    `role` is the number of a slot, or what the enumeration above has.
+    """
+    cdef int storage = storage_of(param), kind
+    cdef fo_dtype arithmetic = arithmetic_of(storage)
+    cdef void **target
+    cdef cnp.ndarray array
+    if not isinstance(given, cnp.ndarray):
+        raise TypeError(f"{label}: expected a numpy.ndarray, got {type(given).__name__}")
+    array = given
+    check_memory(array, label)
+    if role > BESIDE:
+        shape = (count_scales(param),)
+        if given.shape != shape or cnp.PyArray_TYPE(array) != cnp.NPY_UINT8:
+            raise ValueError(
+                f"{label}: scales of shape {given.shape} and dtype {given.dtype}, not {shape} and "
+                "uint8"
+            )
+        return &coding.beside[role - BESIDE]
+    kind = storage_of(array)
+    if role == BESIDE:
+        target = &coding.beside[0]
+        if storage == FO_BF16 and cnp.PyArray_TYPE(array) == cnp.NPY_UINT16:
+            tensor.param_dtype = kind = FO_BF16_SPLIT
+        elif storage == FO_F16 and kind == FO_F32:
+            tensor.param_dtype = kind = FO_F16_MASTER
+        else:
+            kind = -1
+    elif role == EMA or role == SUM:
+        target = &tensor.ema if role == EMA else &tensor.sum
+        kind = kind if kind == arithmetic else -1
+    else:
+        target = &tensor.slot[role]
+        if cnp.PyArray_TYPE(array) == cnp.NPY_UINT8:
+            kind = FO_8BIT_UNSIGNED if unsigned else FO_8BIT_SIGNED
+        kind = kind if (kind == FO_F64) == (arithmetic == FO_F64) else -1
+        tensor.slot_dtype[role] = <uint8_t>max(kind, 0)
+    if kind < 0 or not same_shape(array, param):
+        raise ValueError(
+            f"{label}: shape {given.shape} and dtype {given.dtype} do not match the parameter's "
+            f"{(<object>param).shape} and {param.dtype}"
+        )
+    if not ordered_alike(array, param):
+        raise ValueError(f"{label}: memory order differs from the parameter's")
+    return target
+
+
+cdef unsigned in_fewer_bits(const fo_tensor *tensor) noexcept:
+    """Return the set of a parameter's arrays that can be rounded at random."""
+    cdef unsigned numbers = 0
+    cdef int j
+    if tensor.param_dtype == FO_BF16 or tensor.param_dtype == FO_F16:
+        numbers |= FO_SLOT(0)
+    for j in range(FO_MAX_SLOTS):
+        if tensor.slot_dtype[j] != FO_F32 and tensor.slot_dtype[j] != FO_F64:
+            numbers |= FO_SLOT(1 + j)
+    return numbers

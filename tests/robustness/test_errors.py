@@ -229,7 +229,10 @@ MODELS = (
     r"; in a list, a dict with 'params' is a parameter group, and a list of models that are such "
     r"dicts is given as \[{'params': models}\]$"
 )
-DTYPE = "^parameter 1: dtype .* is not supported; use float32 or float64 in native byte order"
+DTYPE = (
+    "^parameter 1: dtype .* is not supported; "
+    r"use float32, float64, bfloat16 \(of ml_dtypes\) or float16 in native byte order"
+)
 PARAMS = [
     (np.ones(3), TypeError, EXPECTED + ".* got ndarray" + SINGLE),
     (Table(np.ones((2, 2))), TypeError, EXPECTED + ".* got Table" + SINGLE),
@@ -293,7 +296,21 @@ PARAMS = [
     ([SOME, np.float64(1)], TypeError, ARRAY + "float64"),
     *(
         ([SOME, np.zeros(2, dtype)], TypeError, DTYPE)
-        for dtype in ("i8", "i4", "?", "f2", "g", "c8", "c16", "O", ">f4", ">f8", "f4,f8", "U3")
+        for dtype in (
+            "i8",
+            "i4",
+            "u2",
+            ">f2",
+            "?",
+            "g",
+            "c8",
+            "c16",
+            "O",
+            ">f4",
+            ">f8",
+            "f4,f8",
+            "U3",
+        )
     ),
     ([SOME, frozen(np.ones(2))], ValueError, "^parameter 1: the array is read-only"),
     ([SOME, np.broadcast_to(1.0, (4,))], ValueError, "^parameter 1: the array is read-only"),
