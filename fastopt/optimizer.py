@@ -128,7 +128,7 @@ class Optimizer:
                 count[name] = sum(array.nbytes for array in arrays)
         return dict(count)
 
-    def decoded_state(self) -> list[ParameterState]:
+    def decoded_state(self) -> list[dict[str, Array]]:
         """Return copies of the state in float32 (float64), whatever it is stored in.
 
         Returns
@@ -159,7 +159,7 @@ class Optimizer:
                 for slot in self._rule.slots:
                     if storage.arrays(slot)[0] in state:
                         new[slot] = values_of(storage, state, slot)
-                decoded.append(ParameterState(new))
+                decoded.append(new)
             return decoded
 
     @property

@@ -188,6 +188,7 @@ cdef class Binder:
         cdef Layout *layout = &self.layouts[i * self.spacing]
         cdef Gradient *gradient = &self.gradients[i]
         cdef Gradient before = gradient[0]
+        cdef uint8_t dtype_before = tensor.grad_dtype
         cdef cnp.ndarray grad
         cdef PyObject *lender
         cdef bint alike
@@ -221,6 +222,7 @@ cdef class Binder:
             refuse_to_zero(grad, alike, self.gradient_name(i))
         gradient.known = (
             alike and before.known and before.low == gradient.low and before.high == gradient.high
+            and tensor.grad_dtype == dtype_before
             and not (must_not_alias and gradient.low == layout.data)
         )
         if not gradient.known:
