@@ -33,6 +33,11 @@ cdef extern from "fastopt.h" nogil:
         FO_8BIT_UNSIGNED
         FO_8BIT_SIGNED
 
+    ctypedef int32_t fo_rounding
+    enum:
+        FO_NEAREST
+        FO_STOCHASTIC
+
     ctypedef int32_t fo_semantics
     enum:
         FO_TORCH
@@ -61,7 +66,8 @@ cdef extern from "fastopt.h" nogil:
         int64_t n_rows
         int64_t row_size
         uint64_t seed
-        int64_t reserved[2]
+        fo_rounding rounding
+        int32_t reserved[3]
 
     fo_array fo_dense(fo_dtype dtype, void *data)
 

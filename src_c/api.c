@@ -1,8 +1,8 @@
 /* The stable interface, fastopt.h, over plans. Here is what a plan leaves to its caller: every
  * argument that can be checked is, before anything changes, and a failed call says why. */
+#include "arrays.h"
 #include "core.h"
 #include "errors.h"
-#include "platform.h"
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -234,45 +234,27 @@ static fo_status find_param(const fo_optimizer *opt, int64_t i, fo_tensor **tens
     return FO_OK;
 }
 
-/* Whether an array has nothing but elements. */
-static inline bool is_plain(const fo_array *a)
+/* The type that a parameter's rule computes in. */
+static fo_dtype arithmetic_of(const fo_tensor *t)
 {
-    const uintptr_t pointers = (uintptr_t)a->scales | (uintptr_t)a->master | (uintptr_t)a->rows;
-    const int64_t numbers = a->n_rows | a->row_size | a->reserved[0] | a->reserved[1];
-    return (pointers | (uint64_t)numbers | a->seed) == 0;
+    return fo_storages[t->dtype.of.param].arithmetic;
 }
 
-/* What only later versions have, or a mistake. Each part of an array has a name to blame. */
-FO_APART fo_status check_unusual_array(const char *what, const fo_array *a, fo_dtype dtype)
+/* Notes whether array `number` of a parameter is rounded at random. NULL is none. */
+static void note_rounding(fo_optimizer *opt, int64_t i, int number, const fo_array *array)
 {
-    const fo_status status = check_size("fo_array", a->size, sizeof *a);
-    if (status)
-        return status;
-    if (a->dtype < 0 || a->dtype >= fo_storage_count ||
-        (a->dtype > FO_F64 && a->dtype <= FO_F16_MASTER))
-        return fail(FO_UNSUPPORTED, "%s: there is no type %d of elements in this fastopt", what,
-                    (int)a->dtype);
-    if (a->dtype != dtype && fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic)
-        return fail(FO_UNSUPPORTED,
-                    "%s of type %s beside a parameter of type %s: they must be of one", what,
-                    fo_storages[a->dtype].name, fo_storages[dtype].name);
-    if (is_plain(a))
-        return FO_OK;
-    return fail(FO_UNSUPPORTED, "%s: '%s' must be 0 in this fastopt", what,
-                a->scales     ? "scales"
-                : a->master   ? "master"
-                : a->rows     ? "rows"
-                : a->n_rows   ? "n_rows"
-                : a->row_size ? "row_size"
-                : a->seed     ? "seed"
-                              : "reserved");
+    fo_coding *coding = fo_plan_coding(opt->plan, i);
+    coding->stochastic &= ~FO_SLOT(number);
+    if (array && array->rounding == FO_STOCHASTIC)
+        coding->stochastic |= FO_SLOT(number);
 }
 
-static inline fo_status check_array(const char *what, const fo_array *a, fo_dtype dtype)
+/* A parameter as it is stored, its master included. */
+static fo_dtype stored_type(const fo_array *param)
 {
-    const bool usual = a->size == sizeof *a && (a->dtype == FO_F32 || a->dtype == FO_F64) &&
-                       a->dtype == dtype && is_plain(a);
-    return usual ? FO_OK : check_unusual_array(what, a, dtype);
+    if (!param->master)
+        return param->dtype;
+    return param->dtype == FO_BF16 ? FO_BF16_SPLIT : FO_F16_MASTER;
 }
 
 static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t size,
@@ -283,8 +265,10 @@ static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t 
         status = check_group(opt, group);
     if (!status && !param)
         status = null_pointer("param");
-    if (!status)
-        status = check_array("param", param, param->dtype);
+    if (!status) {
+        const fo_dtype usual = param->dtype == FO_F64 ? FO_F64 : FO_F32;
+        status = check_array("param", param, usual, NULL, NULL, PARAM);
+    }
     if (status)
         return status;
     if (size < 0 || size > MAX_ELEMENTS)
@@ -296,70 +280,85 @@ static fo_status set_param(fo_optimizer *opt, int64_t i, int32_t group, int64_t 
     opt->tensors[i] = (fo_tensor){.param = param->data,
                                   .step = step,
                                   .size = size,
-                                  .dtype = fo_one_dtype(param->dtype),
+                                  .dtype = fo_one_dtype(fo_storages[param->dtype].arithmetic),
                                   .group = group};
+    opt->tensors[i].dtype.of.param = (uint8_t)stored_type(param);
+    opt->tensors[i].dtype.of.grad = (uint8_t)param->dtype;
+    *fo_plan_coding(opt->plan, i) =
+        (fo_coding){.beside = {param->master}, .seed = param->seed, .index = i};
+    note_rounding(opt, i, 0, param);
     opt->prepared = false;
     return FO_OK;
 }
 
-/* Checks an array that a parameter is to have beside it; NULL is none. */
-static fo_status find_for(const fo_optimizer *opt, int64_t i, const char *what,
-                          const fo_array *array, fo_tensor **tensor)
-{
-    const fo_status status = find_param(opt, i, tensor);
-    return status || !array ? status : check_array(what, array, (*tensor)->dtype.of.param);
-}
-
-/* Has a tensor take an array, or none. */
-static void take(const fo_array *array, void **data, uint8_t *dtype)
+/* Has a tensor keep an array, or none. */
+static void take(const fo_tensor *t, const fo_array *array, void **data, uint8_t *dtype)
 {
     *data = array ? array->data : NULL;
-    if (array)
-        *dtype = (uint8_t)array->dtype;
+    *dtype = (uint8_t)(array ? array->dtype : arithmetic_of(t));
 }
 
 static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const fo_array *state)
 {
-    fo_tensor *tensor = NULL;
-    int place = 0;
-    fo_status status = find_param(opt, i, &tensor);
+    fo_tensor *t = NULL;
+    int j = 0;
+    fo_status status = find_param(opt, i, &t);
     if (!status)
-        status = find(opt, "state", opt->rule->slot_names, name, &place);
+        status = find(opt, "state", opt->rule->slot_names, name, &j);
     if (!status && state)
-        status = check_array(name, state, tensor->dtype.of.param);
-    if (!status)
-        take(state, &tensor->slot[place], &tensor->dtype.of.slot[place]);
-    return status;
+        status = check_array(name, state, arithmetic_of(t), opt->rule, t, j);
+    if (status)
+        return status;
+    take(t, state, &t->slot[j], &t->dtype.of.slot[j]);
+    fo_plan_coding(opt->plan, i)->beside[1 + j] = state ? state->scales : NULL;
+    note_rounding(opt, i, 1 + j, state);
+    return FO_OK;
+}
+
+/* Checks an average or a sum; NULL is none. */
+static fo_status find_for(const fo_optimizer *opt, int64_t i, const char *name,
+                          const fo_array *array, fo_tensor **tensor)
+{
+    const fo_status status = find_param(opt, i, tensor);
+    if (status || !array)
+        return status;
+    return check_array(name, array, arithmetic_of(*tensor), NULL, *tensor, KEPT);
 }
 
 static fo_status set_average(fo_optimizer *opt, int64_t i, const fo_array *average)
 {
-    fo_tensor *tensor = NULL;
-    const fo_status status = find_for(opt, i, "average", average, &tensor);
+    fo_tensor *t = NULL;
+    const fo_status status = find_for(opt, i, "average", average, &t);
     if (!status)
-        take(average, &tensor->ema, &tensor->dtype.of.ema);
+        take(t, average, &t->ema, &t->dtype.of.ema);
     return status;
 }
 
 static fo_status set_sum(fo_optimizer *opt, int64_t i, const fo_array *sum, int32_t holds)
 {
-    fo_tensor *tensor = NULL;
-    fo_status status = find_for(opt, i, "sum", sum, &tensor);
+    fo_tensor *t = NULL;
+    fo_status status = find_for(opt, i, "sum", sum, &t);
     if (!status)
         status = check_between("holds", holds, 0, sum && sum->data ? 1 : 0);
     if (!status) {
-        take(sum, &tensor->sum, &tensor->dtype.of.sum);
-        tensor->has_sum = holds != 0;
+        take(t, sum, &t->sum, &t->dtype.of.sum);
+        t->has_sum = holds != 0;
     }
     return status;
 }
 
 static fo_status set_grad(fo_optimizer *opt, int64_t i, const fo_array *grad)
 {
-    fo_tensor *tensor = NULL;
-    const fo_status status = find_for(opt, i, "grad", grad, &tensor);
-    if (!status)
-        take(grad, &tensor->grad, &tensor->dtype.of.grad);
+    fo_tensor *t = NULL;
+    fo_status status = find_param(opt, i, &t);
+    /* One of the type that the gradient before had is right again, if it is plain. */
+    if (!status && grad)
+        status = check_array("grad", grad, t->dtype.of.grad, NULL, t, GRAD);
+    if (!status) {
+        t->grad = grad ? grad->data : NULL;
+        if (grad)
+            t->dtype.of.grad = (uint8_t)grad->dtype;
+    }
     return status;
 }
 

@@ -23,6 +23,12 @@ VALUES = {
     "FO_UNSUPPORTED": 8,
     "FO_F32": 0,
     "FO_F64": 1,
+    "FO_BF16": 2,
+    "FO_F16": 3,
+    "FO_8BIT_UNSIGNED": 4,
+    "FO_8BIT_SIGNED": 5,
+    "FO_NEAREST": 0,
+    "FO_STOCHASTIC": 1,
     "FO_TORCH": 0,
     "FO_KERAS": 1,
     "FO_NO_CLIP": 0,
@@ -35,7 +41,8 @@ VALUES = {
 }
 OK, NO_MEMORY, BAD_POINTER, BAD_NAME, BAD_INDEX, BAD_VALUE, INCOMPLETE, NONFINITE = range(8)
 UNSUPPORTED = 8
-F32, F64 = range(2)
+F32, F64, BF16, F16, UNSIGNED, SIGNED = range(6)
+NEAREST, STOCHASTIC = range(2)
 SKIP, RAISE = 1, 2
 CLIPS = {"clip_value": 1, "clip_norm": 2, "global_clip_norm": 3}
 DTYPES = {np.dtype(np.float32): F32, np.dtype(np.float64): F64}
@@ -52,7 +59,8 @@ class Array(ctypes.Structure):
         ("n_rows", c_int64),
         ("row_size", c_int64),
         ("seed", c_uint64),
-        ("reserved", c_int64 * 2),
+        ("rounding", c_int32),
+        ("reserved", c_int32 * 3),
     ]
 
 
@@ -139,7 +147,7 @@ def dense(array, **fields):
     """Return what the interface takes an array as: None, or a descriptor of it."""
     if array is None:
         return None
-    given = {"dtype": DTYPES[array.dtype], "data": array.ctypes.data, **fields}
+    given = {"dtype": DTYPES.get(array.dtype), "data": array.ctypes.data, **fields}
     return Array(**{"size": ctypes.sizeof(Array), **given})
 
 

@@ -42,7 +42,8 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "bitwise",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
-TESTS_OF = {"api.c": ["c_api"], "errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
+TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
+TESTS_OF |= {file: ["c_api", "c_storage"] for file in ("api.c", "arrays.h")}
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -652,15 +653,63 @@ MUTATIONS = [
     ),
     Mutation(
         "C interface: an array of another type than its parameter's is taken",
+        "arrays.h",
+        "return storage->arithmetic == arithmetic &&",
+        "return storage->arithmetic <= arithmetic &&",
+    ),
+    Mutation(
+        "C interface: state that has to stay exact may be of fewer bits",
+        "arrays.h",
+        "role >= 0 && fo_rule_slot_exact(rule, role)",
+        "role >= 0 && !rule",
+    ),
+    Mutation(
+        "C interface: what is never negative is stored with a sign",
+        "arrays.h",
+        "? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED",
+        "? FO_8BIT_SIGNED : FO_8BIT_SIGNED",
+    ),
+    Mutation(
+        "C interface: 8-bit state may lack its scales",
+        "arrays.h",
+        "bits8 && !a->scales && t->size > 0",
+        "bits8 && !a->scales && t->size < 0",
+    ),
+    Mutation(
+        "C interface: an array's rounding is not looked at where the rest is usual",
+        "arrays.h",
+        "| a->seed | last[0] | last[1]) == 0",
+        "| a->seed | last[1]) == 0",
+    ),
+    Mutation(
+        "C interface: a master is forgotten",
         "api.c",
-        "fo_storages[a->dtype].arithmetic != fo_storages[dtype].arithmetic",
-        "fo_storages[a->dtype].arithmetic > fo_storages[dtype].arithmetic",
+        "if (!param->master)",
+        "if (param->master || !param->master)",
+    ),
+    Mutation(
+        "C interface: random bits do not depend on the parameter's number",
+        "api.c",
+        ".index = i};",
+        ".index = 0};",
+    ),
+    Mutation(
+        "C interface: state is rounded as the parameter is",
+        "api.c",
+        "note_rounding(opt, i, 1 + j, state);",
+        "note_rounding(opt, i, 0, state);",
+    ),
+    Mutation(
+        "C interface: state that was rounded at random goes on so as another array",
+        "api.c",
+        "coding->stochastic &= ~FO_SLOT(number);",
+        "",
     ),
     Mutation(
         "C interface: the sums of a resumed run are forgotten",
         "api.c",
-        "tensor->has_sum = holds != 0;",
-        "tensor->has_sum = false;",
+        "t->has_sum = holds != 0;",
+        "t->has_sum = false;",
     ),
     Mutation(
         "C interface: what a new hyperparameter needs is not noticed",

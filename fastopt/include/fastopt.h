@@ -44,18 +44,27 @@ enum {
     FO_BAD_VALUE = 5,   /* a number, or the size of a struct, is out of range */
     FO_INCOMPLETE = 6,  /* the step needs an array that was not set */
     FO_NONFINITE = 7,   /* FO_RAISE, and a gradient holds a NaN or an infinity */
-    FO_UNSUPPORTED = 8  /* no such type of elements, or none such beside the parameter's */
+    FO_UNSUPPORTED = 8  /* what this fastopt lacks, or what does not go with the parameter */
 };
 
+/* Types of elements. The rules compute in double for an FO_F64 parameter, and else in float: what is
+ * stored in fewer bits is decoded, updated and encoded again. What each array may be of:
+ *
+ *     parameter      FO_F32, FO_F64, FO_BF16, FO_F16
+ *     beside FO_F64: all are FO_F64, but the gradient may be of any of these four types
+ *     beside the others:
+ *     gradient       FO_F32, FO_BF16, FO_F16
+ *     average, sum   FO_F32, FO_BF16, FO_F16
+ *     state          FO_F32, FO_BF16, FO_F16, and 8 bits: FO_8BIT_UNSIGNED where it is never negative
+ *                    (exp_avg_sq, square_avg, sum), or FO_8BIT_SIGNED (exp_avg, momentum_buffer);
+ *                    but max_exp_avg_sq, grad_avg and exp_inf are FO_F32 */
 typedef int32_t fo_dtype;
-enum {
-    FO_F32 = 0,
-    FO_F64 = 1,
-    FO_BF16 = 2,
-    FO_F16 = 3,
-    FO_8BIT_UNSIGNED = 4, /* for state that is never negative; needs scales */
-    FO_8BIT_SIGNED = 5    /* for other state; needs scales */
-};
+enum { FO_F32 = 0, FO_F64 = 1, FO_BF16 = 2, FO_F16 = 3, FO_8BIT_UNSIGNED = 4, FO_8BIT_SIGNED = 5 };
+
+/* How a step stores what lies between two neighbours: as the nearest, or at random as one of the two,
+ * so that the mean is right. */
+typedef int32_t fo_rounding;
+enum { FO_NEAREST = 0, FO_STOCHASTIC = 1 };
 
 typedef int32_t fo_semantics;
 enum { FO_TORCH = 0, FO_KERAS = 1 };
@@ -66,25 +75,34 @@ enum { FO_NO_CLIP = 0, FO_CLIP_VALUE = 1, FO_CLIP_NORM = 2, FO_GLOBAL_CLIP_NORM 
 typedef int32_t fo_nonfinite;
 enum { FO_PROPAGATE = 0, FO_SKIP = 1, FO_RAISE = 2 };
 
-/* An array of the caller's: the type of its elements, where they lie, and what some types will need
- * besides. All that is not in use is 0; fo_dense() makes the usual ones. */
+/* An array of the caller's. All that is not in use is 0; fo_dense() makes the usual ones.
+ *
+ * `master` is for a parameter of 16 bits: what its elements lack of a float. It has as many elements,
+ * uint16_t (the trailing bits) beside FO_BF16 and float beside FO_F16, and may start as zeros. Then
+ * the parameter loses nothing; others may write to it, and steps go on from there. Without a master
+ * (NULL), each step rounds the parameter.
+ *
+ * `rounding` is for a parameter of 16 bits without a master, and for state of 16 or 8 bits. `seed` is
+ * the parameter's; with the parameter's number i, the number of its step and the number of the
+ * element, it determines the random bits. */
 typedef struct {
-    uint32_t size;       /* sizeof(fo_array) */
-    fo_dtype dtype;      /* of the elements */
-    void *data;          /* as many as the parameter has */
-    void *scales;        /* reserved, for types that have a scale for each block of elements */
-    void *master;        /* reserved, for what the elements lack in precision */
-    const int64_t *rows; /* reserved, for gradients of some rows: which rows, */
-    int64_t n_rows;      /* how many */
-    int64_t row_size;    /* and elements of each */
-    uint64_t seed;       /* reserved, for stochastic rounding */
-    int64_t reserved[2];
+    uint32_t size;  /* sizeof(fo_array) */
+    fo_dtype dtype; /* of the elements */
+    void *data;     /* as many as the parameter has */
+    void *scales;   /* of 8-bit state: uint8_t, one for every 64 elements and one for the rest */
+    void *master;   /* of a parameter of 16 bits, or NULL */
+    const int64_t *rows;  /* reserved, for gradients of some rows: which rows, */
+    int64_t n_rows;       /* how many */
+    int64_t row_size;     /* and elements of each */
+    uint64_t seed;        /* of a parameter, for all its arrays that are rounded at random */
+    fo_rounding rounding; /* of a parameter or state, when a step stores it */
+    int32_t reserved[3];
 } fo_array;
 
 /* An array without anything special. (In a step's loop, make it once.) */
 static inline fo_array fo_dense(fo_dtype dtype, void *data)
 {
-    fo_array array = {sizeof(fo_array), dtype, data, 0, 0, 0, 0, 0, 0, {0, 0}};
+    fo_array array = {sizeof(fo_array), dtype, data, 0, 0, 0, 0, 0, 0, FO_NEAREST, {0, 0, 0}};
     return array;
 }
 
@@ -148,7 +166,7 @@ typedef struct {
     fo_status (*set_options)(fo_optimizer *opt, const fo_options *options); /* NULL: the defaults */
 
     /* Parameter i: `size` elements, and the number of its steps so far, which a step advances. It
-     * forgets the parameter's other arrays. */
+     * forgets the parameter's other arrays, and what was said of how they are stored. */
     fo_status (*set_param)(fo_optimizer *opt, int64_t i, int32_t group, int64_t size,
                            const fo_array *param, int64_t *step);
 

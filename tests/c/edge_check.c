@@ -1,7 +1,8 @@
-/* Where driver_check does not go: allocations that fail, limits and norms that are not finite,
- * averages in a step that is skipped, momentum that some have begun and others have not, names that
- * do not exist, the pass that measures the bandwidth bound, how the number of threads is found out,
- * by a clock that is made up, the program's own pool, and who does what in an OpenMP region.
+/* Where driver_check does not go: allocations that fail, memory of arrays in fewer bits, limits and
+ * norms that are not finite, averages in a step that is skipped, momentum that some have begun and
+ * others have not, names that do not exist, the pass that measures the bandwidth bound, how the number
+ * of threads is found out, by a clock that is made up, the program's own pool, and who does what in an
+ * OpenMP region.
  *
  * Link with -Wl,--wrap=calloc. */
 #include "core.h"
@@ -74,6 +75,56 @@ static void allocations(void)
     }
     EXPECT(failures == 11);
     fo_plan_destroy(NULL);
+}
+
+/* Arrays in fewer bits through the C interface: an optimizer whose first step fails for want of memory
+ * goes on; what it was told of is gone with it, and other memory takes its place. */
+static void stored_arrays(void)
+{
+    enum { N = 2 * FO_SCALED + 3 }; /* in memory of just that size, where sanitizers see its end */
+    const fo_api *fo = fo_get_api();
+    for (int failing = 0; failing < 2; failing++) {
+        int64_t taken = 0;
+        fo_optimizer *opt = NULL;
+        EXPECT(fo->create("adam", 1, 1, &opt) == FO_OK);
+        for (int kind = 0; kind < 4; kind++) {
+            const bool f16 = kind % 2 == 1, master = kind < 2;
+            uint16_t *param = calloc(N, sizeof *param), *grad = calloc(N, sizeof *grad);
+            void *beside = calloc(N, f16 ? sizeof(float) : sizeof *param);
+            uint8_t *codes = calloc(2, N), *scales = calloc(2, 3);
+            EXPECT(param && grad && beside && codes && scales);
+            fo_array p = fo_dense(f16 ? FO_F16 : FO_BF16, param), g = fo_dense(p.dtype, grad);
+            fo_array m = fo_dense(FO_8BIT_SIGNED, codes), v = fo_dense(FO_8BIT_UNSIGNED, codes + N);
+            for (int i = 0; i < N; i++)
+                grad[i] = f16 ? 0x3c00 : 0x3f80; /* 1 */
+            p.master = master ? beside : NULL;
+            p.rounding = master ? FO_NEAREST : FO_STOCHASTIC;
+            m.scales = scales;
+            v.scales = scales + 3;
+            taken = 0;
+            EXPECT(fo->set_param(opt, 0, 0, N, &p, &taken) == FO_OK);
+            EXPECT(fo->set_grad(opt, 0, &g) == FO_OK && fo->step(opt, NULL) == FO_INCOMPLETE);
+            EXPECT(fo->set_state(opt, 0, "exp_avg", &m) == FO_OK);
+            EXPECT(fo->set_state(opt, 0, "exp_avg_sq", &v) == FO_OK);
+            if (failing && kind == 0) {
+                until_failure = 0;
+                EXPECT(fo->step(opt, NULL) == FO_NO_MEMORY && taken == 0 && param[0] == 0);
+                until_failure = -1;
+            }
+            EXPECT(fo->step(opt, NULL) == FO_OK && taken == 1);
+            EXPECT(codes[N - 1] != 0 && codes[2 * N - 1] != 0 && scales[2] != 0 && scales[5] != 0);
+            EXPECT(param[N - 1] >> 15 == 1); /* negative: a step against the gradient */
+            v.scales = NULL;                 /* refused, and what was there stays */
+            EXPECT(fo->set_state(opt, 0, "exp_avg_sq", &v) == FO_BAD_POINTER);
+            EXPECT(fo->step(opt, NULL) == FO_OK && taken == 2);
+            free(param);
+            free(grad);
+            free(beside);
+            free(codes);
+            free(scales);
+        }
+        fo->destroy(opt);
+    }
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -513,6 +564,7 @@ int main(void)
     }
     ranges();
     allocations();
+    stored_arrays();
     steps();
     buffers_that_begin();
     names();

@@ -321,7 +321,7 @@ REFUSED = [
     ("set_param", BAD_INDEX, "no parameter 2", lambda h: (h, 2, 0, 1, ARRAY, THERE)),
     ("set_param", BAD_INDEX, "no parameter -1", lambda h: (h, -1, 0, 1, ARRAY, THERE)),
     ("set_param", BAD_INDEX, "no group 2", lambda h: (h, 0, 2, 1, ARRAY, THERE)),
-    ("set_param", UNSUPPORTED, "param: .*no type 2", lambda h: (h, 0, 0, 1, other(2), THERE)),
+    ("set_param", UNSUPPORTED, "param: .*no type 6", lambda h: (h, 0, 0, 1, other(6), THERE)),
     ("set_param", UNSUPPORTED, "no type -1", lambda h: (h, 0, 0, 1, other(-1), THERE)),
     ("set_param", BAD_VALUE, "size of fo_array", lambda h: (h, 0, 0, 1, Array(), THERE)),
     ("set_param", BAD_VALUE, "size .* -1", lambda h: (h, 0, 0, -1, ARRAY, THERE)),
@@ -339,11 +339,11 @@ REFUSED = [
                 0,
                 0,
                 1,
-                dense(HERE, **{name: (0, 1) if name == "reserved" else 1}),
+                dense(HERE, **{name: (0, 0, 1) if name == "reserved" else 1}),
                 THERE,
             ),
         )
-        for name in ("scales", "master", "rows", "n_rows", "row_size", "seed", "reserved")
+        for name in ("scales", "master", "rows", "n_rows", "row_size", "rounding", "reserved")
     ],
     (
         "set_state",
@@ -354,7 +354,12 @@ REFUSED = [
     ("set_average", UNSUPPORTED, "average of type float64", lambda h: (h, 0, ARRAY)),
     ("set_sum", UNSUPPORTED, "sum of type float64", lambda h: (h, 0, ARRAY, 0)),
     ("set_grad", UNSUPPORTED, "grad of type float64", lambda h: (h, 0, ARRAY)),
-    ("set_grad", UNSUPPORTED, "float32 beside .* float64", lambda h: (h, 1, dense(NARROW))),
+    (
+        "set_state",
+        UNSUPPORTED,
+        "exp_avg of type float32 beside .* float64: it must be float64$",
+        lambda h: (h, 1, b"exp_avg", dense(NARROW)),
+    ),
     ("set_grad", BAD_VALUE, "size of fo_array", lambda h: (h, 1, dense(HERE, size=79))),
     ("set_sum", BAD_POINTER, "opt", lambda h: (None, 0, ARRAY, 0)),
     ("set_sum", BAD_INDEX, "no parameter 2", lambda h: (h, 2, ARRAY, 0)),

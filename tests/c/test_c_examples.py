@@ -45,17 +45,40 @@ def test_the_c_program_builds_with_one_command_and_learns(tmp_path):
     assert float(re.search(r"off by ([\d.]+) at most", done.stdout)[1]) < 0.01
 
 
-def test_what_the_page_shows_compiles_and_learns(tmp_path):
+# What the page leaves to its reader, and what each of its programs has reached.
+SHOWN = [
+    (
+        "static void write_gradient(const float *w, float *g) { g[0] = w[0], g[1] = w[1]; }",
+        "steps == 100 && w[0] < 0.5f && w[1] < 1.5f",
+    ),
+    (
+        """
+static void write_parameter(uint16_t *w) { for (int i = 0; i < 100; i++) w[i] = 0x3f80; }
+static void write_gradient(const uint16_t *w, uint16_t *g)
+{
+    for (int i = 0; i < 100; i++)
+        g[i] = w[i];
+}
+""",
+        "steps == 100 && w[0] < 0x3f00 && w[99] < 0x3f00 && w_trailing[0] && m_scales[1]",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(SHOWN)))
+def test_what_the_page_shows_compiles_and_learns(number, tmp_path):
     page = (EXAMPLES.parent / "docs" / "c-api.md").read_text()
-    (shown,) = re.findall(r"```c\n#include <fastopt.h>\n(.*?)```", page, re.DOTALL)
+    shown = re.findall(r"```c\n#include <fastopt.h>\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == len(SHOWN)
+    given, reached = SHOWN[number]
     (tmp_path / "shown.c").write_text(f"""
 #include <fastopt.h>
 #include <stdio.h>
-static void write_gradient(const float *w, float *g) {{ g[0] = w[0], g[1] = w[1]; }}
+{given}
 int main(void)
 {{
-{shown}
-    return steps == 100 && w[0] < 0.5f && w[1] < 1.5f ? 0 : 1;
+{shown[number]}
+    return {reached} ? 0 : 1;
 }}
 """)
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{fastopt.get_include()}", "shown.c"]
@@ -175,7 +198,7 @@ def test_the_compiler_lays_the_structs_out_as_version_1_of_the_abi_does(tmp_path
         for struct in (Array, Options, Result, Api)
         for name, *_ in struct._fields_
     ]
-    assert len(members) == 10 + 11 + 8 + 2 + len(FUNCTIONS)
+    assert len(members) == 11 + 11 + 8 + 2 + len(FUNCTIONS)
     checks = [f"offsetof({struct}, {name}) == {at}" for struct, name, at in members]
     checks += [f"{name} == {value}" for name, value in VALUES.items()]
     checks += [

@@ -26,21 +26,28 @@ from c_interface import (
     SKIP,
     UNSUPPORTED,
     Result,
+    address,
     create,
     dense,
     fo,
     options,
     result,
 )
+from c_types import MASTER, SPLIT, TYPES, state_type
 from oracle import Oracle, same_bits
 from sequences import BLOCK, History, chance, pick, values
 from tables import BY_RULE
 
 import fastopt
 from fastopt import reference
+from fastopt.reference import STORAGE, random_bits
 
 OPERATIONS = 40
 HERE = np.zeros(1)
+NATIVE = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+FEWER = ["float32", "bfloat16", "float16", SPLIT, MASTER]
+FLOATS = ["float32", "bfloat16", "float16"]
+LOSSY = ["bfloat16", "float16", "8-bit signed", "8-bit unsigned"]
 LAYERS = fastopt.build_info()["threading"]["available"]
 FLAGS = {"lr": [0.1, 1e-3, 0.0, 0.5], "weight_decay": [0.0, 0.1], "eps": [1e-8, 0.1]}
 
@@ -59,6 +66,8 @@ def used_slots(rule, hypers):
 
 def unaligned(rng, array):
     """Return the array in new memory, which may begin anywhere."""
+    if array is None:
+        return None
     memory = np.zeros(array.nbytes + 8, np.uint8)
     start = pick(rng, [0, 0, 1, 4])
     new = memory[start : start + array.nbytes].view(array.dtype)
@@ -66,30 +75,86 @@ def unaligned(rng, array):
     return new
 
 
+class Kept:
+    """An array as it is stored: codes, and what lies beside them."""
+
+    def __init__(self, rng, storage, given, rounding=0):
+        self.storage, self.rounding = storage, rounding
+        self.codes, self.extra = (unaligned(rng, a) for a in self.stored(given))
+
+    def stored(self, given, random=None):
+        """Return how values are stored."""
+        if self.storage in NATIVE:
+            return given, None
+        return STORAGE[self.storage].store(given, random if self.rounding else None)
+
+    def values(self):
+        if self.storage in NATIVE:
+            return self.codes.copy()
+        return np.array(STORAGE[self.storage].load(self.codes, self.extra), np.float32)
+
+    def put(self, given):
+        """Write values, as a caller may."""
+        self.codes[...], extra = self.stored(given)
+        if extra is not None:
+            self.extra[...] = extra
+
+    def move(self, rng):
+        self.codes, self.extra = unaligned(rng, self.codes), unaligned(rng, self.extra)
+
+    def described(self, **fields):
+        beside = "scales" if self.storage.startswith("8-bit") else "master"
+        given = {"dtype": TYPES[self.storage], beside: address(self.extra), **fields}
+        return dense(self.codes, rounding=self.rounding, **given)
+
+    def is_stored(self, given, random=None):
+        """Tell whether it holds these values."""
+        codes, extra = self.stored(given, random)
+        return same_bits(self.codes, codes) and (extra is None or same_bits(self.extra, extra))
+
+
 class Parameter:
     """A parameter with all its arrays, and which of them the optimizer has."""
 
     def __init__(self, rng, rule, group):
-        size = BLOCK + 3 if chance(rng, 0.03) else pick(rng, [0, 1, 3, 7, 17, 64])
-        self.dtype = pick(rng, DTYPES)
-        self.group, self.fresh = group, False
-        self.param = unaligned(rng, values(rng, size, self.dtype, wild=0))
+        size = BLOCK + 3 if chance(rng, 0.03) else pick(rng, [0, 1, 3, 7, 17, 64, 65])
+        in_fewer_bits = chance(rng, 0.4)
+        storage = pick(rng, FEWER if in_fewer_bits else NATIVE)
+        self.dtype = NATIVE.get(storage, np.dtype(np.float32))
+        self.group, self.fresh, self.seed = group, False, int(rng.integers(2**63))
+        self.kept = pick(rng, FLOATS) if in_fewer_bits else storage
         self.counter = np.zeros(1, np.int64)
-        slots = BY_RULE[rule].slots
-        self.state = {name: unaligned(rng, np.zeros_like(self.param)) for name in slots}
-        self.average = self.param.copy()
-        self.grad = np.zeros_like(self.param)
+        state = pick(rng, [*FLOATS, "8-bit"]) if in_fewer_bits else storage
+        zeros, given = np.zeros(size, self.dtype), values(rng, size, self.dtype, wild=0)
+        self.param = Kept(rng, storage, given, pick(rng, [0, 1]) if storage in LOSSY else 0)
+        self.state = {}
+        for name in BY_RULE[rule].slots:
+            stored = state_type(name, state) if in_fewer_bits else storage
+            rounding = pick(rng, [0, 1]) if stored in LOSSY else 0
+            self.state[name] = Kept(rng, stored, zeros, rounding)
+        self.average = Kept(rng, self.kept, given)
+        self.grad = Kept(rng, self.kept, zeros)
         self.bound = {}
 
-    def arrays(self):
-        own = [self.param, self.counter, self.average, *self.state.values()]
+    def all_kept(self):
+        own = [self.param, self.average, *self.state.values()]
         return own if self.grad is self.param else [*own, self.grad]
 
+    def arrays(self):
+        lying = [a for kept in self.all_kept() for a in (kept.codes, kept.extra)]
+        return [self.counter, *(a for a in lying if a is not None)]
+
     def move(self, rng):
-        self.param, self.average = unaligned(rng, self.param), unaligned(rng, self.average)
         self.counter = self.counter.copy()
-        self.state = {name: unaligned(rng, array) for name, array in self.state.items()}
-        self.grad = unaligned(rng, self.grad)
+        for kept in self.all_kept():
+            kept.move(rng)
+
+    def param_and_state(self):
+        kept = [self.param, *self.state.values()]
+        return [a.tobytes() for k in kept for a in (k.codes, k.extra) if a is not None]
+
+    def describe_param(self):
+        return self.param.described(seed=self.seed)
 
 
 class Sequence:
@@ -126,7 +191,8 @@ class Sequence:
     def bind(self, i):
         """Hand over a parameter and all its arrays."""
         p = self.params[i]
-        self.do("set_param", i, p.group, p.param.size, dense(p.param), p.counter.ctypes.data)
+        param, counter = p.describe_param(), p.counter.ctypes.data
+        self.do("set_param", i, p.group, p.param.codes.size, param, counter)
         p.fresh = False
         for name in p.state:
             self.set_state(i, name)
@@ -136,11 +202,11 @@ class Sequence:
 
     def set_state(self, i, name, there=True):
         array = self.params[i].state[name]
-        self.do("set_state", i, name.encode(), dense(array) if there else None)
+        self.do("set_state", i, name.encode(), array.described() if there else None)
         self.params[i].bound[name] = there
 
     def set_average(self, i, there=True):
-        self.do("set_average", i, dense(self.params[i].average) if there else None)
+        self.do("set_average", i, self.params[i].average.described() if there else None)
         self.params[i].bound["average"] = there
 
     def check_numbers(self):
@@ -166,7 +232,7 @@ class Sequence:
         return [
             i
             for i, p in enumerate(self.params)
-            if p.bound["grad"] and p.param.size
+            if p.bound["grad"] and p.param.codes.size
             for name in used_slots(self.rule, self.hypers[p.group])
             if not p.bound[name]
         ]
@@ -175,21 +241,28 @@ class Sequence:
         zero = self.options.get("zero_grad")
         for i, p in enumerate(self.params):
             if chance(self.rng, 0.7):
-                p.grad = unaligned(self.rng, values(self.rng, p.param.shape, p.dtype))
-                if chance(self.rng, 0.05):
+                storage = pick(self.rng, [p.kept, *FLOATS])
+                given = values(self.rng, p.param.codes.shape, p.dtype)
+                if storage in FLOATS:
+                    given = given.astype(np.float32)
+                p.grad = Kept(self.rng, storage, given)
+                if chance(self.rng, 0.05) and p.param.extra is None:
                     p.grad = p.param
                 p.bound["grad"] = chance(self.rng, 0.9)
-                self.do("set_grad", i, dense(p.grad) if p.bound["grad"] else None)
+                bare = dense(p.grad.codes, dtype=TYPES[p.grad.storage])
+                self.do("set_grad", i, bare if p.bound["grad"] else None)
             if zero and p.grad is p.param:
                 p.bound["grad"] = False
                 self.do("set_grad", i, None)
 
     def spoil_a_gradient(self):
         given = [p for p in self.params if p.bound["grad"] and p.grad is not p.param]
-        given = [p for p in given if p.param.size]
+        given = [p for p in given if p.param.codes.size]
         if given and chance(self.rng, 0.3):
             p = pick(self.rng, given)
-            p.grad[self.rng.integers(p.grad.size)] = pick(self.rng, [np.nan, np.inf, -np.inf])
+            spoilt = p.grad.values()
+            spoilt[self.rng.integers(spoilt.size)] = pick(self.rng, [np.nan, np.inf, -np.inf])
+            p.grad.put(spoilt)
 
     def model(self):
         """Return the reference over copies of everything."""
@@ -199,9 +272,9 @@ class Sequence:
         model.kwargs = {"semantics": ("torch", "keras")[self.options.get("semantics", 0)]}
         if clip:
             model.kwargs[clip] = self.options["clip_limit"]
-        model.params = [p.param.copy() for p in self.params]
+        model.params = [p.param.values() for p in self.params]
         model.state = [
-            {"step": np.array(p.counter[0]), **{n: a.copy() for n, a in p.state.items()}}
+            {"step": np.array(p.counter[0]), **{n: a.values() for n, a in p.state.items()}}
             for p in self.params
         ]
         model.fresh = [p.fresh for p in self.params]
@@ -221,11 +294,12 @@ class Sequence:
         if missing:
             return self.incomplete(missing[0])
         scale = self.options.get("loss_scale") or 1.0
-        grads = [p.grad.copy() if p.bound["grad"] else None for p in self.params]
+        grads = [p.grad.values().astype(p.dtype) if p.bound["grad"] else None for p in self.params]
         given = " ".join("None" if g is None else "g" for g in grads)
         self.history.add("step", f"{given}; {self.options}")
         bad = self.not_finite(grads, scale)
-        model, averages = self.model(), [p.average.copy() for p in self.params]
+        self.untouched = [p.param_and_state() for p in self.params]
+        model, averages = self.model(), [p.average.values() for p in self.params]
         norm = reference.grad_norm(grads, model.params, scale)
         has_norm = self.options.get("clip", 0) >= CLIPS["clip_norm"]
         outcome = result() if chance(self.rng, 0.7) else None
@@ -256,19 +330,31 @@ class Sequence:
 
     def compare(self, model, averages, grads, status, skipped):
         decay, starts = self.options.get("ema_decay", 0.0), self.options.get("ema_starts", 0)
+        before = self.untouched
         for i, p in enumerate(self.params):
-            assert same_bits(p.param, model.params[i]), i
+            if skipped or grads[i] is None:
+                assert p.param_and_state() == before[i]
+            else:
+                for j, (name, kept) in enumerate([("param", p.param), *p.state.items()]):
+                    given = model.params[i] if name == "param" else model.state[i][name]
+                    key = {"seed": p.seed, "step": int(p.counter[0]), "param": i, "array": j}
+                    used = name == "param" or name in used_slots(self.rule, self.hypers[p.group])
+                    random = random_bits(given.size, **key) if kept.rounding else None
+                    assert not used or kept.is_stored(given, random), (i, name)
+                    self.history.done["stored in fewer bits"] += used and kept.storage not in NATIVE
+                    self.history.done["rounded at random"] += used and kept.rounding
             assert p.counter[0] == model.state[i]["step"]
-            for name, array in p.state.items():
-                assert same_bits(array, model.state[i][name]), (i, name)
             p.fresh = model.fresh[i]
             average = averages[i]
             if p.bound["average"] and not skipped:
-                reference.average(average, model.params[i], decay, first=starts)
-            assert same_bits(p.average, average), i
+                reference.average(average, p.param.values(), decay, first=starts)
+            assert p.average.is_stored(average), i
             if grads[i] is not None and p.grad is not p.param:
                 zeroed = self.options.get("zero_grad") and status == OK
-                assert not p.grad.any() if zeroed else same_bits(p.grad, grads[i])
+                if zeroed:
+                    assert not p.grad.codes.any()
+                else:
+                    assert same_bits(p.grad.values().astype(p.dtype), grads[i])
 
     def incomplete(self, i):
         self.history.add("incomplete step")
@@ -384,8 +470,8 @@ class Sequence:
         if what == "counter":
             p.counter[0] = pick(self.rng, [0, 1, 5, p.counter[0] + 3])
         else:
-            array = p.state[what] if what in p.state else getattr(p, what)
-            array[...] = np.abs(values(self.rng, array.shape, array.dtype, wild=0))
+            kept = p.state[what] if what in p.state else getattr(p, what)
+            kept.put(np.abs(values(self.rng, kept.codes.shape, p.dtype, wild=0)))
 
     def threads(self):
         n = pick(self.rng, [1, 2, 3])
@@ -402,8 +488,8 @@ class Sequence:
         rng, n, n_groups = self.rng, len(self.params), self.n_groups
         h, i = self.handle, int(rng.integers(n))
         p, slot = self.params[i], next(iter(self.row.slots)).encode()
-        there, counter = dense(p.param), p.counter.ctypes.data
-        other = dense(p.param, dtype=1 - DTYPES[p.param.dtype])
+        there, counter, size = p.describe_param(), p.counter.ctypes.data, p.param.codes.size
+        other = dense(p.param.codes, dtype=1 - DTYPES[p.dtype])
         whole, number = ctypes.c_int32(7), ctypes.c_double(7)
         nan = math.nan
         name, status, *arguments = pick(
@@ -426,16 +512,22 @@ class Sequence:
                 ("set_options", BAD_VALUE, h, options(num_threads=-1, semantics=1)),
                 ("set_hyper", BAD_VALUE, h, 0, b"weight_decay", -0.5),
                 ("set_hyper", BAD_VALUE, h, 0, b"maximize", 0.5),
-                ("set_param", BAD_INDEX, h, n, 0, p.param.size, there, counter),
-                ("set_param", BAD_INDEX, h, i, n_groups, p.param.size, there, counter),
-                ("set_param", UNSUPPORTED, h, i, 0, p.param.size, dense(HERE, dtype=2), counter),
+                ("set_param", BAD_INDEX, h, n, 0, size, there, counter),
+                ("set_param", BAD_INDEX, h, i, n_groups, size, there, counter),
+                ("set_param", UNSUPPORTED, h, i, 0, size, dense(HERE, dtype=4), counter),
                 ("set_param", BAD_VALUE, h, i, 0, -1, there, counter),
                 ("set_param", BAD_POINTER, h, i, 0, 3, None, counter),
-                ("set_param", BAD_POINTER, h, i, 0, p.param.size, there, None),
+                ("set_param", BAD_POINTER, h, i, 0, size, there, None),
                 ("set_state", UNSUPPORTED, h, i, slot, other),
                 ("set_average", UNSUPPORTED, h, i, other),
-                ("set_grad", UNSUPPORTED, h, i, other),
-                ("set_grad", UNSUPPORTED, h, i, dense(p.param, seed=1)),
+                ("set_grad", UNSUPPORTED, h, i, dense(p.param.codes, dtype=5)),
+                (
+                    "set_grad",
+                    UNSUPPORTED,
+                    h,
+                    i,
+                    dense(p.param.codes, dtype=DTYPES[p.dtype], seed=1),
+                ),
                 ("set_threading_layer", BAD_NAME, b"tbb"),
                 ("set_state", BAD_NAME, h, i, b"step", there),
                 ("set_state", BAD_INDEX, h, n, slot, there),
@@ -488,6 +580,8 @@ class Sequence:
 
 KINDS = [
     "step",
+    "stored in fewer bits",
+    "rounded at random",
     "step that is not finite",
     "incomplete step",
     "hyper",
@@ -513,5 +607,5 @@ def test_any_calls_have_the_bits_of_the_reference_and_refused_ones_change_nothin
 
 
 def test_the_sequences_reach_every_kind_of_call():
-    done = sequences.reached(run, 20)
+    done = sequences.reached(run, 40)
     assert {kind for kind in KINDS if done[kind] < 3} == set(), done
