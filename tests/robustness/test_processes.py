@@ -377,11 +377,11 @@ def mend(how):
     refused(pickle.dumps, busy)
     busy.param_groups[0]["momentum"] = 0.5  # which takes more state
     refused(busy.step, grads)
-    fastopt.optimizer.scalar_like, scalar_like = None, fastopt.optimizer.scalar_like
+    fastopt.optimizer.initial_arrays, initial_arrays = None, fastopt.optimizer.initial_arrays
     try:
         busy.reset()
     except TypeError:
-        fastopt.optimizer.scalar_like = scalar_like
+        fastopt.optimizer.initial_arrays = initial_arrays
         refused(busy.step, grads)  # the state is there, and nothing was reset
     try:
         busy.load_state_dict({})

@@ -251,7 +251,7 @@ class Sequence:
         k = int(rng.integers(len(grads)))
         options, good = {}, grads[k]
         kinds = [
-            (good.astype(np.float64 if good.dtype == np.float32 else np.float32), TypeError),
+            (good.astype(np.float64 if good.dtype == np.float32 else np.longdouble), TypeError),
             (good.astype(np.int64), TypeError),
             (good.astype(good.dtype.newbyteorder()), TypeError),
             (np.zeros((*good.shape, 2), good.dtype), ValueError),

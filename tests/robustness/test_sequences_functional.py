@@ -294,7 +294,7 @@ class Sequence:
 
     def spoil_grads(self, call, arguments, k, used):
         grad = self.model.grads[k]
-        other = np.float32 if grad.dtype == np.float64 else np.float64
+        other = np.int64 if grad.dtype == np.float64 else np.float64
         self.what, bad, self.message = pick(
             self.rng,
             [
