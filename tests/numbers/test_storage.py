@@ -120,7 +120,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("stochastic", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("case", "way", "state_dtype"), COMBINATIONS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_bit_is_the_references(case, way, state_dtype, stochastic):
@@ -134,12 +134,12 @@ def test_every_bit_is_the_references(case, way, state_dtype, stochastic):
 def test_every_bit_is_the_references_whatever_runs_it(isa, layer):
     _core.select_isa(isa)
     _core.select_layer(layer)
-    ran = 0
-    for threads, combination in itertools.product((1, 3), COMBINATIONS):
-        _core.force_threads(threads)
+    _core.force_threads(3)
+    names = [*_core.isa()["supported"], *_core.layers()["available"]]
+    some = COMBINATIONS[(names.index(isa) + names.index(layer)) % 3 :: 3]  # others for each
+    assert len(some) > 100
+    for combination in some:
         compare(*combination.values, stochastic=True, steps=2)
-        ran += 1
-    assert ran == 2 * len(COMBINATIONS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=CASE_IDS)
