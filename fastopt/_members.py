@@ -20,7 +20,7 @@ from fastopt._hypers import Hypers, own_copies
 from fastopt._lenders import Lenders
 from fastopt._memory import Array, copy_like, lay_out, memory_order, zeros_like
 from fastopt._settings import CLIPS, NONFINITE, SEMANTICS, Settings
-from fastopt._storage import Storage, initial_arrays, storage_for, stored_weights, weights
+from fastopt._storage import Storage, initial_arrays, storage_for
 from fastopt._trees import TreeDef, merged
 
 
@@ -44,8 +44,8 @@ def new_state(
     storage: Storage, param: Array, slots: Iterable[str], initial: Mapping[str, float]
 ) -> ParameterState:
     state = {name: storage.zeros(param, name) for name in storage.names(tuple(slots))}
-    if storage.master:
-        state |= stored_weights(storage, param, weights(storage, param, {}))[1]
+    if storage.master == "master":
+        state["master"][...] = param  # (bfloat16 lacks nothing of itself: its trailing bits are 0)
     for slot in slots:
         for name, value in initial_arrays(storage, param, slot, initial.get(slot, 0.0)).items():
             state[name][...] = value
