@@ -54,13 +54,14 @@ const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t at, int64
     _Alignas(64) char gathered[FO_BLOCK * sizeof(double)], single[FO_BLOCK * sizeof(float)];
     const fo_dtype dtype = t->dtype.of.grad, type = arithmetic_of(t);
     fo_load *const load = s->table->load[dtype];
-    const void *stored = (const char *)t->grad + (size_t)at * fo_storages[dtype].bytes;
-    if (t->grad_ndim != 0) {
+    const char *const in_place = (const char *)t->grad + (size_t)at * fo_storages[dtype].bytes;
+    if (dtype == type && t->grad_ndim == 0)
+        return in_place;
+    if (t->grad_ndim != 0)
         gather(t, at, n, dtype == type ? buffer : gathered);
-        stored = gathered;
-    }
     if (dtype == type)
-        return t->grad_ndim != 0 ? buffer : stored;
+        return buffer;
+    const void *const stored = t->grad_ndim != 0 ? gathered : in_place;
     if (fo_storages[dtype].arithmetic == type) {
         load(n, buffer, stored, NULL);
         return buffer;

@@ -40,10 +40,12 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "errors",
     "accuracy",
     "bitwise",
+    "storage",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
 TESTS_OF |= {file: ["c_api", "c_storage"] for file in ("api.c", "arrays.h")}
+TESTS_OF |= {file: ["storage"] for file in ("codecs.inc", "fused.inc", "random.h")}
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -194,8 +196,8 @@ MUTATIONS = [
     Mutation(
         "decoupled decay comes after the update",
         "loop.inc",
-        "p = k[KEEP] * p;\n        param[i] = FO_T(RULE)(p, g, slot, k, variant);",
-        "param[i] = k[KEEP] * FO_T(RULE)(p, g, slot, k, variant);",
+        "p = k[KEEP] * p;\n    return FO_T(RULE)(p, g, slot, k, variant);",
+        "return k[KEEP] * FO_T(RULE)(p, g, slot, k, variant);",
     ),
     Mutation(
         "clipping by value has no lower limit",
@@ -206,8 +208,8 @@ MUTATIONS = [
     Mutation(
         "coupled decay comes before clipping",
         "loop.inc",
-        "g = gscale * grad[i]",
-        "g = gscale * grad[i] + k[L2] * (T)(gmax < 1 ? param[i] : 0)",
+        "g = gscale * g;",
+        "g = gscale * g + k[L2] * (T)(gmax < 1 ? p : 0);",
     ),
     Mutation(
         "norm: the last element is skipped",
@@ -248,15 +250,15 @@ MUTATIONS = [
     Mutation(
         "a load leaves the bytes as they are stored",
         "codecs.inc",
-        "    bits = __builtin_bswap32(bits);\n    memcpy(&x,",
-        "    memcpy(&x,",
+        "float_of(__builtin_bswap32(bits))",
+        "float_of(bits)",
         in_c=True,
     ),
     Mutation(
         "a store leaves the bytes as they are computed",
         "codecs.inc",
-        "    bits = __builtin_bswap32(bits);\n    memcpy(at,",
-        "    memcpy(at,",
+        "__builtin_bswap32(bits_of(x))",
+        "bits_of(x)",
         in_c=True,
     ),
     Mutation(
@@ -269,23 +271,119 @@ MUTATIONS = [
     Mutation(
         "elements are encoded to one place",
         "kernels.c",
-        "store_##name(to + i * (bytes), from[i])",
-        "store_##name(to, from[i])",
+        "store_##name(to + i * (bytes), from[i], false, 0)",
+        "store_##name(to, from[i], false, 0)",
         in_c=True,
     ),
     Mutation(
         "what is decoded is the beginning of an array",
         "plan.h",
-        "(const char *)data + (size_t)offset * fo_storages[dtype].bytes",
-        "(const char *)data",
+        "(const char *)a->data + (size_t)offset * fo_storages[a->dtype].bytes",
+        "(const char *)a->data",
         in_c=True,
     ),
     Mutation(
         "what is encoded goes to the beginning of an array",
         "plan.h",
-        "(char *)data + (size_t)offset * item;",
-        "(char *)data;",
+        "(char *)a->data + (size_t)offset * item;",
+        "(char *)a->data;",
         in_c=True,
+    ),
+    Mutation(
+        "random bits depend on half of their key",
+        "random.h",
+        " + (uint32_t)(key >> 32);",
+        ";",
+    ),
+    Mutation(
+        "random bits are the same for all elements",
+        "random.h",
+        "pair * UINT32_C(0x9e3779b9)",
+        "0 * pair",
+    ),
+    Mutation(
+        "state is rounded by the parameter's random bits",
+        "random.h",
+        "return hash << 16 | hash >> 16;",
+        "return hash;",
+    ),
+    Mutation(
+        "random bits are the same at every step",
+        "step.c",
+        "fo_key(key, *t->step + 1)",
+        "fo_key(key, 1)",
+    ),
+    Mutation(
+        "random bits are the same for all parameters",
+        "step.c",
+        "coding->index);",
+        "0);",
+    ),
+    Mutation(
+        "loops that are made for a storage round to nearest",
+        "step.c",
+        "(coding->stochastic & random) != 0, fo_key(",
+        "false, fo_key(",
+    ),
+    Mutation(
+        "what is beside an array is taken from its beginning",
+        "plan.h",
+        "(size_t)(offset / storage->per) * storage->beside",
+        "0 * (size_t)offset",
+    ),
+    Mutation(
+        "bfloat16: ties are rounded up",
+        "codecs.inc",
+        "0x7fff + (bits >> 16 & 1); /* ties to even */",
+        "0x8000;",
+    ),
+    Mutation(
+        "bfloat16: a NaN may become an infinity",
+        "codecs.inc",
+        "x != x ? FO_NAN : bits + (stochastic",
+        "bits + (stochastic",
+    ),
+    Mutation(
+        "trailing bits count beside a parameter that others have set to zero",
+        "codecs.inc",
+        "stale ? 0 : (uint32_t)lower",
+        "stale && size ? 0 : (uint32_t)lower",
+    ),
+    Mutation(
+        "bfloat16 with trailing bits: ties are rounded towards zero",
+        "codecs.inc",
+        "bits_of(x) + 0x8000;",
+        "bits_of(x) + 0x7fff;",
+    ),
+    Mutation(
+        "float16: a master outlives what others have written",
+        "codecs.inc",
+        "to[i] = rounded ? beside[i] : float_of_f16(from[i]);",
+        "to[i] = rounded || 1 ? beside[i] : 0;",
+    ),
+    Mutation(
+        "8 bits: small state that is never negative may vanish",
+        "codecs.inc",
+        "(code == 0 && size != 0)",
+        "0",
+    ),
+    Mutation(
+        "8 bits: a block's largest value may round up to infinity's code",
+        "codecs.inc",
+        "scale_of(n, from, 0x2fffff)",
+        "scale_of(n, from, 0)",
+    ),
+    Mutation(
+        "8 bits: small values are not evenly spaced",
+        "codecs.inc",
+        "code < 8 ? 2 * a",
+        "code < 7 ? 2 * a",
+    ),
+    Mutation(
+        "loops that are made for a storage take the second of two elements for the first",
+        "fused.inc",
+        "float_of(two & 0xffff0000)",
+        "float_of(two << 16)",
     ),
     Mutation(
         "what needs no encoding is not put back",
@@ -297,22 +395,22 @@ MUTATIONS = [
     Mutation(
         "a tensor whose state alone is encoded is taken for one that is not",
         "plan.h",
-        "t->dtype.all != 0 && t->dtype.all != fo_one_dtype(type).all",
-        "t->dtype.of.param != type",
+        "t->dtype.all != 0 && written.all != fo_one_dtype(type).all",
+        "written.of.param != type",
         in_c=True,
     ),
     Mutation(
         "a gradient that is laid out otherwise is not decoded",
         "gradient.c",
-        "if (!s->table->load[dtype]) {",
-        "if (t->grad_ndim) {",
+        "t->grad_ndim != 0 ? gathered : in_place",
+        "in_place",
         in_c=True,
     ),
     Mutation(
         "every stretch takes the first one's gradient",
         "step.c",
-        "        grad += (size_t)m * w->item;\n",
-        "        (void)w->item;\n",
+        "offset += STRETCH, at += STRETCH) {",
+        "offset += STRETCH) {",
         in_c=True,
     ),
     Mutation(
@@ -325,15 +423,15 @@ MUTATIONS = [
     Mutation(
         "the next stretch begins one element late",
         "step.c",
-        "offset < end; offset += STRETCH) {",
-        "offset < end; offset += STRETCH + 1) {",
+        "offset < end; offset += STRETCH, at",
+        "offset < end; offset += STRETCH + 1, at",
         in_c=True,
     ),
     Mutation(
         "state is not encoded again",
         "step.c",
-        "put(s, t->dtype.of.slot[j], t->slot[j], offset, m, slot[j]);",
-        "put(s, t->dtype.of.slot[j], slot[j], 0, m, slot[j]);",
+        "if (elements[j])\n                encode(s, coding",
+        "if (elements[j] && j == 0)\n                encode(s, coding",
         in_c=True,
     ),
     Mutation(
