@@ -106,19 +106,22 @@ uncovered() {
 functions() {
     objdump -d --no-show-raw-insn "$1" | awk '
         /^[0-9a-f]+ </ { name = substr($2, 2, length($2) - 3) }
-        name ~ /_f(32|64)$/ && $1 ~ /:$/ { $1 = ""; print name $0 }'
+        name ~ /_(f32|f64|bf16|bits8)$/ && $1 ~ /:$/ { $1 = ""; print name $0 }'
 }
 
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
-# computes in whole vector registers. There is one a rule, variant and type, and three passes a type.
+# computes in whole vector registers. There is one a rule, variant and type, one a rule, variant and
+# line of FO_EACH_FUSED, and three passes a type. (SGD without momentum has no state whose type would
+# matter, so gcc lets one of its loops jump to another.)
 vectorised() {
     local object=$1 register=$2 expected names packed missing
-    expected=$(awk -F '[(,)]' '/^FO_RULE/ { n += $3 } END { print 2 * (n + 3) }' src_c/rules.def)
+    expected=$(awk -F '[(,)]' -v fused="$(grep -c '^    X(' src_c/kernels.h)" \
+        '/^FO_RULE/ { n += $3 } END { print 2 * (n + 3) + fused * n }' src_c/rules.def)
     functions "$object" > "$folder/instructions"
     names=$(cut -d ' ' -f 1 "$folder/instructions" | grep -v '^all_finite' | sort -u)
     packed=$(grep -E " v?(mul|add|sub|div|sqrt)p[sd] .*$register" "$folder/instructions" |
         cut -d ' ' -f 1 | sort -u)
-    missing=$(comm -23 <(echo "$names") <(echo "$packed"))
+    missing=$(comm -23 <(echo "$names") <(echo "$packed") | grep -vx sgd_0_bf16_f32 || true)
     if [[ -n $missing || $(wc -l <<< "$names") -ne $expected ]]; then
         echo "$object: $(wc -l <<< "$names") of $expected kernels found; not vectorised: $missing"
         return 1
