@@ -123,7 +123,8 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
     fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
     if (!fused || element % FO_CHUNK != 0 || offset % FO_CHUNK != 0 || (element + n) >> 32 != upper)
         return 0;
-    unsigned random = 0; /* arrays that could be rounded at random */
+    unsigned random = 0; /* arrays that could be rounded at random: all of them are, or none */
+    bool in_8_bits = false;
     for (int j = 0; j <= FO_MAX_SLOTS; j++) {
         const array a = array_of(t, coding, j);
         if (j != 0 && !(slots & FO_SLOT(j - 1)))
@@ -132,14 +133,16 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
                                 beside_at(&a, offset)};
         if (a.dtype != FO_F32 && a.dtype != FO_BF16_SPLIT)
             random |= FO_SLOT(j);
+        in_8_bits |= a.dtype == FO_8BIT_UNSIGNED || a.dtype == FO_8BIT_SIGNED;
     }
-    if ((coding->stochastic & random) != random && (coding->stochastic & random) != 0)
+    const unsigned stochastic = coding->stochastic & random;
+    if (stochastic != random && (stochastic != 0 || in_8_bits))
         return 0;
     n -= n % FO_CHUNK;
     const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
                             NULL};
-    fused(n, stored, &grad, (coding->stochastic & random) != 0, fo_key(key, upper),
-          (uint32_t)element, w->consts, w->gscale, gmax);
+    fused(n, stored, &grad, stochastic != 0, fo_key(key, upper), (uint32_t)element, w->consts,
+          w->gscale, gmax);
     return n;
 }
 

@@ -322,7 +322,7 @@ MUTATIONS = [
     Mutation(
         "loops that are made for a storage round to nearest",
         "step.c",
-        "(coding->stochastic & random) != 0, fo_key(",
+        "stochastic != 0, fo_key(",
         "false, fo_key(",
     ),
     Mutation(
