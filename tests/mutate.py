@@ -358,8 +358,8 @@ MUTATIONS = [
     Mutation(
         "float16: a master outlives what others have written",
         "codecs.inc",
-        "to[i] = rounded ? beside[i] : float_of_f16(from[i]);",
-        "to[i] = rounded || 1 ? beside[i] : 0;",
+        "pick(rounded, bits_of(beside[i])",
+        "pick(rounded || 1, bits_of(beside[i])",
     ),
     Mutation(
         "8 bits: small state that is never negative may vanish",
@@ -376,8 +376,8 @@ MUTATIONS = [
     Mutation(
         "8 bits: small values are not evenly spaced",
         "codecs.inc",
-        "code < 8 ? 2 * a",
-        "code < 7 ? 2 * a",
+        "pick(code < 8, ",
+        "pick(code < 7, ",
     ),
     Mutation(
         "loops that are made for a storage take the second of two elements for the first",
