@@ -40,6 +40,13 @@ def memory_order(array: Array) -> tuple[int, ...]:
     return tuple(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
 
 
+def long_axes(array: Array) -> tuple[int, ...]:
+    """Return the same, but only the axes that say where elements lie: sorted if in C order."""
+    if array.size == 0:
+        return ()
+    return tuple(axis for axis in memory_order(array) if array.shape[axis] > 1)
+
+
 def laid_out(memory: Array, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
     """Return a vector as an array of this shape whose axes lie in this order."""
     places = sorted(range(len(axes)), key=axes.__getitem__)

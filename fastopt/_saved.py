@@ -15,21 +15,25 @@ import numpy as np
 from fastopt._core import Rule, hint_for
 from fastopt._given import label
 from fastopt._members import Counts, Members
-from fastopt._memory import Array
-from fastopt._options import frozen
+from fastopt._memory import Array, long_axes
+from fastopt._options import frozen, seed_number
 from fastopt._settings import Settings
-from fastopt._storage import Storage, converted
+from fastopt._storage import CONVERTED, Storage, all_arrays, converted, stored_otherwise
 
 _ENTRIES = {
     "rule",
     "semantics",
     "completed_steps",
     "seed",
+    "memory_order",
     "accumulated",
     "param_groups",
     "state",
     "ema",
 }
+
+# What a state dict of an earlier fastopt does not have, and what stands for it.
+_LATER: Mapping[str, Any] = {"accumulated": None, "seed": None, "memory_order": {}}
 
 # A tensor, not a text: a reader that knows of no sums refuses it, even where all gradients so far
 # were None.
@@ -62,6 +66,9 @@ class Verified(NamedTuple):
     fresh: list[tuple[str, ...]]  # each parameter's slots that no step has written yet
 
 
+_CONVERT = "; what was saved is stored in another type: load it with convert=True"
+
+
 def begun(slot: str) -> str:
     """Return the name, in saved state, of the mark of a slot that no step has written yet."""
     return f"{slot}_begun"
@@ -89,15 +96,20 @@ def state_dict(
     if members.ema is not None:
         ema = {key: copy(array) for key, array in zip(members.keys, members.ema, strict=True)}
     states: dict[Any, dict[str, Array]] = {}
-    for key, state, fresh in zip(members.keys, members.state, counts.fresh, strict=True):
+    for i, (key, state) in enumerate(zip(members.keys, members.state, strict=True)):
         states[key] = {name: copy(array) for name, array in state.items()}
         if state["step"] > 0:
-            states[key] |= {begun(name): np.array(0) for name in fresh if name in state}
+            states[key] |= {
+                begun(slot): np.array(0)
+                for slot in counts.fresh[i]
+                if members.storage[i].arrays(slot)[0] in state
+            }
     return {
         "rule": rule.name,
         "semantics": settings.semantics,
         "completed_steps": counts.completed_steps,
-        "seed": _seed(settings, members),
+        "seed": _seed(settings, members.storage),
+        "memory_order": _orders(settings, members),
         "accumulated": accumulated,
         "param_groups": groups,
         "state": states,
@@ -105,14 +117,24 @@ def state_dict(
     }
 
 
-def _seed(settings: Settings, members: Members) -> int | None:
-    """Return the seed, if anything is rounded at random."""
-    random = settings.stochastic_rounding and any(
-        storage.state in ("bfloat16", "8bit")
-        or (storage.param != storage.arithmetic and not storage.master)
-        for storage in members.storage
-    )
+def _seed(settings: Settings, storage: Iterable[Storage]) -> int | None:
+    """Return the seed, if anything of what is stored so is rounded at random."""
+    random = settings.stochastic_rounding and any(one.can_round for one in storage)
     return settings.seed if random else None
+
+
+def _orders(settings: Settings, members: Members) -> dict[Any, list[int]]:
+    """Return, by key, how parameters lie that are not in C order, where their state goes by that.
+
+    Blocks of 8 bits and random bits go by the elements' places in memory; arrays of a file, by
+    their indices.
+    """
+    return {
+        key: list(order)
+        for key, param, storage in zip(members.keys, members.params, members.storage, strict=True)
+        if storage.state == "8bit" or _seed(settings, [storage]) is not None
+        if (order := long_axes(param)) != tuple(sorted(order))
+    }
 
 
 def verified(
@@ -131,32 +153,36 @@ def verified(
     """
     if not isinstance(saved, Mapping):
         raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
-    saved = {"accumulated": None, "seed": None, **saved}  # an earlier fastopt knew neither
+    saved = {**_LATER, **saved}
     _same_keys(source, _ENTRIES | {"params"} if checkpoint else _ENTRIES, saved)
     for entry, own in (("rule", expected.rule.name), ("semantics", expected.settings.semantics)):
         if not isinstance(saved[entry], str) or saved[entry] != own:
             raise ValueError(f"{source}[{entry!r}] is {saved[entry]!r}, the optimizer's is {own!r}")
     completed_steps = _count(f"{source}['completed_steps']", saved["completed_steps"])
     members, keys = expected.members, expected.members.keys
-    seed = _seed(expected.settings, members)
-    saved_seed = None if saved["seed"] is None else _count(f"{source}['seed']", saved["seed"])
+    seed = _seed(expected.settings, members.storage)
+    saved_seed = saved["seed"]
+    if saved_seed is not None:
+        saved_seed = seed_number(f"{source}['seed']", saved_seed)
     if None not in (seed, saved_seed) and seed != saved_seed and not convert:
         raise ValueError(
             f"{source}['seed'] is {saved_seed}, the optimizer's is {seed}: random rounding would "
             f"not go on as it began; make the optimizer with seed={saved_seed}, or load with "
             "convert=True"
         )
+    orders = _saved_orders(members, saved["memory_order"], f"{source}['memory_order']")
 
-    def fitting(where: str, array: Any, dtype: Any, shape: tuple[int, ...], param: Array) -> Array:
-        whose = "the parameter's " if dtype == param.dtype else ""
-        _check_fits(where, array, dtype, shape, whose)
+    def fitting(where: str, array: Any, form: Any, param: Array, kinds: Collection[str]) -> Array:
+        _check_fits(where, array, form, param, () if convert else kinds)
         return array if checkpoint else np.array(array, order="K", subok=False)
 
     def averages(entry: str) -> list[Array]:
         where = f"{source}[{entry!r}]"
         _same_keys(where, keys, saved[entry])
         return [
-            fitting(f"{where}[{key!r}]", saved[entry][key], storage.arithmetic, param.shape, param)
+            fitting(
+                f"{where}[{key!r}]", saved[entry][key], (storage.arithmetic, param.shape), param, ()
+            )
             for key, param, storage in zip(keys, members.params, members.storage, strict=True)
         ]
 
@@ -169,6 +195,8 @@ def verified(
     _same_keys(f"{source}['state']", keys, saved["state"])
     if checkpoint:
         _same_keys(f"{source}['params']", keys, saved["params"])
+    saved_keys = [key for group in saved["param_groups"] for key in group["params"]]
+    places = {key: i for i, key in enumerate(saved_keys)}
     state, fresh, params = [], [], []
     for i, (key, param, number) in enumerate(
         zip(keys, members.params, members.group_of, strict=True)
@@ -179,29 +207,38 @@ def verified(
             raise TypeError(f"{where} must be a dict, got {type(slots).__name__}")
         slots = dict(slots)
         fresh.append(_fresh(slots, expected.rule.begins, where))
-        value = None
-        if checkpoint:
-            value = saved["params"][key]
+        value = saved["params"][key] if checkpoint else None
         if convert:
-            slots, value = converted(storage, param, slots, value)
-        missing = {*storage.names(used[number])} - slots.keys()
-        unexpected = slots.keys() - {*storage.names(expected.rule.slots)}
+            slots, value = converted(storage, param, slots, value, orders[key])
+        in_use = [
+            slot
+            for slot in storage.slots
+            if slot in used[number] or not slots.keys().isdisjoint(storage.arrays(slot))
+        ]
+        missing = {*storage.names(in_use)} - slots.keys()
+        unexpected = slots.keys() - {*storage.names(storage.slots)}
         if missing or unexpected:
             hint = ""
-            if unexpected & _stored_otherwise(storage) or missing & {storage.master}:
-                hint = "; what was saved is stored in another type: load it with convert=True"
+            if unexpected & stored_otherwise(storage) or missing & {storage.master}:
+                hint = _CONVERT
             raise ValueError(
                 f"{where}: missing {sorted(missing)}, "
-                f"unexpected {_few(sorted(map(str, unexpected)))}{hint}"
+                f"unexpected {_few(sorted(map(str, unexpected)))}{'' if convert else hint}"
             )
+        random = saved_seed is not None and _seed(expected.settings, [storage]) is not None
+        if not convert and (random or storage.state == "8bit"):
+            own_order = list(long_axes(param))
+            _check_place(where, "order of axes in memory", list(orders[key]), own_order)
+        if not convert and random:
+            _check_place(where, "place among all parameters", places[key], i)
         arrays = {"step": np.array(_count(f"{where}['step']", slots["step"]))}
         for name in slots.keys() - {"step"}:
-            form = storage.form(param, name)
-            arrays[name] = fitting(f"{where}[{name!r}]", slots[name], *form, param)
+            entry, form = f"{where}[{name!r}]", storage.form(param, name)
+            arrays[name] = fitting(entry, slots[name], form, param, CONVERTED[:2])
         state.append(arrays)
         if checkpoint:
-            where = f"{source}['params'][{key!r}]"
-            params.append(fitting(where, value, param.dtype, param.shape, param))
+            where, form = f"{source}['params'][{key!r}]", (param.dtype, param.shape)
+            params.append(fitting(where, value, form, param, CONVERTED))
 
     if (saved["ema"] is not None) != (members.ema is not None):
         who = "the optimizer has" if saved["ema"] is None else "what was saved has"
@@ -221,9 +258,9 @@ def verified(
             i: fitting(
                 f"{source}['accumulated']['sums'][{keys[i]!r}]",
                 array,
-                members.storage[i].arithmetic,
-                members.params[i].shape,
+                (members.storage[i].arithmetic, members.params[i].shape),
                 members.params[i],
+                (),
             )
             for i, array in sums.items()
         },
@@ -231,12 +268,34 @@ def verified(
     )
 
 
-def _stored_otherwise(storage: Storage) -> set[str]:
-    """Return names that arrays have where a parameter is stored in another way than here."""
-    names = {"master_bits", "master"} - {storage.master}
-    for slot in storage.slots:
-        names |= {slot, f"{slot}_8bit", f"{slot}_scale"} - {*storage.arrays(slot)}
-    return names
+def _saved_orders(members: Members, saved: Any, source: str) -> dict[Any, tuple[int, ...]]:
+    """Return how each of the parameters lay in memory that were saved."""
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"{source} must be a dict, got {type(saved).__name__}")
+    in_c_order = {
+        key: tuple(sorted(long_axes(param)))
+        for key, param in zip(members.keys, members.params, strict=True)
+    }
+    unexpected = [key for key in saved if key not in in_c_order]
+    if unexpected:
+        raise ValueError(f"{source}: unexpected {_few(unexpected)}")
+    for key, order in saved.items():
+        axes = in_c_order[key]
+        whole = isinstance(order, (list, tuple)) and all(type(axis) is int for axis in order)
+        if not whole or tuple(sorted(order)) != axes:
+            raise ValueError(
+                f"{source}[{key!r}] must be the axes {list(axes)} in some order, got {order!r:.100}"
+            )
+    return in_c_order | {key: tuple(order) for key, order in saved.items()}
+
+
+def _check_place(where: str, what: str, saved: Any, own: Any) -> None:
+    """Check what 8-bit blocks or random bits go by."""
+    if saved != own:
+        raise ValueError(
+            f"{where}: the parameter's {what} was {saved} when it was saved and is {own} here; "
+            "8-bit blocks and random rounding go by that: load it with convert=True"
+        )
 
 
 def pairs(members: Members, new: Verified) -> tuple[list[Array], list[Array]]:
@@ -266,16 +325,19 @@ def fresh_slots(rule: Rule, members: Members, new: Verified) -> list[tuple[str, 
         tuple(
             slot
             for slot in rule.begins
-            if slot in loaded_fresh or (slot in own and slot not in loaded)
+            if slot in new.fresh[i]
+            or (storage.arrays(slot)[0] in own and storage.arrays(slot)[0] not in new.state[i])
         )
-        for own, loaded, loaded_fresh in zip(members.state, new.state, new.fresh, strict=True)
+        for i, (storage, own) in enumerate(zip(members.storage, members.state, strict=True))
     ]
 
 
 def _fresh(slots: dict[str, Any], begins: tuple[str, ...], where: str) -> tuple[str, ...]:
     """Take the marks of what has begun out of a parameter's state; return which slots have not."""
     marks = {
-        name: slots.pop(begun(name)) for name in begins if name in slots and begun(name) in slots
+        slot: slots.pop(begun(slot))
+        for slot in begins
+        if begun(slot) in slots and not slots.keys().isdisjoint(all_arrays(slot))
     }
     for name, mark in marks.items():
         if _count(f"{where}[{begun(name)!r}]", mark) > 1:
@@ -360,15 +422,22 @@ def _count(where: str, value: Any) -> int:
     return int(value)
 
 
-def _check_fits(where: str, array: Any, dtype: Any, shape: tuple[int, ...], whose: str) -> None:
+def _check_fits(
+    where: str, array: Any, form: Any, param: Array, converted_kinds: Collection[str]
+) -> None:
+    """Check the dtype and shape of an array that goes with a parameter."""
+    dtype, shape = form
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"{where} must be a numpy.ndarray, got {type(array).__name__}{hint_for(array)}"
         )
     if array.dtype != dtype:
-        raise TypeError(f"{where}: dtype {array.dtype} is not {whose}{dtype}")
+        whose = "the parameter's " if dtype == param.dtype else ""
+        hint = _CONVERT if {array.dtype.name, str(dtype)} <= {*converted_kinds} else ""
+        raise TypeError(f"{where}: dtype {array.dtype} is not {whose}{dtype}{hint}")
     if array.shape != shape:
-        raise ValueError(f"{where}: shape {array.shape} is not the parameter's {shape}")
+        whose = "the parameter's " if shape == param.shape else ""
+        raise ValueError(f"{where}: shape {array.shape} is not {whose}{shape}")
 
 
 # ---- as a file's texts and arrays, by name -------------------------------------------------------
@@ -400,6 +469,10 @@ def as_file(
     }
     if saved["seed"] is not None:
         texts["seed"] = json.dumps(saved["seed"])
+    if saved["memory_order"]:
+        texts["memory_order"] = json.dumps(
+            {names[key]: order for key, order in saved["memory_order"].items()}
+        )
     return texts, arrays
 
 
@@ -448,9 +521,14 @@ def from_file(
     saved["accumulated"] = {**accumulated, "sums": sums} if accumulated or sums else None
     for entry in ("rule", "semantics"):
         saved[entry] = texts.get(entry)
-    for entry in ("completed_steps", "param_groups", "seed"):
+    absent = {"seed": "null", "memory_order": "{}"}
+    for entry in ("completed_steps", "param_groups", *absent):
         try:
-            saved[entry] = json.loads(texts.get(entry, "null" if entry == "seed" else ""))
+            saved[entry] = json.loads(texts.get(entry, absent.get(entry, "")))
         except (ValueError, RecursionError):
             raise ValueError(f"{source}: its {entry!r} cannot be read") from None
+    if isinstance(saved["memory_order"], dict):
+        saved["memory_order"] = {
+            key_of.get(name, name): order for name, order in saved["memory_order"].items()
+        }
     return saved

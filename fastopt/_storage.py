@@ -16,13 +16,13 @@ the float16 weight    ``master``                             float32, the parame
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastopt import _core
-from fastopt._memory import Array, copy_like, zeros_like
+from fastopt._memory import Array, copy_like, laid_out, long_axes, zeros_like
 from fastopt._settings import Settings
 
 
@@ -71,8 +71,17 @@ class Storage(NamedTuple):
             return np.zeros(shape, dtype)
         return zeros_like(param, dtype)
 
+    @property
+    def can_round(self) -> bool:
+        """Tell whether a step may round anything, if only slots that are not in use yet."""
+        own = self.param != self.arithmetic and not self.master
+        return own or self.state not in ("float32", "float64")
+
 
 _MASTERS = {"bfloat16": "master_bits", "float16": "master"}
+
+# The dtypes of parameters of which each is converted into each; slots are not of float16.
+CONVERTED = ("float32", "bfloat16", "float16")
 
 
 def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) -> Storage:
@@ -93,13 +102,13 @@ def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) 
     return Storage(rule.slots, rule.unsigned, rule.exact, dtype, arithmetic, master, state)
 
 
-def bfloat16() -> Any:
-    """Return the dtype bfloat16, which is not NumPy's own."""
+def bfloat16(what: str = "state_dtype='bfloat16'") -> Any:
+    """Return the dtype bfloat16, which is not NumPy's own, or raise: for what it is needed."""
     try:
         import ml_dtypes
     except ImportError as error:
         raise ImportError(
-            "state_dtype='bfloat16' needs the package ml_dtypes: pip install 'fastopt[bfloat16]'"
+            f"{what} needs the package ml_dtypes: pip install 'fastopt[bfloat16]'"
         ) from error
     return np.dtype(ml_dtypes.bfloat16)
 
@@ -125,12 +134,13 @@ def initial_arrays(storage: Storage, param: Array, slot: str, value: float) -> d
 def stored(storage: Storage, param: Array, slot: str, values: Array) -> dict[str, Array]:
     """Return new arrays of a slot that store these values, rounded to nearest."""
     arrays = {name: storage.zeros(param, name) for name in storage.arrays(slot)}
-    if storage.in_8bit(slot):
-        laid_out = copy_like(param, np.float32, values)
-        codes, scales = arrays.values()
-        _core.encode(laid_out, codes, scales, unsigned=slot in storage.unsigned)
+    codes, *scales = arrays.values()
+    if codes.dtype == storage.arithmetic:
+        np.copyto(codes, values)
     else:
-        np.copyto(arrays[slot], values, casting="same_kind")
+        beside = scales[0] if scales else None
+        placed = copy_like(param, np.float32, values)
+        _core.encode(placed, codes, beside, unsigned=slot in storage.unsigned)
     return arrays
 
 
@@ -164,49 +174,90 @@ def stored_weights(storage: Storage, param: Array, values: Array) -> tuple[Array
 
 
 def converted(
-    storage: Storage, param: Array, saved: Mapping[str, Any], value: Any
+    storage: Storage, param: Array, saved: Mapping[str, Any], value: Any, order: Sequence[int]
 ) -> tuple[dict[str, Any], Any]:
     """Return a parameter's saved state, and its saved value (or None), as they are stored here.
 
-    What cannot be converted is left as it is, for others to refuse.
+    `order` has the axes of the parameter that was saved, as `long_axes` returns them. What cannot
+    be converted, and what need not be, is left as it is: others check it.
     """
     new = dict(saved)
+    if storage.arithmetic != np.float32:
+        return new, value
     for slot in storage.slots:
-        names = (f"{slot}_8bit", f"{slot}_scale")
-        if storage.arrays(slot)[0] in new and _fits(storage, param, new, slot):
-            continue
-        if all(_has(new.get(name), np.uint8) for name in names):
-            values = _core.decode(
-                copy_like(param, np.uint8, new[names[0]]),
-                np.array(new[names[1]], order="C"),
-                unsigned=slot in storage.unsigned,
-            )
-        elif isinstance(new.get(slot), np.ndarray):
-            values = new[slot]
-        else:
-            continue
-        for name in (slot, *names):
-            new.pop(name, None)
-        new |= stored(storage, param, slot, values.astype(storage.arithmetic, copy=False))
-    masters = {name: new.pop(name) for name in _MASTERS.values() if name in new}
+        values = _saved_values(storage, param, saved, slot, order)
+        if values is not None:
+            for name in all_arrays(slot):
+                new.pop(name, None)
+            new |= stored(storage, param, slot, values)
+    masters = {name: new[name] for name in _MASTERS.values() if name in new}
+    if not all(_is(array, storage.form(param, name)) for name, array in masters.items()):
+        return new, value
+    rest = {name: array for name, array in new.items() if name not in masters}
     if value is None:  # the parameter is not loaded: a master that was not saved begins with it
-        if storage.master in masters:
-            new[storage.master] = masters[storage.master]
-        elif storage.master:
-            new |= stored_weights(storage, param, weights(storage, param, {}))[1]
-        return new, None
-    if not isinstance(value, np.ndarray) or value.dtype == np.float64 or value.shape != param.shape:
-        return new | masters, value
+        if len(masters) > 1 or storage.master in masters:
+            return new, value
+        return rest | stored_weights(storage, param, weights(storage, param, {}))[1], value
+    if not any(_is(value, (dtype, param.shape)) for dtype in CONVERTED):
+        return new, value
+    saved_master = _MASTERS.get(value.dtype.name, "")
+    same = value.dtype == param.dtype and masters.keys() == {storage.master} - {""}
+    if same or not masters.keys() <= {saved_master}:
+        return new, value
+    value = np.array(value, order="C")
     if value.dtype != np.float32:
-        master = masters.get(_MASTERS.get(value.dtype.name, ""))
-        value = _core.decode(np.ascontiguousarray(value), master)
+        master = masters.get(saved_master)
+        value = _core.decode(value, None if master is None else np.array(master, order="C"))
     value, beside = stored_weights(storage, param, value)
-    return new | beside, value
+    return rest | beside, value
 
 
-def _has(array: Any, dtype: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype == dtype
+def stored_otherwise(storage: Storage) -> set[str]:
+    """Return names that arrays have where a parameter is stored in another way than here."""
+    if storage.arithmetic != np.float32:
+        return set()
+    names = {*_MASTERS.values()} - {storage.master}
+    for slot in storage.slots:
+        names |= {*all_arrays(slot)} - {*storage.arrays(slot)}
+    return names
 
 
-def _fits(storage: Storage, param: Array, state: Mapping[str, Any], slot: str) -> bool:
-    return all(_has(state.get(n), storage.form(param, n)[0]) for n in storage.arrays(slot))
+def all_arrays(slot: str) -> tuple[str, ...]:
+    """Return what a slot's arrays are called, whatever it is stored in."""
+    return slot, f"{slot}_8bit", f"{slot}_scale"
+
+
+def _saved_values(
+    storage: Storage, param: Array, saved: Mapping[str, Any], slot: str, order: Sequence[int]
+) -> Array | None:
+    """Return a saved slot in float32; None if it is stored as here, or is nothing to convert."""
+    whole, *pair = all_arrays(slot)
+    found = [name for name in (whole, *pair) if name in saved]
+    if found == [whole]:
+        array, (own_dtype, _) = saved[whole], storage.form(param, whole)
+        if not any(_is(array, (dtype, param.shape)) for dtype in ("float32", "bfloat16")):
+            return None
+        if not storage.in_8bit(slot) and array.dtype == own_dtype:
+            return None
+        return np.asarray(array).astype(np.float32)
+    in_8bit = storage._replace(state="8bit")
+    if found != pair or not all(_is(saved[name], in_8bit.form(param, name)) for name in pair):
+        return None
+    if storage.in_8bit(slot) and tuple(order) == long_axes(param):
+        return None
+    codes, scales = (np.array(saved[name], order="C", subok=False) for name in pair)
+    short = [axis for axis in range(param.ndim) if axis not in order]
+    placed = laid_out(np.empty(codes.size, np.uint8), codes.shape, [*short, *order])
+    placed[...] = codes
+    return _core.decode(placed, scales, unsigned=slot in storage.unsigned)
+
+
+def _is(array: Any, form: tuple[Any, tuple[int, ...]]) -> bool:
+    """Tell whether this is an array of a dtype (or a dtype's name) and a shape."""
+    dtype, shape = form
+    return (
+        isinstance(array, np.ndarray)
+        and array.dtype.isnative
+        and array.dtype.name == str(dtype)
+        and array.shape == shape
+    )

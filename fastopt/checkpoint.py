@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._memory import Array
+from fastopt._storage import bfloat16
 from fastopt._version import __version__
 
 try:
@@ -194,6 +195,8 @@ def _read(name: str, *, keep: bool = True) -> tuple[dict[str, str], dict[str, Ar
             for tensor, dtype, _ in layout:
                 if dtype not in _DTYPES.values():
                     raise ValueError(f"tensor {tensor!r} has an unexpected dtype, {dtype}")
+                if dtype == _DTYPES["bfloat16"]:  # which safetensors makes arrays of once it exists
+                    bfloat16(f"{source(name)}: tensor {tensor!r}, of bfloat16,")
                 array = file.get_tensor(tensor)
                 checksum.update(_bytes(array))
                 if keep:

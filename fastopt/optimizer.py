@@ -460,7 +460,10 @@ class Optimizer:
             ``param_groups``, with the keys of their parameters in place of the arrays;
             ``accumulated``, None between updates, otherwise ``steps``, the number of micro-batches
             so far, and ``sums`` of their gradients by parameter key; ``completed_steps``, ``rule``
-            and ``semantics``. A learning rate that is a callable is left out.
+            and ``semantics``; ``seed``, None where nothing is rounded at random; and
+            ``memory_order``, the axes, outermost first, of each parameter that does not lie in C
+            order, if its state goes by that (in 8 bits, or rounded at random). A learning rate that
+            is a callable is left out.
         """
         with self._lock:
             self._bring_up_to_date("state_dict()")
@@ -488,8 +491,9 @@ class Optimizer:
             From an optimizer of the same rule and semantics, over parameters of the same keys,
             shapes and dtypes. It is copied.
         convert : bool, optional
-            Take over state that is stored in another type (``state_dtype``, ``master_weights``),
-            rounded to nearest, and another ``seed``.
+            Take over state that is stored in another type (``state_dtype``, ``master_weights``) or
+            by another memory order, rounded to nearest, and go on with the optimizer's own ``seed``
+            and order of parameters.
 
         Raises
         ------
@@ -617,8 +621,9 @@ class Optimizer:
             A file of an optimizer of the same rule and semantics, over parameters of the same
             names (or indices), shapes and dtypes.
         convert : bool, optional
-            Take over parameters and state that are stored in another type, rounded to nearest, and
-            another ``seed``.
+            Take over parameters and state that are stored in another type or by another memory
+            order, rounded to nearest, and go on with the optimizer's own ``seed`` and order of
+            parameters. Without it, such a file is refused.
 
         Raises
         ------

@@ -19,7 +19,7 @@ def read(path):
 
 
 CODES = {"float16": "F16", "float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}
-CODES |= {"bool": "BOOL", "complex64": "C64"}
+CODES |= {"bool": "BOOL", "complex64": "C64", "bfloat16": "BF16", "uint8": "U8", "uint16": "U16"}
 
 
 def checksum(metadata, tensors):

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support import contents, python
@@ -22,15 +23,16 @@ from support import contents, python
 from fastopt import SGD, Adam, checkpoint
 
 SIZE = 500
+BF16 = ml_dtypes.bfloat16
 
 
 def made():
-    return Adam({"w": np.zeros(SIZE), "b": np.zeros((), np.float32)}, ema_decay=0.9)
+    return Adam({"w": np.zeros(SIZE), "b": np.zeros((), BF16)}, ema_decay=0.9)
 
 
 def advanced(opt, steps=1):
     for k in range(opt.completed_steps, opt.completed_steps + steps):
-        opt.step({"w": np.full(SIZE, k + 0.5), "b": np.array(1 / (k + 1), np.float32)})
+        opt.step({"w": np.full(SIZE, k + 0.5), "b": np.array(1 / (k + 1), BF16)})
     return opt
 
 

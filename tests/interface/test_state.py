@@ -212,10 +212,19 @@ BIG = 2**63 - 1
 def corruptions(good, slot):
     """Yield (path, bad value or LEAVE to delete, error): every entry of a state dict in turn."""
     for entry in good:
-        if entry != "accumulated":
+        if entry not in ("accumulated", "seed", "memory_order"):  # which an early fastopt has not
             yield (entry,), LEAVE, ValueError
         yield (entry,), 3.5, (TypeError, ValueError)
     yield ("extra",), 1, ValueError
+    for bad in (-1, 2**64):
+        yield ("seed",), bad, ValueError
+    for bad in ("1", True, [1], np.ones(1, int)):
+        yield ("seed",), bad, TypeError
+    key = next(iter(good["state"]))
+    for bad in (None, [], 1):
+        yield ("memory_order",), bad, TypeError
+    for bad in ({"new": []}, {key: [0, 0]}, {key: None}, {key: ["0"]}, {key: [99]}):
+        yield ("memory_order",), bad, ValueError
     for other in ("nadam", None):
         yield ("rule",), other, ValueError
         yield ("semantics",), other, ValueError
