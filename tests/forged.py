@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
@@ -46,11 +47,20 @@ def small(w=(1.0, -2.0), **options):
     return opt
 
 
+def narrow(w=(1.0, -2.0), **options):
+    """One with two parameters in fewer bits, one of them transposed, with 8-bit state."""
+    columns = np.array([w] * 3, ml_dtypes.bfloat16).T
+    params = {"w": columns, "b": np.full(2, 0.5, np.float16)}
+    opt = SGD(params, lr=0.5, momentum=0.5, state_dtype="8bit", **options)
+    opt.step({name: np.ones_like(param) for name, param in params.items()})
+    return opt
+
+
 @functools.cache
-def small_file():
-    """What small() saves."""
+def small_file(made=small):
+    """What small() or narrow() saves."""
     with tempfile.TemporaryDirectory() as folder:
-        small().save(f"{folder}/run.safetensors")
+        made().save(f"{folder}/run.safetensors")
         return Path(f"{folder}/run.safetensors").read_bytes()
 
 

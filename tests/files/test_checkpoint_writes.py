@@ -783,15 +783,16 @@ import glob, os, random, select, signal, sys, time, traceback
 import numpy as np, fastopt
 path, rounds = sys.argv[1], int(sys.argv[2])
 random.seed(0)
-SHAPES = {"w": (30_000,), "v": (3,)}
+SHAPES = {"w": (60_000,), "v": (3,)}
 
 def made():
-    params = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    return fastopt.Adam(params, ema_decay=0.9, num_threads=1)
+    params = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    return fastopt.Adam(params, ema_decay=0.9, num_threads=1, state_dtype="8bit")
 
 def advanced(opt, to=None):
     for k in range(opt.completed_steps, opt.completed_steps + 1 if to is None else to):
-        opt.step({name: np.full(shape, k % 7 - 2.5) for name, shape in SHAPES.items()})
+        value = np.float32(k % 7 - 2.5)
+        opt.step({name: np.full(shape, value) for name, shape in SHAPES.items()})
     return opt
 
 def same(a, b):
@@ -908,15 +909,21 @@ import numpy as np, fastopt
 folder, rounds = sys.argv[1], int(sys.argv[2])
 random.seed(0)
 N = 300_000
-opts = [fastopt.SGD([np.full(N, float(i))], lr=float(i), momentum=0.5) for i in (1, 2)]
+opts = [
+    fastopt.SGD([np.full(N, i, np.float32)], lr=float(i), momentum=0.5, state_dtype=state)
+    for i, state in enumerate(("8bit", "float32"), 1)
+]
 for i, opt in enumerate(opts, 1):
     for _ in range(i):
-        opt.step([np.zeros(N)])
+        opt.step([np.zeros(N, np.float32)])
     opt.save(f"{folder}/{i}")
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 opt, interrupted, seen = opts[0], 0, set()
-loads = [lambda i: opt.load(f"{folder}/{i}"), lambda i: opt.load_state_dict(states[i])]
-opt.load(f"{folder}/2")
+loads = [
+    lambda i: opt.load(f"{folder}/{i}", convert=True),
+    lambda i: opt.load_state_dict(states[i]),
+]
+opt.load(f"{folder}/2", convert=True)
 states = {2: opt.state_dict()}
 opt.load(f"{folder}/1")
 states[1] = opt.state_dict()
