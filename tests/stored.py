@@ -32,7 +32,7 @@ STORED = {
 SHAPES = {  # and the axes from the outermost in memory to the innermost
     "scalar": ((), ()),
     "vector": ((130,), (0,)),
-    "none": ((0, 3), (0, 1)),
+    "none": ((0, 3, 4), (0, 2, 1)),
     "transposed": ((9, 15), (1, 0)),
     "permuted": ((3, 11, 5), (2, 0, 1)),
     "flat": ((1, 70, 1), (2, 1, 0)),  # whose elements have one order only
