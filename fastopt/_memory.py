@@ -42,8 +42,6 @@ def memory_order(array: Array) -> tuple[int, ...]:
 
 def long_axes(array: Array) -> tuple[int, ...]:
     """Return the same, but only the axes that say where elements lie: sorted if in C order."""
-    if array.size == 0:
-        return ()
     return tuple(axis for axis in memory_order(array) if array.shape[axis] > 1)
 
 
