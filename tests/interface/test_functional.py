@@ -347,7 +347,7 @@ BAD = [
     (set_item("v", 2, np.ones(5, "f4")), TypeError, r"exp_avg_sqs\[2\]: dtype float32 is not that"),
     (set_item("v", 2, frozen(np.ones(5))), ValueError, r"exp_avg_sqs\[2\]: the array is read-only"),
     (set_item("g", 2, np.ones(4)), ValueError, r"grads\[2\]: shape \(4,\) is not the parameter's"),
-    (set_item("g", 2, np.ones(5, "f4")), TypeError, r"grads\[2\]: dtype float32 .* is not the par"),
+    (set_item("g", 2, np.ones(5, "i8")), TypeError, r"grads\[2\]: dtype int64 .* is not the par"),
     (set_item("g", 2, np.ones(5, ">f8")), TypeError, r"grads\[2\]: dtype >f8 .* native byte order"),
     (set_item("m", 2, np.ones(5, ">f8")), TypeError, r"exp_avgs\[2\]: dtype >f8 .* native byte"),
     (set_item("g", 2, 1.0), TypeError, r"grads\[2\]: expected a numpy.ndarray of shape"),
