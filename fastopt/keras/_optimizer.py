@@ -72,13 +72,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         >>> import keras, numpy as np
         >>> import fastopt.keras as optimizers
         >>> w = keras.Variable(np.zeros(3), name="w")
-        >>> h = keras.Variable(np.zeros(3), dtype="bfloat16", name="h")
+        >>> z = keras.Variable(np.zeros(3), dtype="complex64", name="z")
         >>> opt = optimizers.SGD()
-        >>> opt.build([w, h])
+        >>> opt.build([w, z])
         >>> for info in opt.fastopt_info():
         ...     print(info["name"], info["runs"], info["why"])
         w fastopt None
-        h keras its dtype is bfloat16
+        z keras its dtype is complex64
         """
         if not self.built:
             return []

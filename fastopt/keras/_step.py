@@ -13,7 +13,6 @@ from fastopt.reference import one_minus_power
 
 Array = NDArray[Any]
 
-DTYPES = ("float32", "float64")
 _KERAS = 1  # the number of Keras's semantics in the C core
 
 
@@ -34,12 +33,20 @@ class Unfit(NamedTuple):
     cure: str
 
 
-def unfit_dtype(name: str) -> Unfit:
+def unfit_dtype(name: str, fit: Sequence[str]) -> Unfit:
     return Unfit(
         f"its dtype is {name}",
-        'fastopt\'s kernels run for float32 variables, which the dtype policy "mixed_bfloat16" '
-        "keeps while it computes in 16 bits.",
+        f"fastopt's kernels run for variables of {', '.join(fit[:-1])} and {fit[-1]}.",
     )
+
+
+def arithmetic_of(dtype: Any) -> type[Any]:
+    """Return the type that the kernels compute in for variables of a type, and rates with them.
+
+    Keras computes Adam's correction in the variables' own. Then bfloat16 has 1 for 0.999, the
+    correction is 0, and nothing moves.
+    """
+    return np.float64 if dtype == np.float64 else np.float32
 
 
 def unfit_shape(shape: Sequence[int], gradients: Sequence[int | None]) -> Unfit:
@@ -78,7 +85,8 @@ class Step:
         self._rule, self._rates, self._correction = settings.rule, rates, settings.correction
         n, each = len(settings.names), 1 + sum(settings.kept)
         slots = [iter(arrays[i * each + 1 : (i + 1) * each]) for i in range(n)]
-        kinds = list(zip(settings.decays, (a.dtype.type for a in arrays[::each]), strict=True))
+        types = (arithmetic_of(array.dtype) for array in arrays[::each])
+        kinds = list(zip(settings.decays, types, strict=True))
         groups = list(dict.fromkeys(kinds))
         same = {**dict(settings.hypers), "decoupled_weight_decay": 1.0}
         self._groups = [({**same, "weight_decay": decay}, dtype) for decay, dtype in groups]

@@ -19,7 +19,6 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from fastopt._memory import CACHE_LINE, aligned_zeros
 from fastopt.keras._step import (
-    DTYPES,
     Array,
     Correction,
     Settings,
@@ -29,6 +28,8 @@ from fastopt.keras._step import (
     unfit_shape,
     with_rate,
 )
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 # Bytes. TensorFlow takes memory over from DLPack however it is aligned, and aborts the process
 # where an operation then finds it aligned to less.
@@ -65,8 +66,8 @@ def unfit_step() -> Unfit | None:
 def unfit(variable: Any, grad: Any) -> Unfit | None:
     """Return why the kernels cannot update a variable; without a gradient, with a dense one."""
     variable = native(variable)
-    if variable.dtype.name not in DTYPES:
-        return unfit_dtype(variable.dtype.name)
+    if variable.dtype.name not in _DTYPES:
+        return unfit_dtype(variable.dtype.name, _DTYPES)
     if isinstance(variable, tf.distribute.DistributedValues):
         return Unfit(
             "it is spread over devices", "fastopt's kernels run where no strategy has made it."
@@ -132,7 +133,7 @@ class _Memory:
 
     def __init__(self, settings: Settings, variables: Sequence[tf.TensorSpec]) -> None:
         dtypes = [v.dtype.as_numpy_dtype for v in variables]
-        self.dtypes = sorted(set(dtypes), key=np.dtype)
+        self.dtypes = list(dict.fromkeys(dtypes))
         self.places: list[tuple[int, int, int]] = []  # which dtype, first element, size
         ends = [0] * len(self.dtypes)
         for variable, dtype in zip(variables, dtypes, strict=True):
@@ -152,7 +153,7 @@ class _Memory:
         return all(view() is None for view in self._lent)
 
     def update(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
-        """Return views of new values: of all together, or of each variable.
+        """Return views of new values: of all together, or of each variable, for DLPack.
 
         The arrays are the learning rate, the number of iterations, gradients, and values.
         """
@@ -165,9 +166,17 @@ class _Memory:
             for grad, param in zip(arrays[2:n], params, strict=True)
         ]
         self._step(grads, arrays[0], arrays[1])
-        views = [array[...] for array in (self._wholes if whole else self._arrays)]
+        views = [array[...] for array in self._wholes] if whole else [*map(_lent, self._arrays)]
         self._lent = [weakref.ref(view) for view in views]
         return views
+
+
+def _lent(array: Array) -> Array:
+    """Return a view that NumPy can give away through DLPack; of bfloat16, one of the bits.
+
+    It has to be made in one go: a view of a view does not keep the first alive.
+    """
+    return array.view(np.uint16 if array.dtype.name == "bfloat16" else array.dtype)
 
 
 class _Update:
@@ -198,9 +207,15 @@ class _Update:
             self._by_traced_function(inputs)
 
     def _eagerly(self, inputs: list[Any]) -> None:
-        arrays = [np.asarray(tensor) for tensor in (*inputs, *_values(self._variables))]
+        arrays = [_array(tensor) for tensor in (*inputs, *_values(self._variables))]
         views = self.updated(arrays, whole=False)
-        self._assign([tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in views])
+        tensors = [tf.experimental.dlpack.from_dlpack(view.__dlpack__()) for view in views]
+        self._assign(
+            [
+                tensor if tensor.dtype == spec.dtype else tf.bitcast(tensor, spec.dtype)
+                for tensor, spec in zip(tensors, self._specs, strict=True)
+            ]
+        )
 
     def _by_traced_function(self, inputs: list[Any]) -> None:
         """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
@@ -208,7 +223,7 @@ class _Update:
         The function has no arguments, which would cost as much as is gained.
         """
         with self._inputs_lock:
-            self._inputs = [np.asarray(tensor) for tensor in inputs]
+            self._inputs = [_array(tensor) for tensor in inputs]
             if self._traced is None:
                 traced = tf.function(lambda: self._in_graph([]), autograph=False)
                 self._traced = traced.get_concrete_function()
@@ -292,6 +307,12 @@ class Updates:
             for g, p in zip(grads, params, strict=True)
         ]
         return lambda *now: update([*map(tf.convert_to_tensor, now), *grads])
+
+
+def _array(tensor: Any) -> Array:
+    if isinstance(tensor, tf.Tensor) and tensor.shape.rank == 0:
+        return np.asarray(tensor.numpy())  # asarray() fails for a tensor of bfloat16
+    return np.asarray(tensor)
 
 
 def _values(variables: list[Any]) -> list[Any]:

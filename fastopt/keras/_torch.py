@@ -57,7 +57,7 @@ def unfit(variable: Any, grad: Any) -> Unfit | None:
     """Return why the kernels cannot update a variable; without a gradient, with a dense one."""
     value = variable._value  # which is what `value` returns, in several times as long
     if value.dtype not in _DTYPES:
-        return unfit_dtype(str(value.dtype).removeprefix("torch."))
+        return unfit_dtype(_name(value.dtype), [*map(_name, _DTYPES)])
     if (why := _unfit_tensor(value)) is not None:
         return Unfit(f"its {why}", "fastopt's kernels run for plain ones on the CPU.")
     if not value.is_contiguous():
@@ -75,6 +75,10 @@ def unfit(variable: Any, grad: Any) -> Unfit | None:
     if grad.shape != value.shape:
         return unfit_shape(value.shape, grad.shape)
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _unfit_tensor(tensor: torch.Tensor) -> str | None:

@@ -572,15 +572,14 @@ def test_sparse_gradients_run_keras_own_update(loop, parents_updates):
 
 
 @falls_back
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @each_loop
-def test_other_dtypes_run_keras_own_update(loop, dtype, parents_updates):
+def test_other_dtypes_run_keras_own_update(loop, parents_updates):
     results = []
     for classes in THEIRS, OURS:
         parents_updates.clear()
-        variables = make_variables([dtype, "float32"], SHAPES[:4])
+        variables = make_variables(["complex64", "float32"], SHAPES[:4])
         train(classes["AdamW"](0.1), variables, loop, range(4))
-        results.append([keras.Variable(tf.cast(v.value, "float32")) for v in variables])
+        results.append(variables)
     assert set(parents_updates) == {variables[i].value.name for i in (0, 2)}
     assert_close(*results)
 
