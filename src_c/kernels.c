@@ -80,21 +80,22 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 #undef FO_PAIRED
 
 /* n pairs of random numbers. */
-FO_INLINE void random_pairs(int64_t n, uint32_t *to, uint64_t key, int number, uint32_t pair)
+FO_INLINE void random_pairs(int64_t n, uint16_t *to, uint64_t key, int number, uint32_t pair)
 {
+    word *words = (word *)to;
     for (int64_t j = 0; j < n; j++)
-        to[j] = FO_LOWER_FIRST(fo_bits_for(fo_hash(key, pair + (uint32_t)j), number));
+        words[j] = FO_LOWER_FIRST(fo_bits_for(fo_hash(key, pair + (uint32_t)j), number));
 }
 
 static void random_bits(int64_t n, uint16_t *to, uint64_t key, int number, int64_t element)
 {
     enum { PAIRS = 32 };
     for (const int64_t end = element + n; element < end;) {
-        uint32_t hashes[PAIRS];
+        uint16_t random[2 * PAIRS];
         const int64_t begin = element - element % (2 * PAIRS);
         const int64_t last = end - begin < 2 * PAIRS ? end : begin + 2 * PAIRS, m = last - element;
-        random_pairs(PAIRS, hashes, fo_key(key, begin >> 32), number, (uint32_t)begin / 2);
-        memcpy(to, (const uint16_t *)hashes + (element - begin), (size_t)m * sizeof *to);
+        random_pairs(PAIRS, random, fo_key(key, begin >> 32), number, (uint32_t)begin / 2);
+        memcpy(to, random + (element - begin), (size_t)m * sizeof *to);
         to += m;
         element = last;
     }
@@ -107,8 +108,6 @@ static void widen(int64_t n, double *to, const void *from_)
     for (int64_t i = 0; i < n; i++)
         to[i] = (double)from[i];
 }
-
-typedef uint32_t word FO_UNALIGNED;
 
 #include "fused.inc"
 

@@ -22,7 +22,6 @@
 #endif
 #define FO_APART static __attribute__((noinline)) /* what is rare and would burden its caller */
 
-/* Arrays need not be aligned; these types say so to the compiler. */
 /* A word whose lower half comes first in memory. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define FO_LOWER_FIRST(word) ((word) << 16 | (word) >> 16)
@@ -30,7 +29,10 @@
 #define FO_LOWER_FIRST(word) (word)
 #endif
 
+/* Arrays need not be aligned; these types say so to the compiler. */
 #define FO_UNALIGNED __attribute__((aligned(1)))
+/* For types through which memory is read that others may have written through other types. */
+#define FO_STORED __attribute__((aligned(1), may_alias))
 
 /* Ahead of a loop of which no iteration depends on another. (Not `omp simd`: GCC then keeps a slot's
  * local copy in memory, and does not vectorise. Not on 32-bit Arm, whose vectors make subnormal
