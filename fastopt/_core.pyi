@@ -155,7 +155,10 @@ class FunctionalStep:
         rule: Rule,
         checks: dict[str, tuple[Any, float, float]],
         arguments: tuple[str, ...],
-        options: tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], int]],
+        options: tuple[
+            Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], int], Callable[[Any], Any]
+        ],
+        unnumbered: int,
     ) -> None: ...
     def function(self) -> Callable[..., None]: ...
 

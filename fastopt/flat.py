@@ -15,6 +15,8 @@ from fastopt._memory import Array, aligned_zeros
 
 __all__ = ["flatten", "unflatten"]
 
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 
 class FlatVector(np.ndarray[Any, np.dtype[Any]]):
     """A vector of :func:`flatten`: its copies are bound to the copies of its views.
@@ -76,7 +78,8 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
     Parameters
     ----------
     arrays : list, tuple or dict of numpy.ndarray, also nested
-        At least one array; all float32 or all float64, in native byte order.
+        At least one array; all float32, all float64, all float16, or all bfloat16 (of ml_dtypes),
+        in native byte order.
 
     Returns
     -------
@@ -100,6 +103,10 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
 
     Notes
     -----
+    Where an optimizer stores its state, or the parameters without a master, in fewer bits, a vector
+    has other bits than separate arrays: it is one parameter, so an element has other random bits,
+    and blocks of 8-bit state go on from one view into the next.
+
     The vector begins with a cache line. JAX reads such arrays where they lie, and later: a step
     waits for that if a gradient is JAX's own array; otherwise wait (``jax.block_until_ready``).
 
@@ -130,10 +137,10 @@ def flatten(arrays: Any) -> tuple[Array, Any]:
             raise TypeError(
                 f"array {name}: expected a numpy.ndarray, got {type(leaf).__name__}{hint_for(leaf)}"
             )
-        if leaf.dtype not in (np.float32, np.float64) or not leaf.dtype.isnative:
+        if leaf.dtype.name not in _DTYPES or not leaf.dtype.isnative:
             raise TypeError(
-                f"array {name}: dtype {leaf.dtype} is not supported; use float32 or float64 in "
-                "native byte order"
+                f"array {name}: dtype {leaf.dtype} is not supported; use {', '.join(_DTYPES[:-1])} "
+                f"or {_DTYPES[-1]} in native byte order"
             )
         if leaf.dtype != leaves[0].dtype:
             raise TypeError(

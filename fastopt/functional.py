@@ -14,6 +14,21 @@ what an accumulator starts from        the array that you pass
 up or down                             ``maximize``, or a negative `lr`
 =====================================  ========================================================
 
+Parameters may be of float32, float64, bfloat16 (of ml_dtypes) or float16. Arithmetic is in float32,
+or in float64 for a float64 parameter, whose state has to be float64, too. Beside the others, arrays
+say how they are stored, each for itself:
+
+========================  =====================================================================
+an array of state         the parameter's dtype, float32 or bfloat16
+the same in 8 bits        in its place a tuple, ``(codes, scales)``: uint8, laid out as the
+                          parameter; and uint8, a vector with one for each 64 elements in the
+                          parameter's memory order, and one for the rest
+`master`, beside 16 bits  uint16 beside bfloat16, float32 beside float16, laid out alike
+========================  =====================================================================
+
+Zeros stand for zeros in all of these, and for a `master` that has nothing to add yet. Maxima
+(`max_exp_avg_sqs`, `exp_infs`) and `grad_avgs` may not be in 8 bits, which would break them.
+
 Examples
 --------
 >>> import numpy as np
@@ -27,18 +42,19 @@ array([ 2.9, -2.1])
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, isnan
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from fastopt import _core
 from fastopt._hypers import check
 from fastopt._memory import Array
-from fastopt._options import flag, pair, real
+from fastopt._options import flag, pair, real, seed_number
 from fastopt.threads import checked_threads
 
 __all__ = ["adagrad", "adam", "adamax", "rmsprop", "sgd"]
@@ -49,31 +65,88 @@ _ANY_NUMBER, _UP_TO_1 = (-inf, inf), (0.0, 1.0)
 _any_number = check(*_ANY_NUMBER)
 
 
-def _step_of(name: str, *slots: str, **ranges: tuple[float, float]) -> Callable[..., None]:
-    """Return a rule as a function, with its ranges of hyperparameters but for these."""
+class Storage(TypedDict, total=False):
+    """What every function takes, by name, for what is stored in fewer bits."""
+
+    master: Any
+    stochastic_rounding: bool
+    seed: int
+    index: int | Sequence[int]
+
+
+def _checked_storage(
+    *,
+    master: Any = None,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    index: int | Sequence[int] = 0,
+) -> tuple[Any, bool, int, int | list[int]]:
+    return (
+        master,
+        bool(flag("stochastic_rounding", stochastic_rounding)),
+        seed_number("seed", seed),
+        _numbers("index", 0, index),
+    )
+
+
+def _storage_of(function: str, given: Storage) -> Any:
+    for name in given:
+        if name not in Storage.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    return _checked_storage(**given)
+
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def _takes_storage(function: Function) -> Function:
+    """Show in the signature of a function what its ``**storage`` stands for, with defaults."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    shared = inspect.signature(_checked_storage).parameters.values()
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    return function
+
+
+def _step_of(
+    name: str, *slots: str, unnumbered: int = 1, **ranges: tuple[float, float]
+) -> Callable[..., None]:
+    """Return a rule as a function, with its ranges of hyperparameters but for these.
+
+    `unnumbered` is the number of a step that is given none; 0 if one is required.
+    """
     rule = _core.Rule(name)
     checks = {
         hyper: (check(low, high), low, 0.0 if isnan(high) else high)
         for hyper, (low, high) in (rule.ranges | {"lr": _ANY_NUMBER} | ranges).items()
     }
-    options = (_number, partial(flag, "zero_grad"), partial(checked_threads, name="num_threads"))
-    return _core.FunctionalStep(rule, checks, ("params", "grads", *slots), options).function()
+    options = (
+        partial(_numbers, "step", 1),
+        partial(flag, "zero_grad"),
+        partial(checked_threads, name="num_threads"),
+        partial(_storage_of, name),
+    )
+    arguments = ("params", "grads", *slots)
+    return _core.FunctionalStep(rule, checks, arguments, options, unnumbered).function()
 
 
-def _number(step: Any) -> int | list[int]:
-    """Check the number of a step, or that of each parameter."""
-    return [_whole(number) for number in step] if isinstance(step, (list, tuple)) else _whole(step)
+def _numbers(name: str, first: int, given: Any) -> int | list[int]:
+    """Check a number, or that of each parameter, counted from `first`."""
+    if isinstance(given, (list, tuple)):
+        return [_whole(name, first, number) for number in given]
+    return _whole(name, first, given)
 
 
-_sgd = _step_of("sgd", "momentum_buffers")
+_sgd = _step_of("sgd", "momentum_buffers", unnumbered=2)
 _adagrad = _step_of("adagrad", "sums")
 _rmsprop = _step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
 _adam = _step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
-_adamax = _step_of("adamax", "exp_avgs", "exp_infs")
+_adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
 
 
+@_takes_storage
 def sgd(
     params: Arrays,
     grads: Any,
@@ -91,16 +164,19 @@ def sgd(
     zero_grad: bool = False,
     num_threads: int | None = None,
     out: Any = None,
+    **storage: Unpack[Storage],
 ) -> None:
     r"""Gradient descent, with momentum and Nesterov's look-ahead.
 
     Parameters
     ----------
     params : numpy.ndarray, or list or tuple of them
-        The parameter, or several; float32 or float64, updated in place. An index with a list or an
-        array makes a copy: take it out, ``p = P[rows]``, and put it back, ``P[rows] = p``.
+        The parameter, or several; float32, float64, bfloat16 or float16, updated in place. An index
+        with a list or an array makes a copy: take it out, ``p = P[rows]``, and put it back,
+        ``P[rows] = p``.
     grads : numpy.ndarray or None, or list or tuple of them
-        A gradient for each, of the same shape and dtype; None leaves its parameter out.
+        A gradient for each, of the same shape; of the same dtype, or another of which float32
+        (float64, for a float64 parameter) has all values. None leaves its parameter out.
     momentum_buffers : numpy.ndarray, or list or tuple of them, optional
         State, laid out as the parameters and updated in place; used if `momentum` is not 0.
     lr : float
@@ -117,7 +193,7 @@ def sgd(
     step : int or list of int, optional
         With 1, for a buffer's first use, the buffer becomes a copy of the gradient, undamped, as
         PyTorch does it. Otherwise, and always with `velocity`, the step starts from what is in the
-        buffer. A list has a number for each parameter.
+        buffer. A list has a number for each parameter. `stochastic_rounding` needs it.
     weight_decay : float, optional
         Added to the gradient, times the parameter; or, if decoupled, the parameter is first
         multiplied by ``1 - lr*weight_decay``.
@@ -129,8 +205,21 @@ def sgd(
         Upper bound on threads. Results do not depend on it.
     out : tuple, optional
         Arrays for the results: first those of the parameters, then those of each state that the
-        rule uses. The arrays passed in then stay as they are, and may be read-only. One that is
-        also in `out` is updated in place.
+        rule uses, then those of `master`, if it is given. The arrays passed in then stay as they
+        are, and may be read-only. One that is also in `out` is updated in place.
+    master : numpy.ndarray or None, or list or tuple of them, optional
+        Beside a parameter of 16 bits: what its elements lack of a float32, so that a step updates
+        float32 weights, of which the parameter holds the rounding to nearest. Updated in place;
+        begin with zeros. None rounds the parameter itself.
+    stochastic_rounding : bool, optional
+        Round what is stored in fewer bits up or down at random, so that it is right on average:
+        rounding to nearest loses updates that are smaller than half a unit in the last place. It
+        does not concern parameters with a master.
+    seed : int, optional
+        Random bits are a function of it, of `step`, of `index` and of the element's number.
+    index : int or list of int, optional
+        The parameter's number, from 0; the first one's, from which the others count on; or a list
+        with that of each.
 
     Raises
     ------
@@ -150,6 +239,14 @@ def sgd(
     ...     functional.sgd(w, np.ones(1), v, lr=0.5, momentum=0.5, velocity=True)
     >>> w, v
     (array([1.75]), array([-0.75]))
+
+    Steps far below what float16 holds of a 1 are kept in its master:
+
+    >>> w, master = np.ones(1, np.float16), np.zeros(1, np.float32)
+    >>> for _ in range(1000):
+    ...     functional.sgd(w, np.ones(1, np.float16), lr=2**-14, master=master)
+    >>> w, 1 - 1000 * 2**-14
+    (array([0.939], dtype=float16), 0.93896484375)
     """
     if nesterov is not False and flag("nesterov", nesterov):
         mu, damping = real("momentum", momentum), _any_number("dampening", dampening)
@@ -162,11 +259,12 @@ def sgd(
         params,
         grads,
         momentum_buffers,
-        2 if step is None else step,
+        step,
         zero_grad,
         num_threads,
         out,
         _KERAS if velocity is not False and flag("velocity", velocity) else _TORCH,
+        storage,
         lr=lr,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
@@ -177,6 +275,7 @@ def sgd(
     )
 
 
+@_takes_storage
 def adagrad(
     params: Arrays,
     grads: Any,
@@ -193,6 +292,7 @@ def adagrad(
     zero_grad: bool = False,
     num_threads: int | None = None,
     out: Any = None,
+    **storage: Unpack[Storage],
 ) -> None:
     r"""Adagrad.
 
@@ -205,8 +305,8 @@ def adagrad(
     lr : float
         Learning rate.
     step : int or list of int, optional
-        The number of this step, or of each parameter's, from 1; `lr_decay` needs it, and nothing
-        else.
+        The number of this step, or of each parameter's, from 1; `lr_decay` and
+        `stochastic_rounding` need it, and nothing else.
     lr_decay : float, optional
         The rate is ``lr / (1 + (step - 1)*lr_decay)``.
     eps : float, optional
@@ -214,6 +314,8 @@ def adagrad(
     eps_inside : bool, optional
         Add it under the root, :math:`\sqrt{s + \epsilon}`.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index
         As for :func:`sgd`.
 
     Raises
@@ -239,11 +341,12 @@ def adagrad(
         params,
         grads,
         sums,
-        1 if step is None else step,
+        step,
         zero_grad,
         num_threads,
         out,
         _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        storage,
         lr=lr,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
@@ -253,6 +356,7 @@ def adagrad(
     )
 
 
+@_takes_storage
 def rmsprop(
     params: Arrays,
     grads: Any,
@@ -261,6 +365,7 @@ def rmsprop(
     grad_avgs: Any = None,
     *,
     lr: float,
+    step: int | Sequence[int] | None = None,
     alpha: float = 0.99,
     eps: float = 1e-8,
     eps_inside: bool = False,
@@ -271,6 +376,7 @@ def rmsprop(
     zero_grad: bool = False,
     num_threads: int | None = None,
     out: Any = None,
+    **storage: Unpack[Storage],
 ) -> None:
     r"""RMSprop, with momentum, and centered if `grad_avgs` are given.
 
@@ -289,6 +395,9 @@ def rmsprop(
         Learning rate, and what the averages keep of themselves.
     eps : float, optional
         Added to the root.
+    step : int or list of int, optional
+        The number of this step, or of each parameter's, from 1; `stochastic_rounding` needs it, and
+        nothing else.
     eps_inside : bool, optional
         Add it under the root, :math:`\sqrt{v + \epsilon}`. As in Keras, the momentum buffer then
         holds the learning rate, and a difference :math:`v - a^2` that rounding has made negative
@@ -296,6 +405,8 @@ def rmsprop(
     momentum : float, optional
         At least 0.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index
         As for :func:`sgd`.
 
     Raises
@@ -318,11 +429,12 @@ def rmsprop(
         square_avgs,
         momentum_buffers,
         grad_avgs,
-        1,
+        step,
         zero_grad,
         num_threads,
         out,
         _KERAS if eps_inside is not False and flag("eps_inside", eps_inside) else _TORCH,
+        storage,
         lr=lr,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
@@ -334,6 +446,7 @@ def rmsprop(
     )
 
 
+@_takes_storage
 def adam(
     params: Arrays,
     grads: Any,
@@ -353,6 +466,7 @@ def adam(
     zero_grad: bool = False,
     num_threads: int | None = None,
     out: Any = None,
+    **storage: Unpack[Storage],
 ) -> None:
     r"""Adam; AdamW with decoupled weight decay, and AMSGrad if `max_exp_avg_sqs` are given.
 
@@ -366,8 +480,8 @@ def adam(
         The largest of `exp_avg_sqs` so far, updated in place and used in their place.
     step : int or list of int
         The number :math:`t` of this step, or of each parameter's, from 1. The bias correction needs
-        it; without the correction you may omit it. To begin the correction at another step, add an
-        offset: ``step=t + 1`` begins with the correction of the second step.
+        it, and so does `stochastic_rounding`; without them you may omit it. To begin the correction
+        at another step, add an offset: ``step=t + 1`` begins with the correction of the second one.
     lr : float
         Learning rate. A negative one ascends, and the state is that of the gradients as they are;
         weight decay then makes the weights grow.
@@ -381,6 +495,8 @@ def adam(
     bias_correction : bool, optional
         False leaves the averages as they are; also for an `lr` that has been corrected already.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index
         As for :func:`sgd`.
 
     Raises
@@ -421,11 +537,12 @@ def adam(
         exp_avgs,
         exp_avg_sqs,
         max_exp_avg_sqs,
-        1 if step is None else step,
+        step,
         zero_grad,
         num_threads,
         out,
         _KERAS if eps_hat is not False and flag("eps_hat", eps_hat) else _TORCH,
+        storage,
         lr=lr,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
@@ -438,6 +555,7 @@ def adam(
     )
 
 
+@_takes_storage
 def adamax(
     params: Arrays,
     grads: Any,
@@ -455,6 +573,7 @@ def adamax(
     zero_grad: bool = False,
     num_threads: int | None = None,
     out: Any = None,
+    **storage: Unpack[Storage],
 ) -> None:
     r"""Adamax.
 
@@ -475,6 +594,8 @@ def adamax(
     eps_outside : bool, optional
         Add it to the divisor instead, :math:`u + \epsilon`, as Keras does.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index
         As for :func:`sgd`.
 
     Raises
@@ -506,6 +627,7 @@ def adamax(
         num_threads,
         out,
         _KERAS if eps_outside is not False and flag("eps_outside", eps_outside) else _TORCH,
+        storage,
         lr=lr,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
@@ -516,13 +638,15 @@ def adamax(
     )
 
 
-def _whole(step: Any) -> int:
+def _whole(name: str, first: int, given: Any) -> int:
     try:
-        if isinstance(step, (bool, np.bool_)):
+        if isinstance(given, (bool, np.bool_)):
             raise TypeError
-        number = operator.index(step)
+        number = operator.index(given)
     except TypeError:
-        raise TypeError(f"step must be an integer, got {step!r} ({type(step).__name__})") from None
-    if not 0 < number < 2**62:
-        raise ValueError(f"step must be >= 1 and < 2**62, got {step!r}")
+        raise TypeError(
+            f"{name} must be an integer, got {given!r} ({type(given).__name__})"
+        ) from None
+    if not first <= number < 2**62:
+        raise ValueError(f"{name} must be >= {first} and < 2**62, got {given!r}")
     return number

@@ -6,6 +6,7 @@ changes. Ranges and defaults are spelled out: it is here that the product's are 
 they are to be.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -520,6 +521,27 @@ def _cases():
 # a number.
 CASES = list(_cases())
 CASE_IDS = [case[0] for case in CASES]
+
+
+def as_function(cls, kwargs):
+    """Return the function that is the class with these arguments, but for arrays and the step."""
+    row, kwargs = BY_CLASS[cls], dict(kwargs)
+    known = inspect.signature(row.function).parameters
+    kwargs[row.dialect] = kwargs.pop("semantics", "torch") == "keras"
+    for name, default in row.defaults.items():  # of AdamW, where they are not Adam's
+        if default != BY_RULE[row.rule].defaults[name]:
+            kwargs.setdefault(name, default)
+    implied = {*row.starts.values(), *(name for _, switch in row.switches() for name in switch)}
+    kwargs = {k: v for k, v in kwargs.items() if k in known or k not in implied}
+
+    def call(params, grads, state, step, **options):
+        if "step" in known:
+            options["step"] = step
+        state = [state.get(name) for name in row.slots]
+        return row.function(params, grads, *state, **kwargs, **options)
+
+    return call
+
 
 # ---- bad values of hyperparameters ---------------------------------------------------------------
 

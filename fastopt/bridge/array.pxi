@@ -29,11 +29,6 @@ cdef extern from "numpy/arrayobject.h":
 
 # ---- what an array must be -----------------------------------------------------------------------
 
-cdef inline bint is_native_float(cnp.ndarray array) noexcept:
-    cdef int kind = cnp.PyArray_TYPE(array)
-    return (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(array)
-
-
 cdef int refuse_masked(cnp.ndarray array, str name) except -1:
     """Raise for a masked array, whose mask nothing here would honour."""
     if not PyArray_CheckExact(array) and "numpy.ma" in sys.modules:

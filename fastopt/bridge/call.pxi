@@ -9,6 +9,7 @@ cdef extern from "Python.h":
     int METH_FASTCALL
     int METH_KEYWORDS
     object PyCFunction_New(PyMethodDef *method, object self)
+    Py_ssize_t PyDict_GET_SIZE(PyObject *dict)
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
 
 
@@ -20,6 +21,7 @@ cdef enum:
     NUM_THREADS
     WHERE_OUT
     SEMANTICS
+    STORAGE
     OPTIONS
 
 
@@ -38,11 +40,16 @@ cdef class FunctionalStep:
         What the caller calls the parameters, the gradients, and each slot of ``rule.slots``.
     options : tuple
         Functions of one value that return the number of a step, or that of each parameter's; a
-        switch; and a number of threads; or raise.
+        switch; a number of threads; and, from a dict of what was given of them, a master or list of
+        masters, whether to round at random, the seed, and a parameter's number or that of each; or
+        raise.
+    unnumbered : int
+        The number of a step for which the caller gives None; 0 if there has to be one.
     """
 
     cdef Rule rule
     cdef tuple checks, arguments, options
+    cdef int64_t unnumbered
     cdef double lows[FO_MAX_HYPERS]
     cdef double belows[FO_MAX_HYPERS]
     cdef list workspaces      # of past calls; the place of one goes by its number of parameters
@@ -51,10 +58,11 @@ cdef class FunctionalStep:
 
     def __cinit__(
         self, Rule rule not None, dict checks not None, tuple arguments not None,
-        tuple options not None,
+        tuple options not None, int64_t unnumbered,
     ):
         cdef int j
         self.rule, self.arguments, self.options = rule, arguments, options
+        self.unnumbered = unnumbered
         self.workspaces = [None] * CACHE_SLOTS
         self.checks = tuple([checks[name][0] for name in rule.hypers])
         for j in range(len(rule.hypers)):
@@ -66,7 +74,7 @@ cdef class FunctionalStep:
         It checks everything, then updates everything. It takes the parameters, the gradients and
         each slot, all arrays or all lists of as many, None for a slot that is not used; then
 
-        step : int or list of int
+        step : int, list of int, or None
             The number of this step, or of each parameter's; the first is 1.
         zero_grad : bool
             Whether to zero the gradients afterwards.
@@ -77,6 +85,8 @@ cdef class FunctionalStep:
             those that are given.
         semantics : int
             As the C core numbers them.
+        storage : dict
+            What was given of the options that say how arrays are stored.
 
         and all hyperparameters, by name. (Python makes a dict of the names, which takes time, if
         twice as many and the other arguments are more than thirty together.)
@@ -100,8 +110,9 @@ cdef class FunctionalStep:
         cdef fo_step_args step_args
         cdef fo_step_result result
         cdef Workspace workspace = None
-        cdef bint many, zero_grad
+        cdef bint many, many_steps, zero_grad, wide = False, stochastic = False
         cdef int64_t number = 0
+        cdef uint64_t seed = 0
         cdef int num_threads = 0, k
         cdef Py_ssize_t n, i
         cdef unsigned used = 0
@@ -114,7 +125,18 @@ cdef class FunctionalStep:
                 named[k] = args[n_args + self.places[k]]
 
         step, out = <object>options[STEP], <object>options[WHERE_OUT]
-        if not is_plain_number(step, &number):
+        master = index = None
+        if PyDict_GET_SIZE(options[STORAGE]) != 0:
+            master, stochastic, seed, index = self.options[3](<object>options[STORAGE])
+            wide = True
+        if step is None and self.unnumbered != 0:
+            number = self.unnumbered
+            if stochastic:
+                raise TypeError(
+                    "step is required where stochastic_rounding is True, since the random bits "
+                    "depend on it: this step's number, from 1 (step=t)"
+                )
+        elif not is_plain_number(step, &number):
             step = self.options[0](step)
             if type(step) is not list:
                 number = step
@@ -129,56 +151,43 @@ cdef class FunctionalStep:
         params, grads = <object>args[0], <object>args[1]
         many = isinstance(params, (list, tuple))
         n = len(params) if many else 1
-        if type(step) is list:
-            if not many:
-                raise ValueError(
-                    f"step: one number for each of {self.arguments[0]}, which is no list; give one"
-                )
-            if len(step) != n:
-                raise ValueError(
-                    f"step: expected {n}, one for each of {self.arguments[0]}; got {len(step)}"
-                )
+        many_steps = type(step) is list
+        if many_steps:
+            self.check_list(step, "step", many, n)
+        if type(index) is list:
+            self.check_list(index, "index", many, n)
         for k in range(len(self.rule.slots)):
             if fo_rule_uses_slot(self.rule.rule, hypers, k):
                 used |= FO_SLOT(k)
         with cython.critical_section(self):
             workspace = self.workspaces[n % CACHE_SLOTS]
             self.workspaces[n % CACHE_SLOTS] = None
-        if workspace is None or workspace.n != n or workspace.used != used:
-            workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used)
-        workspace.many, workspace.has_out, workspace.lenders = many, out is not None, None
-
-        workspace.take(0, params, self.arguments[0])
-        workspace.take(GRADS, grads, self.arguments[1])
-        for k in range(1, workspace.n_written):
-            if args[workspace.argument[k]] == <PyObject *>None:
-                self.refuse_lack(workspace.argument[k] - 2, hypers)
-            workspace.take(
-                k, <object>args[workspace.argument[k]], self.arguments[workspace.argument[k]]
-            )
-        if out is not None:
-            if type(out) is not tuple and type(out) is not list or len(out) != workspace.n_written:
-                lists = [self.arguments[workspace.argument[k]] for k in range(workspace.n_written)]
-                raise ValueError(
-                    f"out must be a tuple of {len(lists)}: where to write {', '.join(lists)}"
-                )
-            out = tuple(out)
-            for k in range(workspace.n_written):
-                workspace.take(OUT + k, out[k], f"out[{k}]")
+        if (
+            workspace is None or workspace.n != n or workspace.used != used
+            or (wide and not workspace.wide)
+        ):
+            workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used, wide)
+        if not self.take(workspace, args, out, master, many, hypers):
+            workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used, True)
+            self.take(workspace, args, out, master, many, hypers)
 
         workspace.from_jax = workspace.lenders is not None and any([
-            is_from_jax(item) for place, _, item in workspace.lenders if place == GRADS
+            is_from_jax(item) for place, _, item in workspace.lenders if place == workspace.grads
         ])
         workspace.bind(zero_grad)
+        if workspace.wide:
+            workspace.round_at_random(stochastic, seed, index or 0)
         if workspace.from_jax:
-            wait_for_jax(workspace.as_list(OUT if workspace.has_out else 0))
+            wait_for_jax(workspace.as_list(workspace.out if workspace.has_out else 0))
         if not keeps_gil(workspace.plan):  # hold all twice, as a plan's step does
-            _held = [workspace.as_list(k) for k in range(LISTS)]
+            _held = [workspace.as_list(k) for k in range(workspace.n_lists)]
         if out is not None:
             workspace.copy()
         memcpy(fo_plan_hypers(workspace.plan, 0), hypers, sizeof(hypers))
         for i in range(n):
-            workspace.counts[i] = (step[i] if type(step) is list else number) - 1
+            if many_steps:
+                number = (<list>step)[i]
+            workspace.counts[i] = number - 1
             workspace.tensors[i].fresh = 0
         after = None
         if workspace.lenders is not None:
@@ -194,6 +203,49 @@ cdef class FunctionalStep:
         workspace.release()
         with cython.critical_section(self):
             self.workspaces[n % CACHE_SLOTS] = workspace
+        return 0
+
+    cdef bint take(
+        self, Workspace workspace, PyObject **args, out, master, bint many, double *hypers
+    ) except -1:
+        """Take all arrays of a call; return False if the workspace has to be a wide one."""
+        cdef int k, n_out = workspace.masters + (master is not None)
+        cdef bint fits = True
+        workspace.many, workspace.has_out, workspace.lenders = many, out is not None, None
+        if workspace.wide:
+            for k in range(workspace.masters, workspace.n_written):
+                workspace.take_none(k)
+                if workspace.has_out:
+                    workspace.take_none(workspace.out + k)
+        workspace.take(0, <object>args[0])
+        workspace.take(workspace.grads, <object>args[1])
+        for k in range(1, workspace.masters):
+            if args[workspace.argument[k]] == <PyObject *>None:
+                self.refuse_lack(workspace.argument[k] - 2, hypers)
+            fits &= workspace.take(k, <object>args[workspace.argument[k]])
+        if master is not None:
+            workspace.take(workspace.masters, master)
+        if out is not None:
+            if type(out) is not tuple and type(out) is not list or len(out) != n_out:
+                names = [workspace.list_name(k) for k in range(n_out)]
+                raise ValueError(
+                    f"out must be a tuple of {len(names)}: where to write {', '.join(names)}"
+                )
+            out = tuple(out)
+            for k in range(n_out):
+                fits &= workspace.take(workspace.out + k, out[k])
+        return fits
+
+    cdef int check_list(self, list numbers, str name, bint many, Py_ssize_t n) except -1:
+        """Raise unless there is one number for each parameter."""
+        if not many:
+            raise ValueError(
+                f"{name}: one number for each of {self.arguments[0]}, which is no list; give one"
+            )
+        if len(numbers) != n:
+            raise ValueError(
+                f"{name}: expected {n}, one for each of {self.arguments[0]}; got {len(numbers)}"
+            )
         return 0
 
     cdef int read_hypers(self, PyObject **given, double *values) except -1:
@@ -229,13 +281,13 @@ cdef class FunctionalStep:
 
 cdef after_writing(Workspace workspace, bint zero_grad):
     """Return what is to be called after the step, as `version_counter` does."""
-    cdef PyObject **grads = workspace.list_of(GRADS)
+    cdef PyObject **grads = workspace.list_of(workspace.grads)
     cdef list written = []
     for place, i, item in workspace.lenders:
-        if place == GRADS:
+        if place == workspace.grads:
             is_written = zero_grad
         elif workspace.has_out:
-            is_written = place >= OUT
+            is_written = place >= workspace.out
         else:
             is_written = grads[<Py_ssize_t>i] != <PyObject *>None
         if is_written:

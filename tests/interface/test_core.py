@@ -145,20 +145,22 @@ def test_a_plan_keeps_no_gradient_alive_after_a_step():
 
 def test_hyperparameters_go_into_a_function_by_name():
     checks = {name: (lambda _, value: float(value), 0.0, 1.0) for name in RULE.hypers}
-    options = (lambda step: step, bool, int)
-    function = _core.FunctionalStep(RULE, checks, ("params", "grads", "m"), options).function()
+    options = (lambda step: step, bool, int, None)
+    function = _core.FunctionalStep(RULE, checks, ("params", "grads", "m"), options, 0).function()
     row = dict(zip(RULE.hypers, ROW, strict=True))
     results = []
     for names in (row, reversed(row)):
         w, m = np.ones(3), np.ones(3)
-        function(w, np.ones(3), m, 1, False, None, None, 0, **{name: row[name] for name in names})
+        function(
+            w, np.ones(3), m, 1, False, None, None, 0, {}, **{name: row[name] for name in names}
+        )
         results.append([w.tolist(), m.tolist()])
     assert results[0] == results[1]
     w = np.ones(3)
     for wrong in ({}, {**row, "beta1": 0.9}, {**row, "lr": 0.1, "rate": 0.1}):
         with pytest.raises(TypeError, match="expected the hyperparameters"):
-            function(w, np.ones(3), np.ones(3), 1, False, None, None, 0, **wrong)
-    with pytest.raises(TypeError, match="expected 8 arguments, got 7"):
+            function(w, np.ones(3), np.ones(3), 1, False, None, None, 0, {}, **wrong)
+    with pytest.raises(TypeError, match="expected 9 arguments, got 7"):
         function(w, np.ones(3), np.ones(3), 1, False, None, None, **row)
     assert (w == 1).all()
 

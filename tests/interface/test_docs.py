@@ -49,7 +49,7 @@ def test_the_examples_of_embedding_run():
     for code in re.findall(r"```python\n(.*?)```", text.partition("## Dialects")[0], re.DOTALL):
         exec(code, namespace)
         ran += 1
-    assert ran == 3
+    assert ran == 4
     assert (namespace["new"][0] == 1 - 0.1 / (1 + 1e-8)).all()
     assert namespace["P"].round(6)[:, 0].tolist() == [0.5, 1, 1, 0.5, 1]
 

@@ -1,9 +1,12 @@
 """One flat vector, and arrays that are views into it."""
 
+import copy
+import pickle
 from collections import namedtuple
 
 import numpy as np
 import pytest
+from stored import BF16, F16
 from support import Table
 
 import fastopt
@@ -30,7 +33,7 @@ def leaves(m):
     return [*first, *second, m["empty"], m["pair"][0], m["pair"][1]["deep"]]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, F16, BF16], ids=str)
 def test_views_have_the_structure_shapes_and_values_and_fill_the_vector(dtype):
     given = model(dtype)
     flat, views = fastopt.flatten(given)
@@ -68,6 +71,32 @@ def test_training_on_one_vector_gives_the_same_bits_as_on_its_views():
         assert view.tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_a_vector_of_16_bits_steps_as_its_views_but_for_random_bits(dtype, stochastic):
+    flat, views = fastopt.flatten({"w": np.ones((30, 5), dtype), "b": np.ones(40, dtype)})
+    apart = [view.copy() for view in views.values()]
+    options = {"master_weights": False, "stochastic_rounding": stochastic, "lr": 2**-8}
+    together, separate = (fastopt.SGD(p, **options) for p in ([flat], apart))
+    grad = np.linspace(0, 1, flat.size).astype(np.float32)
+    grads = list(fastopt.unflatten(grad, views).values())
+    for _ in range(3):
+        together.step([grad])
+        separate.step(grads)
+    same = [v.tobytes() == a.tobytes() for v, a in zip(views.values(), apart, strict=True)]
+    assert same == [True, not stochastic]  # the first view is the beginning of the vector
+    assert (views["b"] < 1).any()
+
+
+def test_copies_of_16_bits_keep_the_bond():
+    flat, views = fastopt.flatten([np.ones(3, BF16), np.ones(2, BF16)])
+    for other, (a, b) in (copy.deepcopy((flat, views)), pickle.loads(pickle.dumps((flat, views)))):
+        other[...] = 2
+        assert a.dtype == b.dtype == BF16
+        assert (a.tolist(), b.tolist()) == ([2] * 3, [2] * 2)
+    assert (flat == 1).all()
+
+
 def test_a_list_of_numbers_stands_for_an_array_of_its_length():
     a, (b,) = fastopt.unflatten(np.arange(3.0), [[5, 6], (np.zeros(()),)])
     assert (a.tolist(), b.tolist()) == ([0, 1], 2)
@@ -94,6 +123,8 @@ def test_unflatten_takes_any_vector_as_it_is():
         ({"a": [np.ones(2), None]}, TypeError, r"^array a\.1: expected .* got NoneType"),
         ([np.ones(2, int)], TypeError, "^array 0: dtype int64 is not supported"),
         ([np.ones(2, ">f8")], TypeError, "^array 0: dtype >f8 is not supported"),
+        ([np.ones(2, ">f2")], TypeError, "^array 0: dtype >f2 is not supported"),
+        ([np.ones(2, F16), np.ones(2, BF16)], TypeError, "^array 1: .*bfloat16 is not .*, float16"),
         (
             {"w": np.ones(2), "x": {"b": np.ones(2, "f4")}},
             TypeError,

@@ -134,6 +134,7 @@ def test_what_cannot_move_while_it_is_lent_stays(keep):
 
 def test_a_memoryview_of_what_was_resized_is_refused_by_name():
     lender = (ctypes.c_double * N)()
+    _behind_it = [(ctypes.c_double * N)() for _ in range(8)]  # so that it cannot grow in place
     opt = SGD([memoryview(lender)], lr=1.0)
     ctypes.resize(lender, 8 * BIG)
     with pytest.raises(ValueError, match=r"^parameter 0: the memory that a .* has moved"):
