@@ -53,7 +53,7 @@ class Storage(NamedTuple):
         """Return the dtype and shape of the array of this name."""
         if name == "step":
             return np.dtype(np.int64), ()
-        if name in _MASTERS.values():
+        if name in MASTERS.values():
             return np.dtype(np.uint16 if name == "master_bits" else np.float32), param.shape
         slot = name.removesuffix("_scale")
         if slot != name and self.in_8bit(slot):
@@ -78,7 +78,7 @@ class Storage(NamedTuple):
         return own or self.state not in ("float32", "float64")
 
 
-_MASTERS = {"bfloat16": "master_bits", "float16": "master"}
+MASTERS = {"bfloat16": "master_bits", "float16": "master"}
 
 # The dtypes of parameters of which each is converted into each; slots are not of float16.
 CONVERTED = ("float32", "bfloat16", "float16")
@@ -95,7 +95,7 @@ def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) 
                 "float16; this one is float64"
             )
         state = "float64"
-    master = _MASTERS.get(dtype.name, "") if settings.master_weights else ""
+    master = MASTERS.get(dtype.name, "") if settings.master_weights else ""
     arithmetic = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if state == "bfloat16":
         bfloat16()
@@ -190,7 +190,7 @@ def converted(
             for name in all_arrays(slot):
                 new.pop(name, None)
             new |= stored(storage, param, slot, values)
-    masters = {name: new[name] for name in _MASTERS.values() if name in new}
+    masters = {name: new[name] for name in MASTERS.values() if name in new}
     if not all(_is(array, storage.form(param, name)) for name, array in masters.items()):
         return new, value
     rest = {name: array for name, array in new.items() if name not in masters}
@@ -200,7 +200,7 @@ def converted(
         return rest | stored_weights(storage, param, weights(storage, param, {}))[1], value
     if not any(_is(value, (dtype, param.shape)) for dtype in CONVERTED):
         return new, value
-    saved_master = _MASTERS.get(value.dtype.name, "")
+    saved_master = MASTERS.get(value.dtype.name, "")
     same = value.dtype == param.dtype and masters.keys() == {storage.master} - {""}
     if same or not masters.keys() <= {saved_master}:
         return new, value
@@ -216,7 +216,7 @@ def stored_otherwise(storage: Storage) -> set[str]:
     """Return names that arrays have where a parameter is stored in another way than here."""
     if storage.arithmetic != np.float32:
         return set()
-    names = {*_MASTERS.values()} - {storage.master}
+    names = {*MASTERS.values()} - {storage.master}
     for slot in storage.slots:
         names |= {*all_arrays(slot)} - {*storage.arrays(slot)}
     return names

@@ -12,6 +12,7 @@ cimport numpy as cnp
 from cpython.dict cimport PyDict_Check, PyDict_Next
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
@@ -50,7 +51,14 @@ def borrow(kind, given):
     api.managed_tensor_from_py_object_no_sync(<PyObject *>given, &loan.managed)
     if loan.managed.flags & DL_IS_COPIED:
         raise TypeError("it would be copied")
-    array = view(&loan.managed.tensor)
+    bfloat16 = BFLOAT16
+    if loan.managed.tensor.code == DL_BFLOAT:
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise TypeError("arrays of bfloat16 need the package ml_dtypes") from None
+        bfloat16 = np.dtype(bfloat16)
+    array = view(&loan.managed.tensor, bfloat16)
     cnp.set_array_base(array, loan)
     if loan.managed.flags & DL_READ_ONLY:
         array.flags.writeable = False
@@ -70,7 +78,7 @@ cdef class Tensors:
         Instances of it; kept alive.
 
     borrow : bool
-        Whether to make arrays, which only those of float32 and float64 have.
+        Whether to make arrays, which not all have.
 
     Attributes
     ----------
@@ -146,7 +154,8 @@ cdef class Gradients:
     params : list
         Parameters; their gradients are their attribute ``grad``.
     arrays : list of numpy.ndarray
-        Views of the parameters: what a gradient has to match in shape and dtype.
+        Views of the parameters: what a gradient has to match in shape. Its dtype may be any whose
+        values float32 has, or beside float64 any.
     without : list
         Parameters that are expected to have no gradient.
 
@@ -246,21 +255,20 @@ cdef class Gradients:
             return False
         if (
             now.device_type != DL_CPU
-            or now.code != DL_FLOAT
-            or now.bits != 8 * cnp.PyArray_ITEMSIZE(param)
-            or now.lanes != 1
+            or not is_float(&now)
+            or (now.bits == 64 and cnp.PyArray_TYPE(param) != cnp.NPY_FLOAT64)
             or now.ndim != ndim
             or (ndim > 0 and memcmp(now.shape, cnp.PyArray_DIMS(param), ndim * sizeof(int64_t)))
             or (now.data == NULL and cnp.PyArray_SIZE(param) > 0)
         ):
             return False
         array = self.own[i]
-        alike = array is not None
+        alike = array is not None and array.dtype == dtypes[now.code, now.bits]
         for axis in range(ndim):
             stride = now.strides[axis] * (now.bits // 8)
             if alike and cnp.PyArray_STRIDE(array, axis) != stride:
                 alike = False
-            if cnp.PyArray_STRIDE(param, axis) != stride:
+            if cnp.PyArray_STRIDE(param, axis) != now.strides[axis] * cnp.PyArray_ITEMSIZE(param):
                 dense = False
         # A view may hold the negatives of its elements (the imaginary part of a conjugate). Such a
         # view has gaps, unlike a parameter, if it has more than one element.

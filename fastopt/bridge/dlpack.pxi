@@ -3,9 +3,9 @@
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject_fields:
         char *data
-    object PyArray_New(
-        type subtype, int ndim, const cnp.npy_intp *shape, int type_num,
-        const cnp.npy_intp *strides, void *data, int itemsize, int flags, PyObject *like,
+    object PyArray_NewFromDescr(
+        type subtype, cnp.dtype descr, int ndim, const cnp.npy_intp *shape,
+        const cnp.npy_intp *strides, void *data, int flags, PyObject *like,
     )
 
 
@@ -13,7 +13,10 @@ cdef extern from "numpy/arrayobject.h":
 cdef enum:
     DL_MAJOR_VERSION = 1
     DL_CPU = 1
+    DL_INT = 0
+    DL_UINT = 1
     DL_FLOAT = 2
+    DL_BFLOAT = 4
 
 cdef struct DLTensor:
     void *data
@@ -74,16 +77,42 @@ cdef inline char *address(const DLTensor *tensor) noexcept:
     return <char *>tensor.data + tensor.byte_offset if tensor.data != NULL else NULL
 
 
-cdef cnp.ndarray view(DLTensor *tensor):
-    """Return an ndarray over the tensor's memory, which it does not keep alive."""
+# What arrays of bfloat16 have here that are for the C core alone (see storage_of).
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+
+cdef dict dtypes = {
+    (DL_FLOAT, 16): np.dtype(np.float16), (DL_FLOAT, 32): np.dtype(np.float32),
+    (DL_FLOAT, 64): np.dtype(np.float64), (DL_BFLOAT, 16): BFLOAT16,
+    (DL_UINT, 8): np.dtype(np.uint8), (DL_UINT, 16): np.dtype(np.uint16),
+    (DL_INT, 16): np.dtype(np.uint16),  # PyTorch's support of uint16 has gaps: bits lie in int16
+}
+
+
+cdef inline bint is_float(const DLTensor *tensor) noexcept:
+    """Tell whether elements are of float16, bfloat16, float32 or float64."""
+    if tensor.lanes != 1:
+        return False
+    if tensor.code == DL_BFLOAT:
+        return tensor.bits == 16
+    return tensor.code == DL_FLOAT and tensor.bits in (16, 32, 64)
+
+
+cdef cnp.ndarray view(DLTensor *tensor, bfloat16=BFLOAT16):
+    """Return an ndarray over the tensor's memory, which it does not keep alive.
+
+    `bfloat16` is the dtype for one of bfloat16.
+    """
     cdef cnp.npy_intp strides[64]
     cdef cnp.npy_intp size = 1
     cdef int axis
     cdef cnp.npy_intp dense = tensor.bits // 8
     if tensor.device_type != DL_CPU:
         raise TypeError("not in the CPU's memory")
-    if tensor.code != DL_FLOAT or tensor.bits not in (32, 64) or tensor.lanes != 1:
-        raise TypeError("neither float32 nor float64")
+    dtype = dtypes.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    if dtype is None:
+        raise TypeError("neither float32, float64, bfloat16 nor float16")
+    if dtype is BFLOAT16:
+        dtype = bfloat16
     if tensor.ndim > 64:
         raise TypeError("more than 64 axes")
     for axis in range(tensor.ndim - 1, -1, -1):
@@ -94,18 +123,19 @@ cdef cnp.ndarray view(DLTensor *tensor):
         dense *= tensor.shape[axis]
     if tensor.data == NULL and size > 0:
         raise TypeError("has no memory")
-    return PyArray_New(
-        cnp.ndarray, tensor.ndim, <cnp.npy_intp *>tensor.shape,
-        cnp.NPY_FLOAT32 if tensor.bits == 32 else cnp.NPY_FLOAT64,
-        strides, address(tensor), 0, cnp.NPY_ARRAY_WRITEABLE, NULL,
+    Py_INCREF(dtype)  # a reference for the array
+    return PyArray_NewFromDescr(
+        cnp.ndarray, dtype, tensor.ndim, <cnp.npy_intp *>tensor.shape, strides, address(tensor),
+        cnp.NPY_ARRAY_WRITEABLE, NULL,
     )
 
 
 def as_array(kind, tensor):
     """Return an ndarray over a tensor's memory, which it does not keep alive.
 
-    Raises TypeError, or what the tensor's library raises, if the tensor is not float32 or float64
-    in the CPU's memory. `kind` is the type whose table is used: the tensor's own, or a base.
+    Raises TypeError, or what the tensor's library raises, if the tensor is not of a type that the
+    core can use, in the CPU's memory. An array of bfloat16 is one of BFLOAT16.
+    `kind` is the type whose table is used: the tensor's own, or a base.
     """
     cdef DLTensor read
     if not isinstance(tensor, kind):

@@ -48,6 +48,8 @@ cdef class Plan(Binder):
         something beside it.
     seed : int, optional
         Random bits depend on it, on the parameter's number and on its step.
+    indices : list of int, optional
+        The parameters' numbers, where not all of an optimizer's are here.
     accumulate : int, optional
         Every so many steps update the parameters, with the mean gradient.
     accumulated_steps, summed : int and sequence of bool, optional
@@ -87,7 +89,7 @@ cdef class Plan(Binder):
         *, int semantics, int clip, double clip_limit, int nonfinite,
         double ema_decay, int num_threads, int64_t completed_steps,
         list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
-        lent=None, list beside=None, bint stochastic=False, uint64_t seed=0,
+        lent=None, list beside=None, bint stochastic=False, uint64_t seed=0, list indices=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -109,7 +111,7 @@ cdef class Plan(Binder):
         self.lent = lent
         for name, given in (
             ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
-            ("sums", sums), ("beside", beside),
+            ("sums", sums), ("beside", beside), ("indices", indices),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
@@ -163,7 +165,7 @@ cdef class Plan(Binder):
             remember(&self.layouts[k], array)
         for i in range(self.n):
             tensor, coding = &self.tensors[i], fo_plan_coding(self.plan, i)
-            coding.seed, coding.index = seed, i
+            coding.seed, coding.index = seed, i if indices is None else indices[i]
             coding.stochastic = in_fewer_bits(tensor) if stochastic else 0
             for j in range(len(rule.slots)):
                 if is_8bit(tensor.slot_dtype[j]) and (

@@ -18,6 +18,8 @@ cdef int storage_of(cnp.ndarray array) except -2:
         return FO_F64
     if kind == cnp.NPY_FLOAT16:
         return FO_F16
+    if kind == cnp.NPY_VOID:  # as tensors are seen, without ml_dtypes
+        return FO_BF16 if array.dtype.names == ("bfloat16",) and array.itemsize == 2 else -1
     if cnp.PyTypeNum_ISUSERDEF(kind) and kind != bfloat16_num:
         if array.dtype.name == "bfloat16" and cnp.PyArray_ITEMSIZE(array) == 2:
             bfloat16_num = kind

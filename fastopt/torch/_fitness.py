@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from fastopt import _core, _tensors
+from fastopt._storage import Storage
 from fastopt._warnings import FallbackWarning
+from fastopt.torch._storage import DTYPES, NARROW, array_of, form_of, layout, shape_of
 
 KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
-DTYPES = (torch.float32, torch.float64)
 SHARES = "it shares memory with another parameter"
 MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
 COMPILED = "the step is inside of torch.compile"
@@ -34,7 +35,7 @@ def reasons(optimizer: Any) -> tuple[list[str | None], set[int]]:
         ranges.append(range(len(params), len(params) + len(group["params"])))
         for param in group["params"]:
             params.append(param)
-            why.append(reason or unfit(param, optimizer.state.get(param) or {}, used))
+            why.append(reason or unfit(optimizer, param, used))
     sharing, mixed = _sharing(params)
     for i in sharing:
         why[i] = why[i] or SHARES
@@ -146,12 +147,12 @@ def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tenso
                     yield name, number
 
 
-def unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) -> str | None:
+def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...]) -> str | None:
     """Return why this parameter, its gradient or its state is not for the kernels, if so."""
     if (why := _unfit_tensor(param)) is not None:
         return f"its {why}"
     try:
-        _core.check_parameter(_tensors.as_array(torch.Tensor, param), "it")
+        _core.check_parameter(array_of(param), "it", narrow=True)
     except ValueError as error:
         return str(error)
     if param.is_inference():
@@ -159,24 +160,38 @@ def unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) 
     if param.grad is not None:
         if (why := _unfit_tensor(param.grad)) is not None:
             return f"its gradient's {why}"
-        if param.grad.dtype != param.dtype or param.grad.shape != param.shape:
+        if param.grad.shape != param.shape or (
+            param.grad.dtype == torch.float64 != param.dtype  # float32 has all values of the others
+        ):
             return "its gradient has another dtype or shape"
-    if not state:
-        return None
-    for name in used:
-        slot = state.get(name)
-        if slot is None and name == "momentum_buffer" and "step" not in state:  # SGD makes it late
-            continue
-        if not isinstance(slot, torch.Tensor):
+    state = optimizer.state.get(param)
+    return _unfit_state(optimizer, param, state, used) if state else None
+
+
+def _unfit_state(
+    optimizer: Any, param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]
+) -> str | None:
+    storage: Storage = optimizer._storage_of(param)
+    names = [storage.master] if state.get(storage.master) is not None else []
+    for slot in used:
+        arrays = storage.arrays(slot)
+        if optimizer._counts or any(state.get(name) is not None for name in arrays):
+            names += arrays  # else they are made late, as PyTorch's SGD makes its buffer
+    for name in names:
+        tensor = state.get(name)
+        if not isinstance(tensor, torch.Tensor):
             return f"its state has no tensor {name!r}"
-        if (why := _unfit_tensor(slot)) is not None:
+        dtype, shape = form_of(storage, name), shape_of(storage, param, name)
+        if (why := _unfit_tensor(tensor, dtype)) is not None:
             return f"its state: {name}'s {why}"
-        if slot.dtype != param.dtype or _layout(slot) != _layout(param):
+        lies = layout(tensor) == layout(param) if shape == param.shape else tensor.is_contiguous()
+        if tensor.dtype != dtype or tensor.shape != shape or not lies:
             return f"its state: {name} has another dtype, shape or memory order"
     step = state.get("step")
     if step is not None and not (
         isinstance(step, torch.Tensor)
         and _unfit_tensor(step) is None
+        and step.dtype not in NARROW
         and step.dim() == 0
         and step.item() >= 0
         and step.item().is_integer()
@@ -185,28 +200,22 @@ def unfit(param: torch.Tensor, state: Mapping[str, Any], used: tuple[str, ...]) 
     return None
 
 
-def _unfit_tensor(tensor: torch.Tensor) -> str | None:
+def _unfit_tensor(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> str | None:
     if type(tensor) not in KINDS:
         return f"type is {type(tensor).__name__}"
     if tensor.layout is not torch.strided:
         return f"layout is {tensor.layout}"
     if not tensor.is_cpu:
         return f"device is {tensor.device}"
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in (*DTYPES, dtype):
         return f"dtype is {tensor.dtype}"
     if tensor.is_neg():
         return "elements are stored as their negatives"
     try:
-        _tensors.as_array(torch.Tensor, tensor)
+        array_of(tensor)
     except (TypeError, RuntimeError, BufferError) as error:  # a tensor inside of torch.func, say
         return f"memory cannot be read: {str(error).splitlines()[0]}"
     return None
-
-
-def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return the shape, and the strides where they mean something."""
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.shape, [s for n, s in strides if n != 1 and tensor.numel() > 0]
 
 
 # ---- the warning ---------------------------------------------------------------------------------
@@ -267,10 +276,7 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
     if why == DISPATCHED:
         return f"fastopt's kernels run outside of the mode. {own}{faster}"
     if why.startswith("its dtype"):
-        return (
-            "fastopt's kernels take float32 and float64: keep the parameters in float32 (under "
-            f"torch.autocast the arithmetic may still be in bfloat16). {own}{faster}"
-        )
+        return f"fastopt's kernels take float32, float64, bfloat16 and float16. {own}{faster}"
     if "meta" in why:
         return (
             "Tensors on the meta device have no memory: give them some first (all of a module's "

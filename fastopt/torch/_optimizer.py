@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -11,8 +12,23 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
+from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, reasons, warn
 from fastopt.torch._run import RefusedError, Run
+from fastopt.torch._storage import (
+    NARROW,
+    Kept,
+    Options,
+    checked_options,
+    is_pytorchs,
+    new_master,
+    prepared,
+    rounds_at_random,
+    storage_for,
+    stored,
+    values_of,
+    weights,
+)
 
 
 class KernelOptimizer(torch.optim.Optimizer):
@@ -29,6 +45,28 @@ class KernelOptimizer(torch.optim.Optimizer):
     _refusal: str | None = None  # why all of the latest step was PyTorch's, if it was
     _refused: tuple[int, int] = (0, 0)  # the parameters and elements of that step
     _has_warned = False
+    _options = Options()
+
+    def __init__(
+        self,
+        *args: Any,
+        master_weights: bool | None = None,
+        state_dtype: str | None = None,
+        stochastic_rounding: bool | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self._options = checked_options(master_weights, state_dtype, stochastic_rounding, seed)
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in self.state:  # Adagrad's is there from the beginning
+                    self._complete_state(param, group, ())
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_namesake" in vars(cls):
+            cls.__init__ = _constructor(cls._namesake)  # type: ignore[method-assign]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters.
@@ -66,6 +104,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         try:
             if run.others:
                 others = [p for p in run.others if p.grad is not None]
+                self._refuse_namesake(run.left())
                 if run.params:
                     run.prepare(self, others)
                 if not self._has_warned:
@@ -123,9 +162,21 @@ class KernelOptimizer(torch.optim.Optimizer):
         finally:
             self.param_groups = groups
 
+    def _refuse_namesake(self, left: list[tuple[torch.Tensor, str]]) -> None:
+        """Raise if PyTorch's own update is to run for what it cannot store as the options say."""
+        params = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
+        for param, why in left:
+            if not is_pytorchs(self._storage_of(param), self._options):
+                options = ", ".join(f"{k}={v!r}" for k, v in self._options._asdict().items() if v)
+                raise RuntimeError(
+                    f"parameter {params[param]}: PyTorch's own update would have to run, which "
+                    f"does not have {options}, since {why}; nothing was updated"
+                )
+
     def _leave_to_namesake(self, why: str) -> None:
         """Remember that all of this step is PyTorch's, and warn, once, before it begins."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._refuse_namesake([(param, why) for param in params])
         size = sum(p.numel() for p in params)
         self._run, self._refusal, self._refused = None, why, (len(params), size)
         if not self._has_warned and size > 0:
@@ -161,17 +212,18 @@ class KernelOptimizer(torch.optim.Optimizer):
         list of dict
             In the order of the parameters: ``"group"`` and ``"index"``, its place in
             ``param_groups``; ``"name"``, if it was given one, else None; ``"runs"``, which is
-            ``"fastopt"`` or ``"torch"``; and ``"why"``, the reason for the latter, else None. It
-            is about a step that would follow now, with the gradients that are there now.
+            ``"fastopt"`` or ``"torch"``; ``"why"``, the reason for the latter, else None; and
+            ``"nbytes"``, the bytes of its state, by name. It is about a step that would follow
+            now, with the gradients that are there now.
 
         Examples
         --------
         >>> import torch, fastopt.torch
-        >>> w, h = torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)
-        >>> for info in fastopt.torch.SGD([w, h]).fastopt_info():
+        >>> w, c = torch.zeros(3), torch.zeros(3, dtype=torch.complex64)
+        >>> for info in fastopt.torch.SGD([w, c]).fastopt_info():
         ...     print(info["runs"], info["why"])
         fastopt None
-        torch its dtype is torch.bfloat16
+        torch its dtype is torch.complex64
         """
         if torch.compiler.is_compiling():
             info: list[dict[str, Any]] = self._info_eagerly(COMPILED)
@@ -190,16 +242,135 @@ class KernelOptimizer(torch.optim.Optimizer):
                     why = None
                 why = why or refusal
                 runs = "fastopt" if why is None else "torch"
-                result.append(
-                    {"group": number, "index": index, "name": name, "runs": runs, "why": why}
-                )
+                state = self.state.get(param) or {}
+                nbytes = {k: t.nbytes for k, t in state.items() if isinstance(t, torch.Tensor)}
+                told = {"group": number, "index": index, "name": name, "runs": runs, "why": why}
+                result.append({**told, "nbytes": nbytes})
         return result
 
     _info_eagerly = torch._disable_dynamo(_info)
 
+    def decoded_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return copies of a parameter's state in float32 (float64), whatever it is stored in.
+
+        Parameters
+        ----------
+        param : torch.Tensor
+            One of the parameters.
+
+        Returns
+        -------
+        dict
+            Tensors under PyTorch's names; ``step``, if it is counted; and, for a parameter of 16
+            bits with master weights, ``master``: its weights in float32.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+        >>> optimizer = fastopt.torch.SGD([w], momentum=0.9, state_dtype="8bit")
+        >>> (w**2).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.decoded_state(w)["momentum_buffer"]
+        tensor([ 6., -4.])
+        """
+        storage, state = self._storage_of(param), self.state.get(param) or {}
+        decoded = {"step": state["step"].clone()} if "step" in state else {}
+        if storage.master in state:
+            decoded["master"] = weights(storage, param, state)
+        for slot in storage.slots:
+            if all(name in state for name in storage.arrays(slot)):
+                decoded[slot] = values_of(storage, state, slot)
+        return decoded
+
+    # ---- what is saved --------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        state_dict: dict[str, Any] = super().state_dict()
+        if self._options.stochastic_rounding:
+            for group in state_dict["param_groups"]:
+                group["seed"] = self._options.seed
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, convert: bool = False) -> None:
+        """Load the state of an optimizer of this class, or of its namesake.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What :meth:`state_dict` returned.
+        convert : bool, optional
+            Whether to take state that is stored otherwise than this optimizer's options say, and
+            another ``seed``; values are rounded to nearest.
+
+        Notes
+        -----
+        Where an option says how state is stored, it keeps its bits. State as PyTorch stores it
+        is loaded as by PyTorch, which casts it to the parameter's dtype.
+        """
+
+        def prepare(_: Any, saved: dict[str, Any]) -> dict[str, Any]:
+            return prepared(self._rule, self._options, self.param_groups, saved, convert)
+
+        last = self.register_load_state_dict_pre_hook(prepare)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_options": self._options}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._run = self._refusal = None
+        for own in self.state.values():
+            if isinstance(own, dict):
+                kept = {k: v.tensor for k, v in own.items() if isinstance(v, Kept)}
+                own.update(kept)
+
+    # ---- how it is stored -----------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        before = list(self.param_groups)
+        super().add_param_group(param_group)
+        if self._options.state_dtype is not None:
+            for param in self.param_groups[-1]["params"]:
+                if param.dtype not in (torch.float32, *NARROW):
+                    self.param_groups[:] = before
+                    raise TypeError(
+                        f"state_dtype={self._options.state_dtype!r} is for parameters of float32, "
+                        f"bfloat16 and float16, one of shape {tuple(param.shape)} is {param.dtype}"
+                    )
+
+    def _storage_of(self, param: torch.Tensor) -> Storage:
+        return storage_for(self._rule, self._options, param.dtype)
+
+    def _lacking(self, param: torch.Tensor, used: tuple[str, ...]) -> list[str]:
+        """Return the names of what a parameter's state lacks for a step that uses these slots."""
+        storage, state = self._storage_of(param), self.state.get(param) or {}
+        _, *names = storage.names(used)
+        if not self._counts and rounds_at_random(storage, self._options):
+            names.append("step")
+        return [name for name in names if state.get(name) is None]
+
+    def _complete_state(
+        self, param: torch.Tensor, group: dict[str, Any], used: tuple[str, ...]
+    ) -> None:
+        """Make what a parameter's state lacks for a step that uses these slots."""
+        storage, lacking = self._storage_of(param), self._lacking(param, used)
+        new = any(name in lacking for slot in used for name in storage.arrays(slot))
+        if new:
+            self._make_state(param, group)
+        state = self.state[param]
+        if not is_pytorchs(storage, self._options):
+            for slot in storage.slots:
+                if slot in state and (new or not used):
+                    state.update(stored(storage, param, slot, state.pop(slot)))
+        if storage.master and state.get(storage.master) is None:
+            state[storage.master] = new_master(storage, param)
+        if "step" in lacking:  # which PyTorch's class does not count
+            state["step"] = torch.tensor(0.0 if new or not used else 1.0)
 
     # ---- what a rule needs to know --------------------------------------------------------------
 
@@ -212,6 +383,21 @@ class KernelOptimizer(torch.optim.Optimizer):
         """Make the state of a parameter that has a gradient, as the namesake does."""
         lists: list[list[Any]] = [[] for _ in range(self._state_lists)]
         self._init_group({**group, "params": [param]}, *lists)
+
+
+def _constructor(namesake: type[torch.optim.Optimizer]) -> Callable[..., None]:
+    """Return a constructor with the signature of PyTorch's, and options behind."""
+
+    @functools.wraps(KernelOptimizer.__init__)
+    def __init__(self: KernelOptimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        KernelOptimizer.__init__(self, *args, **kwargs)
+
+    own = inspect.signature(KernelOptimizer.__init__).parameters.values()
+    options = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    signature = inspect.signature(namesake.__init__)
+    parameters = [*signature.parameters.values(), *options]
+    vars(__init__)["__signature__"] = signature.replace(parameters=parameters)
+    return __init__
 
 
 def _loss_of(closure: Callable[[], Any]) -> Any:

@@ -14,8 +14,8 @@ from torch.autograd.graph import increment_version
 
 from fastopt import _core, _tensors
 from fastopt._pytorch import share_threads
+from fastopt._storage import Storage
 from fastopt.torch._fitness import (
-    DTYPES,
     KINDS,
     extents,
     is_by_dtype,
@@ -26,6 +26,7 @@ from fastopt.torch._fitness import (
     unfit,
     unfit_group,
 )
+from fastopt.torch._storage import DTYPES, Options, rounds_at_random
 
 
 class Owner(Protocol):
@@ -36,9 +37,17 @@ class Owner(Protocol):
     state: Any
     param_groups: list[dict[str, Any]]
 
+    _options: Options
+
     def _row(self, group: Mapping[str, Any]) -> list[float]: ...
 
-    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None: ...
+    def _storage_of(self, param: torch.Tensor) -> Storage: ...
+
+    def _lacking(self, param: torch.Tensor, used: tuple[str, ...]) -> list[str]: ...
+
+    def _complete_state(
+        self, param: torch.Tensor, group: dict[str, Any], used: tuple[str, ...]
+    ) -> None: ...
 
 
 class RefusedError(Exception):
@@ -58,6 +67,7 @@ class Run:
         self.state, self.groups = optimizer.state, optimizer.param_groups
         self.params: list[torch.Tensor] = []
         self.group_of: list[int] = []
+        self.indices: list[int] = []  # of them among all
         self.others: list[torch.Tensor] = []
         self.why: list[str] = []
         self.unfit: list[tuple[torch.Tensor, int]] = []  # the others, but for those that share
@@ -73,8 +83,7 @@ class Run:
         whys, sharing = reasons(optimizer)
         places = [(p, n) for n, group in enumerate(self.groups) for p in group["params"]]
         for i, ((param, number), why) in enumerate(zip(places, whys, strict=True)):
-            has = self.state.get(param) or {}
-            lacks = why is None and any(has.get(name) is None for name in self.used[number])
+            lacks = why is None and bool(optimizer._lacking(param, self.used[number]))
             if param.grad is None and (lacks or param not in active):
                 waiting.append(param)
                 if i in sharing:
@@ -88,6 +97,7 @@ class Run:
             else:
                 self.params.append(param)
                 self.group_of.append(number)
+                self.indices.append(i)
         # What the others have in memory, and who shares it, has to stay as it is.
         plain = [param for param in watched if is_plain(param)]
         self.watched = _tensors.Tensors(torch.Tensor, plain, False) if plain else None
@@ -148,7 +158,7 @@ class Run:
             param.grad is None
             or self.unfit_groups[number]
             or param.dtype not in DTYPES
-            or unfit(param, self.state.get(param) or {}, self.used[number])
+            or unfit(optimizer, param, self.used[number])
             for param, number in self.unfit
         )
 
@@ -173,23 +183,30 @@ class Run:
 
     def make_plan(self, optimizer: Owner) -> _core.Plan:
         """Make the state that is lacking, and a plan that borrows the tensors."""
-        rule, state = optimizer._rule, self.state
-        starts, slots, steps = [], [], []
+        rule, state, options = optimizer._rule, self.state, optimizer._options
+        starts, slots, steps, fresh = [], [], [], []
+        beside: list[list[torch.Tensor | None]] = []
         for param, number in zip(self.params, self.group_of, strict=True):
-            used = self.used[number]
-            had = state.get(param) or {}
-            lacks = any(had.get(name) is None for name in used)
-            if lacks:
-                self.lacking.append((param, dict(had) if param in state else None))
-                optimizer._make_state(param, self.groups[number])
+            used, storage = self.used[number], optimizer._storage_of(param)
+            lacking = optimizer._lacking(param, used)
+            if lacking:
+                self.lacking.append((param, dict(state[param]) if param in state else None))
+                optimizer._complete_state(param, self.groups[number], used)
             has = state.get(param) or {}
-            slots.append([has[name] if name in used else None for name in rule.slots])
-            steps.append(has.get("step") if optimizer._counts else None)
-            starts.append(0 if lacks else 1)  # which is all that a rule without `step` looks at
+            kept = [storage.arrays(slot) if slot in used else () for slot in rule.slots]
+            slots.append([has[names[0]] if names else None for names in kept])
+            scales = [has[names[1]] if len(names) > 1 else None for names in kept]
+            beside.append([has.get(storage.master), *scales])
+            counted = optimizer._counts or rounds_at_random(storage, options)
+            steps.append(has.get("step") if counted else None)
+            new = not {name for names in kept for name in names}.isdisjoint(lacking)
+            fresh.append(rule.begins if new else ())
+            starts.append(0 if new else 1)  # which is all that a rule without `step` looks at
         counters = [step.data_ptr() for step in steps if step is not None]
         if len(set(counters)) < len(counters):
             raise ValueError("two parameters share a step counter")
-        held = [t for t in (*steps, *(slot for row in slots for slot in row)) if t is not None]
+        rows = [steps, *slots, *beside]
+        held = [t for row in rows for t in row if t is not None]
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
         arrays = self.tensors.arrays
         array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
@@ -212,6 +229,11 @@ class Run:
             ema_decay=0.0,
             num_threads=0,
             completed_steps=0,
+            fresh=fresh,
+            beside=[tuple(array_of.get(id(t)) for t in row) for row in beside],
+            stochastic=options.stochastic_rounding,
+            seed=options.seed,
+            indices=self.indices,
         )
         plan.unshared = True
         return plan
