@@ -53,11 +53,9 @@ def borrow(kind, given):
         raise TypeError("it would be copied")
     bfloat16 = BFLOAT16
     if loan.managed.tensor.code == DL_BFLOAT:
-        try:
-            from ml_dtypes import bfloat16
-        except ImportError:
-            raise TypeError("arrays of bfloat16 need the package ml_dtypes") from None
-        bfloat16 = np.dtype(bfloat16)
+        from fastopt import _storage
+
+        bfloat16 = _storage.bfloat16("an array over a tensor of bfloat16")
     array = view(&loan.managed.tensor, bfloat16)
     cnp.set_array_base(array, loan)
     if loan.managed.flags & DL_READ_ONLY:

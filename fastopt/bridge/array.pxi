@@ -315,8 +315,8 @@ cdef str why_unusable(given):
         )
     if device != "cpu":
         return f"the {kind} is on the device {given.device}; fastopt needs the CPU's memory"
-    if "float32" not in dtype and "float64" not in dtype:
-        return f"dtype {dtype} is not supported; use float32 or float64"
+    if not any([name in dtype for name in ("float32", "float64", "bfloat16", "float16")]):
+        return f"dtype {dtype} is not supported; use float32, float64, bfloat16 or float16"
     return ""
 
 
@@ -332,7 +332,13 @@ def array_over(given, str name, *, bint keep=False):
     kind = type(given)
     try:
         if keep and hasattr(kind, "detach") and hasattr(kind, "numpy"):
-            return given.detach().numpy()
+            tensor = given.detach()
+            if str(tensor.dtype) == "torch.bfloat16":  # of which PyTorch makes no arrays
+                from fastopt._storage import bfloat16
+
+                bits = tensor.view(sys.modules["torch"].int16)
+                return bits.numpy().view(bfloat16("an array over a tensor of bfloat16"))
+            return tensor.numpy()
         if getattr(kind, "__dlpack_c_exchange_api__", None) is not None:
             from fastopt import _tensors  # which may need Python's lock; arrays do without
 

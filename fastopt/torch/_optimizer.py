@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
 from fastopt._storage import Storage
-from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, reasons, warn
+from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
 from fastopt.torch._run import RefusedError, Run
 from fastopt.torch._storage import (
     NARROW,
@@ -243,7 +243,8 @@ class KernelOptimizer(torch.optim.Optimizer):
                 why = why or refusal
                 runs = "fastopt" if why is None else "torch"
                 state = self.state.get(param) or {}
-                nbytes = {k: t.nbytes for k, t in state.items() if isinstance(t, torch.Tensor)}
+                tensors = {k: pieces([t]) for k, t in state.items() if isinstance(t, torch.Tensor)}
+                nbytes = {k: sum(t.nbytes for t in found) for k, found in tensors.items()}
                 told = {"group": number, "index": index, "name": name, "runs": runs, "why": why}
                 result.append({**told, "nbytes": nbytes})
         return result

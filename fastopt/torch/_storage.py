@@ -85,8 +85,7 @@ def form_of(storage: Storage, name: str) -> torch.dtype:
         return torch.int16 if name == "master_bits" else torch.float32
     if any(storage.in_8bit(name.removesuffix(end)) for end in ("_8bit", "_scale")):
         return torch.uint8
-    dtype: torch.dtype = getattr(torch, storage.state)
-    return storage.arithmetic if name in storage.exact else dtype
+    return storage.arithmetic if name in storage.exact else getattr(torch, storage.state)
 
 
 def shape_of(storage: Storage, param: torch.Tensor, name: str) -> torch.Size:
