@@ -1,11 +1,16 @@
 """PyTorch's optimizers on fastopt's kernels: ``import fastopt.torch as optim``.
 
 Each class is a subclass of its namesake in ``torch.optim``, with the same signature, defaults,
-errors and state; only the update differs. Dense float32 and float64 tensors in the CPU's memory are
-updated in place by fastopt's kernels, all of them in one call; for every other parameter the
-namesake's own update runs.
+errors and state; only the update differs. Dense float32, float64, bfloat16 and float16 tensors in
+the CPU's memory are updated in place by fastopt's kernels, all of them in one call; for every other
+parameter the namesake's own update runs.
 
-State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names.
+State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names, and as PyTorch
+stores it, unless one of these keywords of every class says otherwise:
+
+- ``master_weights=True``: train float32 weights, of which 16-bit parameters hold the rounding;
+- ``state_dtype="float32"``, ``"bfloat16"`` or ``"8bit"``: what state is stored in;
+- ``stochastic_rounding=True``: what is stored in fewer bits is rounded at random, by ``seed``.
 
 ``Optimizer``, ``lr_scheduler`` and ``swa_utils`` are PyTorch's own, for scripts that look here.
 """
