@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt import _core
+from fastopt._bfloat16 import bfloat16
 from fastopt._memory import Array, copy_like, laid_out, long_axes, zeros_like
 from fastopt._settings import Settings
 
@@ -100,17 +101,6 @@ def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) 
     if state == "bfloat16":
         bfloat16()
     return Storage(rule.slots, rule.unsigned, rule.exact, dtype, arithmetic, master, state)
-
-
-def bfloat16(what: str = "state_dtype='bfloat16'") -> Any:
-    """Return the dtype bfloat16, which is not NumPy's own, or raise: for what it is needed."""
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs the package ml_dtypes: pip install 'fastopt[bfloat16]'"
-        ) from error
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -53,9 +53,9 @@ def borrow(kind, given):
         raise TypeError("it would be copied")
     bfloat16 = BFLOAT16
     if loan.managed.tensor.code == DL_BFLOAT:
-        from fastopt import _storage
+        from fastopt._bfloat16 import bfloat16
 
-        bfloat16 = _storage.bfloat16("an array over a tensor of bfloat16")
+        bfloat16 = bfloat16("an array over a tensor of bfloat16")
     array = view(&loan.managed.tensor, bfloat16)
     cnp.set_array_base(array, loan)
     if loan.managed.flags & DL_READ_ONLY:

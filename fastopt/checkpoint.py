@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from fastopt._bfloat16 import bfloat16
 from fastopt._memory import Array
-from fastopt._storage import bfloat16
 from fastopt._version import __version__
 
 try:

@@ -334,7 +334,7 @@ def array_over(given, str name, *, bint keep=False):
         if keep and hasattr(kind, "detach") and hasattr(kind, "numpy"):
             tensor = given.detach()
             if str(tensor.dtype) == "torch.bfloat16":  # of which PyTorch makes no arrays
-                from fastopt._storage import bfloat16
+                from fastopt._bfloat16 import bfloat16
 
                 bits = tensor.view(sys.modules["torch"].int16)
                 return bits.numpy().view(bfloat16("an array over a tensor of bfloat16"))
