@@ -187,7 +187,15 @@ def cleared_bytes():
 def resized_ctypes():
     memory = (ctypes.c_double * N)()
     array = np.ctypeslib.as_array(memory)
-    return array, lambda: ctypes.resize(memory, 8 * BIG), "has moved"
+
+    def move():
+        """Resize it until it cannot grow where it is."""
+        before, size = ctypes.addressof(memory), 8 * BIG
+        while ctypes.addressof(memory) == before:
+            ctypes.resize(memory, size)
+            size *= 2
+
+    return array, move, "has moved"
 
 
 MOVES = [shared, mapped, resized_map, grown_bytes, cleared_bytes, resized_ctypes]
