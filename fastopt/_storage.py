@@ -39,7 +39,7 @@ class Storage(NamedTuple):
     state: str  # "8bit", or the name of the dtype of all slots but the exact ones
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Storage:
-        return self  # nothing of it changes (and the copy of a dtype out of memory is no MemoryError)
+        return self  # nothing of it changes (and a dtype copied out of memory: no MemoryError)
 
     def in_8bit(self, slot: str) -> bool:
         return self.state == "8bit" and slot not in self.exact

@@ -38,10 +38,13 @@ def checked_options(
     stochastic_rounding: bool | None,
     seed: int,
 ) -> Options:
+    state = None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES)
+    if stochastic_rounding is None:
+        stochastic_rounding = state == "8bit"  # which PyTorch has not, and nearest would spoil
     return Options(
         bool(master_weights is not None and flag("master_weights", master_weights)),
-        None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES),
-        bool(stochastic_rounding is not None and flag("stochastic_rounding", stochastic_rounding)),
+        state,
+        bool(flag("stochastic_rounding", stochastic_rounding)),
         seed_number("seed", seed),
     )
 
