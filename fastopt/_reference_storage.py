@@ -172,13 +172,14 @@ def _load_bfloat16_split(codes: Array, extra: Array | None) -> Array:
 
     Others may have written the code, so that it has nothing to do with the trailing bits. Whatever
     they are, a value rounds to its code: zero keeps its sign, and NaN is NaN. Trailing bits that
-    would change the sign of a zero, or make NaN of an infinity, count as 0.
+    would change the sign of a zero, or make NaN of an infinity, count as 0; so do a NaN's.
     """
     assert extra is not None
-    size = codes & 0x7FFF
+    size = (codes & 0x7FFF).astype(np.int64) << 16
     trailing = extra.view(np.int16).astype(np.int64)
-    stale = ((size == 0) & (trailing < 0)) | ((size == 0x7F80) & (trailing > 0))
-    pattern = (codes.astype(np.int64) << 16) + np.where(stale, 0, trailing)
+    whole = size + trailing
+    stale = (whole < 0) | (whole > 0x7F800000)
+    pattern = np.where(stale, size, whole) | (codes.astype(np.int64) & 0x8000) << 16
     return pattern.astype(np.uint32).view(np.float32)
 
 

@@ -79,25 +79,42 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 #undef FO_CODED
 #undef FO_PAIRED
 
-/* n pairs of random numbers. */
-FO_INLINE void random_pairs(int64_t n, uint16_t *to, uint64_t key, int number, uint32_t pair)
+FO_INLINE void bits_for(int64_t n, word *to, const word *hashes, const int number)
 {
-    word *words = (word *)to;
     for (int64_t j = 0; j < n; j++)
-        words[j] = FO_LOWER_FIRST(fo_bits_for(fo_hash(key, pair + (uint32_t)j), number));
+        to[j] = FO_LOWER_FIRST(fo_bits_for(hashes[j], number));
 }
 
-static void random_bits(int64_t n, uint16_t *to, uint64_t key, int number, int64_t element)
+static void random_bits(int64_t n, uint16_t (*to)[FO_STRETCH], unsigned arrays, uint64_t key,
+                        int64_t element)
 {
-    enum { PAIRS = 32 };
-    for (const int64_t end = element + n; element < end;) {
-        uint16_t random[2 * PAIRS];
-        const int64_t begin = element - element % (2 * PAIRS);
-        const int64_t last = end - begin < 2 * PAIRS ? end : begin + 2 * PAIRS, m = last - element;
-        random_pairs(PAIRS, random, fo_key(key, begin >> 32), number, (uint32_t)begin / 2);
-        memcpy(to, random + (element - begin), (size_t)m * sizeof *to);
-        to += m;
-        element = last;
+    for (int64_t done = 0; done < n;) {
+        const int64_t odd = element % 2, left = (INT64_C(1) << 32) - element % (INT64_C(1) << 32);
+        const int64_t m = n - done < left ? n - done : left, pairs = (odd + m + 1) / 2;
+        const uint64_t own = fo_key(key, element >> 32);
+        word hashes[FO_STRETCH / 2 + 1], bits[FO_STRETCH / 2 + 1];
+        for (int64_t j = 0; j < pairs; j++)
+            hashes[j] = fo_hash(own, (uint32_t)element / 2 + (uint32_t)j);
+        for (int number = 0; number <= FO_MAX_SLOTS; number++) {
+            if (!(arrays & FO_SLOT(number)))
+                continue;
+            switch (number) {
+            case 0:
+                bits_for(pairs, bits, hashes, 0);
+                break;
+            case 1:
+                bits_for(pairs, bits, hashes, 1);
+                break;
+            case 2:
+                bits_for(pairs, bits, hashes, 2);
+                break;
+            default:
+                bits_for(pairs, bits, hashes, 3);
+            }
+            memcpy(to[number] + done, (const half *)bits + odd, (size_t)m * sizeof **to);
+        }
+        done += m;
+        element += m;
     }
 }
 

@@ -18,17 +18,6 @@
 #define CACHE_LINE 64    /* bytes */
 #define MIN_TO_ALIGN 256 /* elements */
 
-/* Elements that are decoded at once: a few arrays of them, encoded and decoded to double, fit a
- * first cache of 32 KiB. What steps take with other figures, relative to 512 (SGD with momentum and
- * Adam, all in swapped float32, FO_TEST_STORAGE; 4096 and 200,000 elements; best of 45 on a Zen 5):
- *
- *               128          256          1024         2048         4096
- *     avx2      1.10 - 1.18  1.02 - 1.06  1.00 - 1.03  1.08 - 1.12  1.02 - 1.15
- *     avx512    0.99 - 1.07  0.95 - 1.04  0.96 - 1.01  1.02 - 1.11  1.18 - 1.33
- *
- * `base`, which decodes slowly, gains up to a tenth from 4096. */
-#define STRETCH 512
-
 /* ---- what is done to a block ----------------------------------------------------------------- */
 
 /* Does n elements of a piece, from `offset` of its tensor on, where this block begins. */
@@ -89,7 +78,6 @@ static array array_of(const fo_tensor *t, const fo_coding *coding, int number)
 /* The loop that is made for what is stored as it is here, or NULL. */
 static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots)
 {
-    enum { BITS8 = FO_DTYPES, FO_DTYPE_BITS8 = BITS8 };
     static const uint8_t types[][3] = {
 #define FO_FUSED_TYPES(name, param, grad, state, unused)                                           \
     {FO_DTYPE_##param, FO_DTYPE_##grad, FO_DTYPE_##state},
@@ -100,10 +88,8 @@ static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots
     for (int k = 0; k < FO_FUSED_COUNT; k++) {
         bool same = t->dtype.of.param == types[k][0] && t->dtype.of.grad == types[k][1];
         for (int j = 0; j < FO_MAX_SLOTS && same; j++) {
-            const int bits8 = needs[j] & UNSIGNED ? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED;
-            const int state = types[k][2] == BITS8 ? bits8 : types[k][2];
             if (slots & FO_SLOT(j))
-                same = t->dtype.of.slot[j] == (needs[j] & EXACT ? FO_F32 : state);
+                same = t->dtype.of.slot[j] == (needs[j] & EXACT ? FO_F32 : types[k][2]);
         }
         if (same)
             return s->table
@@ -121,10 +107,9 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
     const int64_t element = coding->first + offset, upper = element >> 32;
     fo_fused *const fused = find_fused(s, t, slots);
     fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
-    if (!fused || element % FO_CHUNK != 0 || offset % FO_CHUNK != 0 || (element + n) >> 32 != upper)
+    if (!fused || element % 2 != 0 || (element + n) >> 32 != upper)
         return 0;
     unsigned random = 0; /* arrays that could be rounded at random: all of them are, or none */
-    bool in_8_bits = false;
     for (int j = 0; j <= FO_MAX_SLOTS; j++) {
         const array a = array_of(t, coding, j);
         if (j != 0 && !(slots & FO_SLOT(j - 1)))
@@ -133,12 +118,11 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
                                 beside_at(&a, offset)};
         if (a.dtype != FO_F32 && a.dtype != FO_BF16_SPLIT)
             random |= FO_SLOT(j);
-        in_8_bits |= a.dtype == FO_8BIT_UNSIGNED || a.dtype == FO_8BIT_SIGNED;
     }
     const unsigned stochastic = coding->stochastic & random;
-    if (stochastic != random && (stochastic != 0 || in_8_bits))
+    if (stochastic != random && stochastic != 0)
         return 0;
-    n -= n % FO_CHUNK;
+    n -= n % 2;
     const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
                             NULL};
     fused(n, stored, &grad, stochastic != 0, fo_key(key, upper), (uint32_t)element, w->consts,
@@ -146,15 +130,18 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
     return n;
 }
 
-/* Encodes a stretch, rounding at random if the array is to be. */
-static void encode(const fo_step *s, const fo_coding *coding, const array *a, int number,
-                   int64_t offset, int64_t n, const void *elements, uint64_t key)
+/* Has the processor fetch what comes next: it does not foresee it, where several arrays are read by
+ * turns, a stretch of each. (Inlined, since GCC drops calls of what only prefetches.) */
+FO_INLINE void fetch(const array *a, int64_t offset, int64_t n)
 {
-    _Alignas(64) uint16_t random[STRETCH];
-    const bool stochastic = (coding->stochastic & FO_SLOT(number)) != 0;
-    if (stochastic)
-        s->table->random(n, random, key, number, coding->first + offset);
-    put(s, a, offset, n, elements, stochastic ? random : NULL);
+    const fo_storage *storage = &fo_storages[a->dtype];
+    const char *at = (const char *)a->data + (size_t)offset * storage->bytes;
+    for (size_t k = 0; k < (size_t)n * storage->bytes; k += CACHE_LINE)
+        __builtin_prefetch(at + k);
+    at = beside_at(a, offset);
+    for (size_t k = 0; at && k < (size_t)n * storage->beside / (size_t)storage->per;
+         k += CACHE_LINE)
+        __builtin_prefetch(at + k);
 }
 
 /* The same where something is stored in another type than the rule computes in: stretches that fit
@@ -162,38 +149,48 @@ static void encode(const fo_step *s, const fo_coding *coding, const array *a, in
 FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                            int64_t offset, int64_t at, int64_t n, double gmax)
 {
-    _Alignas(64) char buffers[2 + FO_MAX_SLOTS][STRETCH * sizeof(double)];
+    _Alignas(64) char buffers[2 + FO_MAX_SLOTS][FO_STRETCH * sizeof(double)];
+    _Alignas(64) uint16_t random[1 + FO_MAX_SLOTS][FO_STRETCH];
     const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
     const unsigned slots = used_slots(s, t);
+    const array grads = {t->dtype.of.grad, t->grad, NULL};
     const int64_t end = offset + n;
     uint64_t key = fo_mix64(coding->seed + FO_GOLDEN);
     key = fo_key(fo_key(key, *t->step + 1), coding->index);
 
     const int64_t done = update_fused(s, t, w, offset, at, n, key, slots, gmax);
     at += done;
-    for (offset += done; offset < end; offset += STRETCH, at += STRETCH) {
-        const int64_t m = end - offset < STRETCH ? end - offset : STRETCH;
+    for (offset += done; offset < end; offset += FO_STRETCH, at += FO_STRETCH) {
+        const int64_t m = end - offset < FO_STRETCH ? end - offset : FO_STRETCH;
+        const int64_t left = t->size - offset - m, next = left < FO_STRETCH ? left : FO_STRETCH;
         const void *grad = effective_grad(s, t, w, offset, at, m, buffers[1 + FO_MAX_SLOTS]);
         void *elements[1 + FO_MAX_SLOTS] = {NULL};
+        if (t->grad && t->grad_ndim == 0)
+            fetch(&grads, at + m, next);
         for (int j = 0; j <= FO_MAX_SLOTS; j++) {
             const array a = array_of(t, coding, j);
-            if (j == 0 || slots & FO_SLOT(j - 1))
+            if (j == 0 || slots & FO_SLOT(j - 1)) {
                 elements[j] = decoded(s, &a, offset, m, buffers[j]);
+                fetch(&a, offset + m, next);
+            }
         }
         w->update(m, elements[0], grad, elements + 1, w->consts, w->gscale, gmax);
+        if (coding->stochastic)
+            s->table->random(m, random, coding->stochastic, key, coding->first + offset);
         for (int j = 0; j <= FO_MAX_SLOTS; j++) {
             const array a = array_of(t, coding, j);
             if (elements[j])
-                encode(s, coding, &a, j, offset, m, elements[j], key);
+                put(s, &a, offset, m, elements[j],
+                    coding->stochastic & FO_SLOT(j) ? random[j] : NULL);
         }
     }
 }
 
 FO_APART void average(const fo_step *s, const fo_tensor *t, int64_t offset, int64_t n)
 {
-    _Alignas(64) char buffers[2][STRETCH * sizeof(double)];
+    _Alignas(64) char buffers[2][FO_STRETCH * sizeof(double)];
     const fo_dtype type = arithmetic_of(t);
-    const int64_t most = is_coded(t, type) ? STRETCH : n;
+    const int64_t most = is_coded(t, type) ? FO_STRETCH : n;
     const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
     const array params = array_of(t, coding, 0), averages = {t->dtype.of.ema, t->ema, NULL};
     for (int64_t end = offset + n; offset < end; offset += most) {
