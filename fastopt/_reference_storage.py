@@ -179,7 +179,7 @@ def _load_bfloat16_split(codes: Array, extra: Array | None) -> Array:
     trailing = extra.view(np.int16).astype(np.int64)
     whole = size + trailing
     stale = (whole < 0) | (whole > 0x7F800000)
-    pattern = np.where(stale, size, whole) | (codes.astype(np.int64) & 0x8000) << 16
+    pattern: Array = np.where(stale, size, whole) | (codes.astype(np.int64) & 0x8000) << 16
     return pattern.astype(np.uint32).view(np.float32)
 
 
