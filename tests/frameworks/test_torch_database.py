@@ -90,6 +90,9 @@ def cases(*skip):
 
 
 every_class = pytest.mark.parametrize("info", DATABASE, ids=lambda info: info.name)
+in_16_bits_too = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 
 # PyTorch's tests that are not here, and why.
 LEFT_OUT = {
@@ -215,10 +218,10 @@ def runs(opt):
 class Linear:
     """The square of a linear map, to be made smaller."""
 
-    def __init__(self, weight=None, bias=None):
-        self.weight = Parameter(torch.randn(10, 5) if weight is None else weight)
-        self.bias = Parameter(torch.randn(10) if bias is None else bias)
-        self.input = torch.randn(5)
+    def __init__(self, weight=None, bias=None, dtype=torch.float32):
+        self.weight = Parameter(torch.randn(10, 5).to(dtype) if weight is None else weight)
+        self.bias = Parameter(torch.randn(10).to(dtype) if bias is None else bias)
+        self.input = torch.randn(5).to(self.weight.dtype)
         self.params = [self.weight, self.bias]
 
     def loss(self):
@@ -603,10 +606,20 @@ def without_names(state_dict):
     return state_dict
 
 
-@pytest.mark.parametrize("named", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("named", "dtype"),
+    [
+        ((False, False), torch.float32),
+        ((True, False), torch.float32),
+        ((False, True), torch.float32),
+        ((True, True), torch.float32),
+        ((False, False), torch.bfloat16),
+        ((False, False), torch.float16),
+    ],
+)
 @cases("differentiable")
-def test_state_dict_deterministic(info, kwargs, named):
-    problem = Linear()
+def test_state_dict_deterministic(info, kwargs, named, dtype):
+    problem = Linear(dtype=dtype)
 
     def make(of, with_names):
         params = [("w", of.weight), ("b", of.bias)] if with_names else of.params
@@ -671,9 +684,10 @@ def test_can_load_from_to_named_state_dict(info, kwargs, named):
 
 
 @pytest.mark.parametrize("named", [False, True])
+@in_16_bits_too
 @cases("differentiable")
-def test_save_load_equality_with_weights_only(info, kwargs, named):
-    problem = Linear()
+def test_save_load_equality_with_weights_only(info, kwargs, named, dtype):
+    problem = Linear(dtype=dtype)
     params = [("w", problem.weight), ("b", problem.bias)] if named else problem.params
     opt = info.optim_cls(params, **kwargs)
     for _ in range(3):
@@ -688,9 +702,10 @@ def test_save_load_equality_with_weights_only(info, kwargs, named):
         assert loaded["param_groups"] == saved["param_groups"]
 
 
+@in_16_bits_too
 @cases("differentiable")
-def test_load_nontensor_step(info, kwargs):
-    problem = Linear()
+def test_load_nontensor_step(info, kwargs, dtype):
+    problem = Linear(dtype=dtype)
     opt = info.optim_cls(problem.params, **kwargs)
     for _ in range(3):
         opt.step(problem.backward)
