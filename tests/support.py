@@ -1,6 +1,7 @@
 """What several test files share: a small awkward model, optimizers over it, every byte of both."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -212,3 +213,12 @@ def python(*args, timeout=60, **env):
     return subprocess.run(
         [sys.executable, *args], env=env, capture_output=True, text=True, timeout=timeout
     )
+
+
+def strict_json(path):
+    """What a file of JSON holds, which has no NaN."""
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)

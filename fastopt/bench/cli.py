@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from fastopt._bfloat16 import bfloat16
 from fastopt._cli import Parser, fail, integer, make_writable
+from fastopt.bench.workloads import RULES, WORKLOADS, Workload
 from fastopt.threads import get_num_threads
 
 
@@ -26,8 +29,19 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         default="adam",
         help="what to time (adam); clip-adam: clip to a global norm, Adam, zero the gradients",
     )
+    bench.add_argument("--dtype", choices=("float32", "float64"), help="(float32)")
     bench.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="(float32)"
+        "--storage",
+        action="store_true",
+        help="time steps over what is stored in bfloat16, float16 and 8 bits, beside float32 and "
+        "the peers that have the same; each is checked first",
+    )
+    bench.add_argument(
+        "--workloads",
+        type=_names,
+        metavar="NAME,...",
+        help=f"what a step updates, of {', '.join(WORKLOADS)} "
+        "(1e3,1e4,1e5,1e6,1e7,mlp,many; with --storage 1e5,1e7)",
     )
     bench.add_argument(
         "--threads",
@@ -40,14 +54,28 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         type=Path,
         default=Path("fastopt-bench"),
         metavar="DIR",
-        help="folder for results.json and performance.png, made if missing (fastopt-bench)",
+        help="folder for results.json and performance.png, or storage.json and storage.png, made "
+        "if missing (fastopt-bench)",
     )
     bench.set_defaults(command=_run)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Parse names of workloads."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in WORKLOADS:
+            raise argparse.ArgumentTypeError(
+                f"no workload {name!r}; there are {', '.join(WORKLOADS)}"
+            )
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
+    return names
+
+
 def _run(args: argparse.Namespace) -> int:
     try:
-        from fastopt.bench import check, peers, report, run, workloads
+        from fastopt.bench import check, peers, report, run, storage, storage_report
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in {"rich", "matplotlib"}:
@@ -55,25 +83,39 @@ def _run(args: argparse.Namespace) -> int:
         needed = f"{missing} is missing; 'fastopt bench' needs: pip install 'fastopt[bench]'"
         return fail(needed, 2)
 
+    if args.storage:
+        if args.dtype is not None:
+            return fail("--dtype goes without --storage, which has types of its own", 2)
+        if args.rule == "clip-adam":
+            return fail("--storage goes with the other rules, not with clip-adam", 2)
+        try:
+            bfloat16("--storage")
+        except ImportError as error:
+            return fail(str(error), 2)
     out: Path = args.out
     try:
         make_writable(out)
     except OSError as error:
         return fail(f"cannot write to {str(out)!r}: {error.strerror}", 2)
 
-    threads = args.threads or get_num_threads()
-    results: list[run.Result] = []
+    rule, threads = RULES[args.rule], args.threads or get_num_threads()
+
+    def timed(workload: Workload) -> Any:
+        if args.storage:
+            return storage.time_workload(workload, rule, threads, storage.SECONDS)
+        case = run.Case(workload, rule, args.dtype or "float32", threads)
+        return run.time_case(case, peers.NAMES[1:], sorted({1, threads}), run.SHORT_S)
+
+    names = args.workloads or (storage.WORKLOADS if args.storage else run.SHORT)
+    results: list[Any] = []
     interrupted = False
     try:
-        for name in run.SHORT:
-            case = run.Case(
-                workloads.WORKLOADS[name], workloads.RULES[args.rule], args.dtype, threads
-            )
-            result = run.time_case(case, peers.NAMES[1:], sorted({1, threads}), run.SHORT_S)
+        for name in names:
+            result = timed(WORKLOADS[name])
             results.append(result)
             own = result.rows[0]
             print(
-                f"{case.workload.title}: {own.us:.3g} us a step, "
+                f"{result.workload.title}: {own.us:.3g} us a step, "
                 f"{own.to_limit:.3g} times the limit",
                 flush=True,
             )
@@ -81,18 +123,19 @@ def _run(args: argparse.Namespace) -> int:
         return fail(str(error), 1)
     except KeyboardInterrupt:
         interrupted = True
-        total = len(run.SHORT)
         print(
-            f"\nInterrupted: the results are of {len(results)} of {total} workloads.",
+            f"\nInterrupted: the results are of {len(results)} of {len(names)} workloads.",
             file=sys.stderr,
         )
 
     if results:
-        report.print_tables(results)
-        written, figure = out / "results.json", out / "performance.png"
+        shown: Any = storage_report if args.storage else report
+        shown.print_tables(results)
+        stem = ("storage", "storage") if args.storage else ("results", "performance")
+        written, figure = out / f"{stem[0]}.json", out / f"{stem[1]}.png"
         try:
             report.write_results(written, results)
-            report.write_figure(figure, results)
+            shown.write_figure(figure, results)
         except OSError as error:
             return fail(f"cannot write to {str(out)!r}: {error.strerror}", 1)
         print(f"Written: {written} and {figure}")

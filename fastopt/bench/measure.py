@@ -50,10 +50,13 @@ class Interleaved(Generic[Key]):
     ----------
     subjects : mapping
         They have done some steps already: what is slow only once is over.
+    settle_s : float, optional
+        How long to sleep before each turn; `SETTLE_S` by default.
     """
 
-    def __init__(self, subjects: Mapping[Key, Subject]) -> None:
+    def __init__(self, subjects: Mapping[Key, Subject], settle_s: float | None = None) -> None:
         self._subjects = dict(subjects)
+        self._settle_s = SETTLE_S if settle_s is None else settle_s
         self._seconds: dict[Key, list[float]] = {key: [] for key in subjects}
         self._rounds = 0
         self._steps: dict[Key, int] = {}
@@ -61,7 +64,7 @@ class Interleaved(Generic[Key]):
         with _undisturbed():
             for key, subject in self._subjects.items():
                 self._steps[key], row_s = _row_length(subject)
-                self.round_s += SETTLE_S + max(WARM_S, row_s / self._steps[key]) + row_s
+                self.round_s += self._settle_s + max(WARM_S, row_s / self._steps[key]) + row_s
 
     def steps(self, key: Key) -> int:
         """Return the number of timed steps in a subject's turn."""
@@ -70,7 +73,7 @@ class Interleaved(Generic[Key]):
     def ready(self, key: Key) -> None:
         """Settle, and warm a subject up."""
         subject = self._subjects[key]
-        time.sleep(SETTLE_S)
+        time.sleep(self._settle_s)
         subject.begin()
         end = perf_counter() + WARM_S
         subject.step()

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import fastopt
 from fastopt._files import replace
+from fastopt.bench import storage
 from fastopt.bench.peers import NAMES, TITLES
 from fastopt.bench.run import LIMIT, Absent, Result, Row
 
@@ -32,15 +33,18 @@ STYLES: dict[str, dict[str, Any]] = {
     "numpy": {"color": "#CC79A7", "marker": "P"},
     "thinc": {"color": "#E69F00", "marker": "X"},
     "keras": {"color": "#7F7F7F", "marker": "*", "markersize": 8},
+    # in another picture than those whose colours they have
+    "bitsandbytes": {"color": "#0072B2", "marker": "s"},
+    "torchao": {"color": "#009E73", "marker": "D"},
 }
-_LOOK = {
+LOOK = {
     "linewidth": 1.5,
     "markersize": 5.5,
     "markeredgecolor": "white",
     "markeredgewidth": 0.6,
     "zorder": 3,
 }
-_SPOKEN = {
+SPOKEN = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
     "adagrad": "Adagrad",
@@ -49,7 +53,19 @@ _SPOKEN = {
     "adamw": "AdamW",
     "clip-adam": "clipping, Adam and zeroing",
 }
-_PACKAGES = ("numpy", "numba", "torch", "deepspeed", "jax", "optax", "thinc", "keras", "tensorflow")
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "torch",
+    "deepspeed",
+    "bitsandbytes",
+    "torchao",
+    "jax",
+    "optax",
+    "thinc",
+    "keras",
+    "tensorflow",
+)
 
 
 def tables(results: Sequence[Result]) -> dict[str, Table]:
@@ -66,10 +82,10 @@ def tables(results: Sequence[Result]) -> dict[str, Table]:
         Tables by title. Each candidate is there with the number of threads that suits it better.
     """
     case = results[0].case
-    of = f"{case.rule.name}, {case.dtype}, {_threads(case.threads)}"
+    of = f"{case.rule.name}, {case.dtype}, {up_to(case.threads)}"
     return {
-        f"Microseconds a step ({of})": _table(results, lambda row: _short(row.us)),
-        "Times the limit": _table(results, lambda row: _short(row.to_limit)),
+        f"Microseconds a step ({of})": _table(results, lambda row: short(row.us)),
+        "Times the limit": _table(results, lambda row: short(row.to_limit)),
     }
 
 
@@ -85,21 +101,22 @@ def _table(results: Sequence[Result], cell: Callable[[Row], str]) -> Table:
     return table
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Return three digits, or all before the point."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def _threads(count: int) -> str:
+def up_to(count: int) -> str:
+    """Say how many threads a step may use."""
     return "1 thread" if count == 1 else f"up to {count} threads"
 
 
-def missing(results: Sequence[Result]) -> list[str]:
+def missing(results: Sequence[Result | storage.Result]) -> list[str]:
     """Return who is missing, a line for each reason, with where if not everywhere."""
     where: dict[Absent, list[str]] = {}
     for result in results:
         for absent in result.absent:
-            where.setdefault(absent, []).append(result.case.workload.name)
+            where.setdefault(absent, []).append(result.workload.name)
     lines: dict[str, list[str]] = {}
     for absent, names in where.items():
         there = "" if len(names) == len(results) else f" ({', '.join(names)})"
@@ -119,7 +136,7 @@ def print_tables(
         console.print(f"Missing: {line}", markup=False, highlight=False)
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
+def write_results(path: Path, results: Sequence[Result | storage.Result]) -> None:
     """Write everything that was set and measured as JSON.
 
     Parameters
@@ -197,8 +214,8 @@ def write_figure(path: Path, results: Sequence[Result]) -> None:
     panels[1].tick_params(axis="y", which="both", left=False)
     panels[1].tick_params(axis="x", bottom=False)
     panels[0].set_title(
-        f"A step of {_SPOKEN[case.rule.name]} in {case.dtype}: the bytes that it has to move, over "
-        f"its time  ({processor()}, {_threads(case.threads)})",
+        f"A step of {SPOKEN[case.rule.name]} in {case.dtype}: the bytes that it has to move, over "
+        f"its time  ({processor()}, {up_to(case.threads)})",
         loc="left",
         fontsize=11,
         pad=12,
@@ -235,5 +252,5 @@ def _draw(axes: Axes, results: Sequence[Result], places: Sequence[float], **line
             axes.plot(
                 *zip(*points, strict=True),
                 label=TITLES[name],
-                **{**_LOOK, **STYLES[name], **line},
+                **{**LOOK, **STYLES[name], **line},
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -80,6 +81,11 @@ class Result:
     rows: tuple[Row, ...]
     absent: tuple[Absent, ...]
 
+    @property
+    def workload(self) -> Workload:
+        """The case's."""
+        return self.case.workload
+
     def best(self, name: str) -> Row | None:
         """Return a candidate's row with the number of threads that suits it better."""
         return min(
@@ -88,7 +94,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        workload, rule = self.case.workload, self.case.rule
+        workload, rule = self.workload, self.case.rule
         return {
             "workload": workload.name,
             "arrays": len(workload.shapes),
@@ -163,7 +169,7 @@ def entries(
         Who cannot, and why.
     """
     found = [Entry("fastopt", case.threads)]
-    found += [Entry(LIMIT, count) for count in _ladder(case.threads)]
+    found += [Entry(LIMIT, count) for count in ladder(case.threads)]
     absent = []
     for name in names:
         peer = peers.find(name)
@@ -287,23 +293,27 @@ def checked_steps(subject: Candidate) -> None:
         subject.step()
 
 
-def _ladder(threads: int) -> list[int]:
+def ladder(threads: int) -> list[int]:
     """Return 1, 2, 4, ... and the number itself."""
     return sorted({1 << bit for bit in range(threads.bit_length())} | {threads})
 
 
-def _room(case: Case) -> int:
-    """Return how many candidates of a case fit into memory beside what they share."""
+def free_memory() -> float:
+    """Return how many bytes candidates may take."""
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
-        return len(peers.NAMES) * 2 + 2  # not Linux: hope
-    available = next(
+        return math.inf  # not Linux: hope
+    return _MEMORY_SHARE * next(
         int(line.split()[1]) * 1024
         for line in meminfo.splitlines()
         if line.startswith("MemAvailable")
     )
+
+
+def _room(case: Case) -> int:
+    """Return how many candidates of a case fit into memory beside what they share."""
     arrays = case.workload.elements * np.dtype(case.dtype).itemsize
     shared = 4 * arrays  # parameters, gradients, and the right results under either semantics
     each = (3 + len(case.rule.slots)) * arrays  # slots, parameters, and two to work in
-    return int((_MEMORY_SHARE * available - shared) / each)
+    return int(min((free_memory() - shared) / each, 100))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import fastopt
 from fastopt import reference
+from fastopt._bfloat16 import bfloat16
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -32,11 +33,16 @@ class Workload:
         """The number of elements of all arrays together."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def arrays(self, dtype: str) -> tuple[list[Array], list[Array]]:
-        """Return parameters and gradients, normally distributed, the same each time."""
+    def arrays(self, dtype: Any) -> tuple[list[Array], list[Array]]:
+        """Return parameters and gradients, normally distributed, the same each time.
+
+        Those of 16 bits are those of float32, rounded.
+        """
         rng = np.random.default_rng(0)
+        drawn = np.dtype(dtype if dtype in DTYPES else "float32")
         draw = [
-            [rng.standard_normal(shape, np.dtype(dtype)) for shape in self.shapes] for _ in range(2)
+            [rng.standard_normal(shape, drawn).astype(dtype, copy=False) for shape in self.shapes]
+            for _ in range(2)
         ]
         return draw[0], draw[1]
 
@@ -141,5 +147,65 @@ RULES = {
             {**_ADAM, "weight_decay": DECAY, "decoupled_weight_decay": True},
         ),
         Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How parameters, gradients and state are stored.
+
+    `type` is the name of the dtype of parameters and gradients, `options` are keyword arguments of
+    the fastopt class. `param` and `state` say the same in the words of ``reference.STORAGE``.
+    """
+
+    name: str
+    type: str
+    param: str
+    state: str
+    options: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of parameters and gradients."""
+        return bfloat16("--storage") if self.type == "bfloat16" else np.dtype(self.type)
+
+    def of(self, rule: Rule) -> Rule:
+        """Return a rule as fastopt applies it to what is stored so."""
+        return replace(rule, options={**rule.options, **self.options})
+
+    def slot(self, name: str) -> str:
+        """Return how a slot is stored: a name in ``reference.STORAGE``."""
+        if self.state != "8-bit":
+            return self.state
+        signed = name in ("momentum_buffer", "exp_avg")
+        return "8-bit signed" if signed else "8-bit unsigned"
+
+
+_SPLIT = "bfloat16 with trailing bits"
+_OWN = {"master_weights": False}  # the parameter itself is rounded
+
+STORAGES = {
+    storage.name: storage
+    for storage in (
+        Storage("float32", "float32", "float32", "float32", {}),
+        Storage("bfloat16 with master", "bfloat16", _SPLIT, "float32", {}),
+        Storage("bfloat16, float32 state", "bfloat16", "bfloat16", "float32", _OWN),
+        Storage(
+            "bfloat16, bfloat16 state",
+            "bfloat16",
+            "bfloat16",
+            "bfloat16",
+            {**_OWN, "state_dtype": "bfloat16"},
+        ),
+        Storage("float32, 8-bit state", "float32", "float32", "8-bit", {"state_dtype": "8bit"}),
+        Storage(
+            "bfloat16, 8-bit state",
+            "bfloat16",
+            "bfloat16",
+            "8-bit",
+            {**_OWN, "state_dtype": "8bit"},
+        ),
+        Storage("float16 with master", "float16", "float16 with master", "float32", {}),
     )
 }

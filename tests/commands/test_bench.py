@@ -1,10 +1,10 @@
 """The benchmark: what it times is right, and its command says what it found."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
+from support import strict_json
 
 import fastopt
 from fastopt import _core
@@ -184,7 +184,7 @@ def test_the_limit_moves_the_bytes_of_a_step_and_leaves_the_arrays_as_they_are(m
     params, grads = workload.arrays("float32")
     peer = fastopt_peer.Peer(rule, params, grads, 1)
     run.checked_steps(peer)
-    arrays = [*params, *peer._grads, *(a for state in peer._opt.state for a in state.values())]
+    arrays = [*params, *peer._grads, *(a for state in peer.opt.state for a in state.values())]
     before = [array.copy() for array in arrays]
     limit = peer.limit(1)
     assert sum(a.nbytes for row in moved for a in row) == rule.bytes_moved(
@@ -208,13 +208,6 @@ def test_candidates_that_cannot_take_part_are_named_with_why(monkeypatch):
 
 
 # ---- the command ---------------------------------------------------------------------------------
-
-
-def strict_json(path):
-    def refuse(token):
-        raise AssertionError(f"{token} is not JSON")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def test_the_command_prints_tables_and_writes_results_and_a_picture(tmp_path, capsys):

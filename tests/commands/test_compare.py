@@ -28,7 +28,7 @@ import matplotlib.image
 import numpy as np
 import pyte
 import pytest
-from support import CHECKOUT
+from support import CHECKOUT, strict_json
 
 import fastopt
 from fastopt.__main__ import main
@@ -74,13 +74,6 @@ def python(*args, **options):
         timeout=120,
         **options,
     )
-
-
-def strict_json(path):
-    def refuse(token):
-        raise AssertionError(f"{token} is not JSON")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def results_of(tmp_path, *argv):

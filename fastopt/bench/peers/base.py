@@ -40,6 +40,8 @@ class Candidate(ABC):
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
     # "any" number of threads; always "one"; or the framework's "own" choice, fixed at its start.
     threading: ClassVar[Literal["any", "one", "own"]] = "any"
+    # Of `workloads.STORAGES`, those it can be timed in beside fastopt's.
+    storages: ClassVar[tuple[str, ...]] = ()
     # The rules in which eps stands where Keras has it.
     keras_rules: ClassVar[tuple[str, ...]] = ()
     # Of float32 and float64. Frameworks contract a*b+c, or divide by a reciprocal: a few roundings.
@@ -69,6 +71,17 @@ class Candidate(ABC):
     @abstractmethod
     def result(self) -> list[Array]:
         """Return the parameters as they are now."""
+
+    def weights(self) -> list[Array]:
+        """Return what is trained: the masters, if the parameters are these, rounded."""
+        return self.result()
+
+    def bytes_moved(self) -> int:
+        """Return what a step has to read and write: the bytes of its arrays.
+
+        Only who has `storages` is asked.
+        """
+        raise NotImplementedError
 
     @classmethod
     def refusal(cls, rule: Rule, dtype: str, threads: int) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from fastopt.bench.peers.base import Candidate
@@ -24,10 +25,18 @@ _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
 _OPTIMIZERS["clip-adam"] = _OPTIMIZERS["adam"]
 
 
+def tensor(array: Array) -> Any:
+    """Return the tensor that is an array."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 class Peer(Candidate):
     """An optimizer of ``torch.optim`` over the memory of the NumPy arrays."""
 
     rules = (*Candidate.rules, "clip-adam")
+    storages: ClassVar[tuple[str, ...]] = ("float32", "bfloat16, bfloat16 state")
     norm_error = 1e-2  # summed in float32: 4e-4 off for 1e7 elements, 4e-3 for 5e7
 
     def __init__(
@@ -37,11 +46,15 @@ class Peer(Candidate):
         self._grads, self._fresh = grads, grads
         if rule.clip_norm is not None:
             self._grads = [grad.copy() for grad in grads]
-        self._params = [torch.from_numpy(p).requires_grad_() for p in params]
+        self._arrays = list(params)
+        self._params = [tensor(p).requires_grad_() for p in params]
         for param, grad in zip(self._params, self._grads, strict=True):
-            param.grad = torch.from_numpy(grad)
+            param.grad = tensor(grad)
+        self._opt = self._optimizer(rule)
+
+    def _optimizer(self, rule: Rule) -> Any:
         optimizer, options = _OPTIMIZERS[rule.name]
-        self._opt = optimizer(self._params, lr=LR, **options)
+        return optimizer(self._params, lr=LR, **options)
 
     def begin(self) -> None:
         """Set the number of threads, and fill clip-adam's gradients."""
@@ -61,4 +74,17 @@ class Peer(Candidate):
 
     def result(self) -> list[Array]:
         """Return the parameters as they are now."""
-        return [param.detach().numpy() for param in self._params]
+        return self._arrays
+
+    def bytes_moved(self) -> int:
+        """Return what a step reads and writes."""
+        state = [t for p in self._params for t in self._state(self._opt.state[p])]
+        return 2 * _nbytes([*self._params, *state]) + _nbytes([p.grad for p in self._params])
+
+    def _state(self, state: dict[str, Any]) -> list[Any]:
+        """Return the tensors of a parameter's state that a step updates."""
+        return [t for name, t in state.items() if torch.is_tensor(t) and name != "step"]
+
+
+def _nbytes(tensors: Sequence[Any]) -> int:
+    return sum(t.nbytes for t in tensors)
