@@ -16,3 +16,8 @@ def bfloat16(what: str = "state_dtype='bfloat16'") -> Any:
             f"{what} needs the package ml_dtypes: pip install 'fastopt[bfloat16]'"
         ) from error
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def named(name: str, what: str) -> Any:
+    """Return the dtype of a name, which may be bfloat16's, or raise: for what it is needed."""
+    return bfloat16(what) if name == "bfloat16" else np.dtype(name)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import fastopt
 from fastopt import reference
-from fastopt._bfloat16 import bfloat16
+from fastopt._bfloat16 import named
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -168,7 +168,7 @@ class Storage:
     @property
     def dtype(self) -> Any:
         """The dtype of parameters and gradients."""
-        return bfloat16("--storage") if self.type == "bfloat16" else np.dtype(self.type)
+        return named(self.type, "--storage")
 
     def of(self, rule: Rule) -> Rule:
         """Return a rule as fastopt applies it to what is stored so."""

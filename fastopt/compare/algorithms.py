@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import fastopt
 from fastopt import schedules
@@ -20,6 +20,30 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (fastopt.AdamW, {}),
 }
 DEFAULT = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
+STATELESS = ("sgd",)
+
+PARAM_DTYPES = ("float32", "bfloat16", "float16")
+STATE_DTYPES = ("float32", "bfloat16", "8bit")
+
+
+class Variant(NamedTuple):
+    """An algorithm, and how its parameters and its state are stored.
+
+    Without a `param_dtype`, both are of the type of the whole comparison.
+    """
+
+    algorithm: str
+    param_dtype: str = ""
+    state_dtype: str = ""
+
+    @property
+    def name(self) -> str:
+        """What results call it, as in ``adam (bf16/8bit)``: parameters and state."""
+        if not self.param_dtype:
+            return self.algorithm
+        short = (dtype.replace("float", "f") for dtype in (self.param_dtype, self.state_dtype))
+        return f"{self.algorithm} ({'/'.join(short)})"
+
 
 # The same for all, so that none is favoured by what somebody knew about it.
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)

@@ -6,11 +6,20 @@ import argparse
 import io
 import math
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastopt._bfloat16 import bfloat16
 from fastopt._cli import Parser, fail, integer, make_writable
-from fastopt.compare.algorithms import ALGORITHMS, DEFAULT, SCHEDULES
+from fastopt.compare.algorithms import (
+    ALGORITHMS,
+    DEFAULT,
+    PARAM_DTYPES,
+    SCHEDULES,
+    STATE_DTYPES,
+    STATELESS,
+)
 
 if TYPE_CHECKING:
     from fastopt.compare.data import Data
@@ -115,6 +124,27 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         help="of weights and samples (float32)",
     )
     training.add_argument(
+        "--param-dtype",
+        type=_some_of(PARAM_DTYPES),
+        default=(),
+        metavar="DTYPE,...",
+        help="train each algorithm once more for each of these types of parameters: "
+        f"{', '.join(PARAM_DTYPES)}; with the learning rate of float32",
+    )
+    training.add_argument(
+        "--state-dtype",
+        type=_some_of(STATE_DTYPES),
+        default=(),
+        metavar="DTYPE,...",
+        help=f"the same for each of these types of state: {', '.join(STATE_DTYPES)}; with "
+        "--param-dtype, for each pair",
+    )
+    training.add_argument(
+        "--master-weights",
+        action=argparse.BooleanOptionalAction,
+        help="train float32 weights, which parameters of 16 bits round (they do)",
+    )
+    training.add_argument(
         "--threads",
         type=integer(1, 1024),
         metavar="N",
@@ -146,16 +176,24 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(size(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """Parse names of algorithms."""
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise argparse.ArgumentTypeError(f"no algorithm {name!r}; there are {known}")
-    if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
-    return names
+def _some_of(known: Collection[str], what: str = "type") -> Callable[[str], tuple[str, ...]]:
+    """Return an argument type: one or several of these, with commas between."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"no {what} {name!r}; there are {', '.join(known)}"
+                )
+        if len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
+        return names
+
+    return parse
+
+
+_names = _some_of(ALGORITHMS, "algorithm")
 
 
 def _rates(text: str) -> dict[str | None, float]:
@@ -184,10 +222,16 @@ def _run(args: argparse.Namespace) -> int:
     rates = dict.fromkeys(args.optimizers, args.lr[None]) if None in args.lr else args.lr
     chosen = ("optimizers", "hidden", "epochs", "batch_size", "schedule", "seed", "seeds", "dtype")
     settings = run.Settings(
-        lr=rates, threads=args.threads, **{name: getattr(args, name) for name in chosen}
+        lr=rates,
+        threads=args.threads,
+        param_dtypes=args.param_dtype,
+        state_dtypes=args.state_dtype,
+        master_weights=args.master_weights is not False,
+        **{name: getattr(args, name) for name in chosen},
     )
     out: Path = args.out
     try:
+        _check_storage(args)
         loaded = _load(args)
         make_writable(out)
     except (data.DataError, _WrongOptionsError) as error:
@@ -228,6 +272,24 @@ def _run(args: argparse.Namespace) -> int:
 
 class _WrongOptionsError(ValueError):
     """Options that do not go together."""
+
+
+def _check_storage(args: argparse.Namespace) -> None:
+    """Raise an error if algorithms cannot be compared in these storages."""
+    given = {"--param-dtype": args.param_dtype, "--state-dtype": args.state_dtype}
+    for name, dtypes in given.items():
+        if dtypes and args.dtype != "float32":
+            raise _WrongOptionsError(f"{name} goes with --dtype float32, not {args.dtype}")
+        if "bfloat16" in dtypes:
+            try:
+                bfloat16(f"{name} bfloat16")
+            except ImportError as error:
+                raise _WrongOptionsError(str(error)) from error
+    if {*args.state_dtype} - {"float32"} and {*args.optimizers} <= {*STATELESS}:
+        raise _WrongOptionsError(f"--state-dtype: {args.optimizers[0]} has no state")
+    if args.master_weights is not None and not {*args.param_dtype} - {"float32"}:
+        flag = "--master-weights" if args.master_weights else "--no-master-weights"
+        raise _WrongOptionsError(f"{flag} goes with --param-dtype bfloat16 or float16")
 
 
 def _load(args: argparse.Namespace) -> Data:

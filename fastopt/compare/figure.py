@@ -37,6 +37,15 @@ _LOOK: dict[str, Any] = {
 }
 
 
+def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Return the look of each line: an algorithm's own, and for storages those that are free."""
+    variants = comparison.settings.variants
+    plain = {v.name: STYLES[v.algorithm] for v in variants if not v.param_dtype}
+    free = [style for name, style in STYLES.items() if name not in plain] or [*STYLES.values()]
+    others = [v.name for v in variants if v.param_dtype]
+    return plain | {name: free[i % len(free)] for i, name in enumerate(others)}
+
+
 def curves(comparison: Comparison) -> bytes:
     """Draw the training loss over the epochs and over the seconds.
 
@@ -45,14 +54,14 @@ def curves(comparison: Comparison) -> bytes:
     """
     figure = Figure(figsize=(10, 4.6), layout=ConstrainedLayoutEngine(wspace=0.05))
     left, right = figure.subplots(1, 2, sharey=True)
-    shown, epoch_seconds = [], _epoch_seconds(comparison)
+    shown, epoch_seconds, styles = [], _epoch_seconds(comparison), _styles(comparison)
     for algorithm, runs in _by_algorithm(comparison).items():
         length = min(sum(e.training_loss is not None for e in run.epochs) for run in runs)
         epochs = [run.epochs[:length] for run in runs]
         loss = np.array([[e.training_loss for e in run] for run in epochs], dtype=float)
         seconds = np.arange(length) * epoch_seconds[algorithm]
         style = {
-            **STYLES[algorithm],
+            **styles[algorithm],
             **_LOOK,
             "label": algorithm + " (diverged)" * any(run.diverged for run in runs),
             "markevery": 1 + length // 12,

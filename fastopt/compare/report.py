@@ -41,7 +41,8 @@ def print_table(comparison: Comparison, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings(comparison, summary)):
         lines = "\n".join(textwrap.wrap(heading, 9))
-        table.add_column(lines, justify="right" if i else "left", no_wrap=True)
+        side: dict[str, Any] = {"justify": "right", "no_wrap": True} if i else {"overflow": "fold"}
+        table.add_column(lines, **side)
     for row in summary.rows:
         table.add_row(*cells(comparison, row))
     console.print(table)

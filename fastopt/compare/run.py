@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -14,7 +14,15 @@ import numpy.typing as npt
 from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from fastopt.compare.algorithms import ALGORITHMS, DEFAULT, GRID, SCHEDULES
+from fastopt._bfloat16 import named
+from fastopt.compare.algorithms import (
+    ALGORITHMS,
+    DEFAULT,
+    GRID,
+    SCHEDULES,
+    STATELESS,
+    Variant,
+)
 from fastopt.compare.data import Data
 from fastopt.compare.model import MLP, Array, cross_entropy, squared_error
 from fastopt.compare.progress import Progress
@@ -33,7 +41,25 @@ class Settings:
     seed: int = 0
     seeds: int = 3
     dtype: str = "float32"
+    param_dtypes: tuple[str, ...] = ()  # that are compared with `dtype`, and so are the next
+    state_dtypes: tuple[str, ...] = ()
+    master_weights: bool = True  # beside parameters of 16 bits
     threads: int | None = None
+
+    @property
+    def variants(self) -> list[Variant]:
+        """What is compared: each algorithm, and then the same in each storage."""
+        params, states = self.param_dtypes or ("float32",), self.state_dtypes or ("float32",)
+        found = []
+        for name in self.optimizers:
+            stored = [
+                Variant(name, param, "float32" if name in STATELESS else state)
+                for param in params
+                for state in states
+            ]
+            plain = Variant(name, "float32", "float32")
+            found += [Variant(name), *(v for v in dict.fromkeys(stored) if v != plain)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,8 @@ class Run:
     algorithm: str
     hyperparameters: dict[str, Any]
     seed: int
+    param_dtype: str
+    state_bytes: float = 0.0  # a weight
     diverged: bool = False
     epochs: list[Epoch] = field(default_factory=list)
     step_us: list[float] = field(default_factory=list)  # what each took: all of it,
@@ -78,6 +106,8 @@ class Run:
             "algorithm": self.algorithm,
             "hyperparameters": self.hyperparameters,
             "seed": self.seed,
+            "param_dtype": self.param_dtype,
+            "state_bytes": self.state_bytes,
             "diverged": self.diverged,
             "steps": len(self.step_us),
             "step_us_median": statistics.median(self.step_us),
@@ -104,15 +134,17 @@ class Comparison:
     @property
     def trainings(self) -> dict[str, int]:
         """How many trainings each algorithm has, those that only try a learning rate included."""
+        settings = self.settings
         return {
-            name: self.settings.seeds * (1 if name in self.settings.lr else 1 + len(GRID))
-            for name in self.settings.optimizers
+            v.name: settings.seeds
+            * (1 if v.param_dtype or v.algorithm in settings.lr else 1 + len(GRID))
+            for v in settings.variants
         }
 
     @property
     def planned(self) -> int:
         """How many runs it has when it is complete."""
-        return len(self.settings.optimizers) * self.settings.seeds
+        return len(self.settings.variants) * self.settings.seeds
 
     def go(self, progress: Progress) -> None:
         """Search and train, an algorithm after the other; whatever has finished is kept.
@@ -124,16 +156,19 @@ class Comparison:
             np.errstate(over="ignore", invalid="ignore", divide="ignore"),  # divergence is reported
             progress,
         ):
-            for algorithm in self.settings.optimizers:
-                lr = self.settings.lr.get(algorithm) or self._search(algorithm, progress)
+            lr = 0.0
+            for variant in self.settings.variants:
+                if not variant.param_dtype:  # the others follow, with the same rate
+                    name = variant.algorithm
+                    lr = self.settings.lr.get(name) or self._search(variant, progress)
                 for seed in self._seeds():
-                    progress.train(algorithm, lr, seed)
-                    self.runs.append(self._train(algorithm, lr, seed, progress))
+                    progress.train(variant.name, lr, seed)
+                    self.runs.append(self._train(variant, lr, seed, progress))
 
     def _seeds(self) -> range:
         return range(self.settings.seed, self.settings.seed + self.settings.seeds)
 
-    def _search(self, algorithm: str, progress: Progress) -> float:
+    def _search(self, variant: Variant, progress: Progress) -> float:
         """Return the learning rate of the grid with the lowest mean loss on the validation split.
 
         Over all seeds and the last quarter of the epochs: neither a rate that suits one set of
@@ -143,30 +178,38 @@ class Comparison:
         for lr in GRID:
             losses = []
             for seed in self._seeds():
-                progress.search(algorithm, lr, seed)
-                epochs = self._train(algorithm, lr, seed, progress).epochs
+                progress.search(variant.name, lr, seed)
+                epochs = self._train(variant, lr, seed, progress).epochs
                 losses += [epoch.validation_loss for epoch in epochs[-last:]]
             finite = [loss for loss in losses if loss is not None]
             mean = statistics.fmean(finite) if len(finite) == len(losses) else None
-            trials.append(Trial(algorithm, lr, mean))
+            trials.append(Trial(variant.name, lr, mean))
             progress.searched(mean)
         self.trials += trials
         means = [math.inf if t.validation_loss is None else t.validation_loss for t in trials]
         return trials[means.index(min(means))].lr
 
-    def _train(self, algorithm: str, lr: float, seed: int, progress: Progress) -> Run:
+    def _train(self, variant: Variant, lr: float, seed: int, progress: Progress) -> Run:
         settings, train = self.settings, self.data.train
         loss_function = cross_entropy if self.data.task == "classification" else squared_error
         model = MLP(self.layers, loss_function, np.random.default_rng([seed, 0]), settings.dtype)
-        optimizer, options = ALGORITHMS[algorithm]
+        optimizer, options = ALGORITHMS[variant.algorithm]
+        params = model.params
+        if variant.param_dtype:
+            options = {**options, "state_dtype": variant.state_dtype}
+        if variant.param_dtype not in ("", "float32"):
+            options["master_weights"] = settings.master_weights
+            dtype = named(variant.param_dtype, "--param-dtype bfloat16")
+            params = [param.astype(dtype) for param in params]
+        _copy(params, model.params)
         steps = settings.epochs * math.ceil(len(train.x) / settings.batch_size)
         opt = optimizer(
-            model.params,
+            params,
             lr=SCHEDULES[settings.schedule](lr, steps),
             num_threads=settings.threads,
             **options,
         )
-        run = Run(algorithm, {"lr": lr, **options}, seed)
+        run = Run(variant.name, {"lr": lr, **options}, seed, params[0].dtype.name)
         run.epochs.append(self._evaluate(model, 0, 0.0))
         rng = np.random.default_rng([seed, 1])
         seconds = 0.0
@@ -178,6 +221,7 @@ class Comparison:
                 opt.step(grads)
                 end = perf_counter()
                 seconds += end - begin
+                _copy(params, model.params)
                 run.step_us.append(1e6 * (end - begin))
                 run.optimizer_us.append(1e6 * (end - before_step))
                 progress.step(loss)
@@ -187,6 +231,8 @@ class Comparison:
             if run.diverged:
                 break
         progress.end()
+        weights = sum(param.size for param in params)
+        run.state_bytes = sum(opt.nbytes.values()) / weights
         return run
 
     def _evaluate(self, model: MLP, epoch: int, seconds: float) -> Epoch:
@@ -205,6 +251,13 @@ class Comparison:
         if self.data.task == "classification":
             return float((outputs.argmax(axis=1) == y).mean())
         return float(r2_score(y, outputs))
+
+
+def _copy(params: Sequence[npt.NDArray[Any]], model: Sequence[Array]) -> None:
+    """Give the model, which computes in float32, what the parameters hold in 16 bits."""
+    for param, own in zip(params, model, strict=True):
+        if own is not param:
+            own[...] = param
 
 
 def _batches(rows: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:

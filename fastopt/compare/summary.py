@@ -30,6 +30,7 @@ class Row:
     epochs_to_common_loss: float | None
     optimizer_us: float
     optimizer_share: float
+    state_bytes: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def _row(runs: Sequence[Run], common: float | None) -> Row:
         reached,
         optimizer_us,
         optimizer_us / statistics.median(us for run in runs for us in run.step_us),
+        runs[0].state_bytes,
     )
 
 
@@ -108,7 +110,7 @@ def headings(comparison: Comparison, summary: Summary) -> list[str]:
         f"test {score_name(comparison)}",
         f"epochs to loss {common}",
         "optimizer µs a step",
-        "share of training time",
+        "bytes of state a weight" if stored(comparison) else "share of training time",
     ]
 
 
@@ -131,8 +133,13 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         score,
         reached,
         f"{row.optimizer_us:.1f}",
-        f"{100 * row.optimizer_share:.0f} %",
+        f"{row.state_bytes:.2f}" if stored(comparison) else f"{100 * row.optimizer_share:.0f} %",
     ]
+
+
+def stored(comparison: Comparison) -> bool:
+    """Tell whether algorithms are compared in several storages."""
+    return any(variant.param_dtype for variant in comparison.settings.variants)
 
 
 def score_name(comparison: Comparison) -> str:
@@ -227,4 +234,17 @@ def description(comparison: Comparison) -> list[str]:
         f"{'Network' if settings.hidden else 'Linear model'} {layers}, {settings.dtype}; "
         f"{settings.epochs} epochs in batches of {settings.batch_size}, {settings.schedule} "
         f"learning rate, {seeds}",
+        *_storage(comparison),
+    ]
+
+
+def _storage(comparison: Comparison) -> list[str]:
+    if not stored(comparison):
+        return []
+    settings, masters = comparison.settings, ""
+    if {*settings.param_dtypes} - {"float32"}:
+        masters = f", {'with' if settings.master_weights else 'without'} master weights"
+    return [
+        f"In parentheses: what parameters and state are stored in{masters}; the learning rate is "
+        "that of the algorithm in float32"
     ]

@@ -195,7 +195,7 @@ def test_the_last_line_but_one_names_the_best(five_epochs):
 
 
 def row(algorithm, score, spread, lr=0.1):
-    return summary.Row(algorithm, lr, 3, 0, 0.5, 0.1, score, spread, 3.0, 2.0, 0.02)
+    return summary.Row(algorithm, lr, 3, 0, 0.5, 0.1, score, spread, 3.0, 2.0, 0.02, 8.0)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,9 @@ def test_results_say_what_was_run(five_epochs):
         "seed": 0,
         "seeds": 2,
         "dtype": "float32",
+        "param_dtypes": [],
+        "state_dtypes": [],
+        "master_weights": True,
         "threads": None,
     }
     assert results["layers"] == [64, 64, 32, 10]
