@@ -6,6 +6,82 @@ import numpy as np
 from tables import BY_CLASS
 
 from fastopt import reference
+from fastopt.reference import Stored
+
+# ---- what is stored in fewer bits ----------------------------------------------------------------
+
+MASTERS = {"master_bits": "bfloat16 with trailing bits", "master": "float16 with master"}
+UNSIGNED = {"exp_avg_sq", "square_avg", "sum"}  # slots that are never negative
+
+
+def arithmetic(array):
+    """Return the dtype that rules compute in."""
+    return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def widened(array, like):
+    """Return an array, or None, in the dtype that the rules of a parameter compute in."""
+    return None if array is None else np.asarray(array).astype(arithmetic(like))
+
+
+def in_memory(array, like):
+    """Return an array with its axes in the order that those of another have in memory."""
+    return array.transpose(sorted(range(like.ndim), key=lambda axis: -like.strides[axis]))
+
+
+def patterns(array):
+    return array.view(f"u{array.itemsize}")
+
+
+def is_stored(param, state):
+    """Tell whether anything of a parameter is stored in fewer bits."""
+    slots = [array for name, array in state.items() if name != "step"]
+    return any(array.dtype not in (np.float32, np.float64) for array in (param, *slots))
+
+
+def stored(param, state, name):
+    """Return a parameter (as "param") or a slot of it as reference.py takes it."""
+
+    def flat(array):
+        return np.array(in_memory(array, param), order="C").reshape(-1)
+
+    if name == "param":
+        for master, storage in MASTERS.items():
+            if master in state:
+                return Stored(storage, patterns(flat(param)), flat(state[master]))
+        return Stored(param.dtype.name, patterns(flat(param)))
+    if name in state:
+        return Stored(state[name].dtype.name, patterns(flat(state[name])))
+    sign = "unsigned" if name in UNSIGNED else "signed"
+    return Stored(f"8-bit {sign}", flat(state[f"{name}_8bit"]), state[f"{name}_scale"].copy())
+
+
+def put(param, state, name, new):
+    """Write what `stored` returns into the arrays that it is of."""
+
+    def write(array, codes):
+        to = in_memory(array, param)
+        to[...] = codes.view(array.dtype).reshape(to.shape)
+
+    if name == "param":
+        write(param, new.codes)
+        for master in state.keys() & MASTERS:
+            write(state[master], new.extra)
+    elif name in state:
+        write(state[name], new.codes)
+    else:
+        write(state[f"{name}_8bit"], new.codes)
+        state[f"{name}_scale"][...] = new.extra
+
+
+def weights(param, state):
+    """Return a parameter's values in what rules compute in: its master's, if it has one."""
+    if param.dtype == arithmetic(param):
+        return param
+    values = np.empty_like(param, np.float32, order="K")
+    to = in_memory(values, param)
+    to[...] = stored(param, state, "param").values().reshape(to.shape)
+    return values
 
 
 class Oracle:
@@ -31,8 +107,10 @@ class Oracle:
         if k > 1:
             self.summed = (self.summed + 1) % k
             self.totals = [
-                total if total is grad is None else reference.mean(total, grad, 1, loss_scale)
-                for total, grad in zip(self.totals, grads, strict=True)
+                total
+                if total is grad is None
+                else reference.mean(total, widened(grad, param), 1, loss_scale)
+                for total, grad, param in zip(self.totals, grads, self.params, strict=True)
             ]
             if self.summed:
                 return
@@ -47,6 +125,7 @@ class Oracle:
         semantics = self.kwargs.get("semantics", "torch")
         clip = {k: self.kwargs.get(k) for k in ("clip_value", "clip_norm", "global_clip_norm")}
         scales = [1 / loss_scale] * len(grads)
+        grads = [widened(grad, param) for grad, param in zip(grads, self.params, strict=True)]
         if clip["clip_norm"]:
             for i, (grad, param) in enumerate(zip(grads, self.params, strict=True)):
                 if grad is not None:
@@ -66,19 +145,39 @@ class Oracle:
                 hypers["fresh"] = self.fresh[i]
                 begins = state["step"] == 1 or self.fresh[i]
                 self.fresh[i] = bool(begins and not {*row.begins} & {*row.used(hypers)})
-            row.reference(
-                param,
-                grad,
-                state,
-                step=int(state["step"]),
-                semantics=semantics,
-                grad_scale=scales[i],
-                grad_limit=clip["clip_value"] or math.inf,
+            options = {
+                "step": int(state["step"]),
+                "semantics": semantics,
+                "grad_scale": scales[i],
+                "grad_limit": clip["clip_value"] or math.inf,
                 **hypers,
-            )
-        for average, param in zip(self.ema or (), self.params, strict=False):
-            reference.average(average, param, self.kwargs["ema_decay"], first=self.completed == 0)
+            }
+            if is_stored(param, state):
+                self.update_stored(i, grad, row.used(hypers), options)
+            else:
+                row.reference(param, grad, state, **options)
+        for average, param, state in zip(self.ema or (), self.params, self.state, strict=False):
+            values, decay = weights(param, state), self.kwargs["ema_decay"]
+            reference.average(average, values, decay, first=self.completed == 0)
         self.completed += 1
+
+    def update_stored(self, i, grad, slots, options):
+        """Update a parameter that is stored in fewer bits, or whose state is."""
+        param, state = self.params[i], self.state[i]
+        after = reference.stored_step(
+            BY_CLASS[self.opt_class].reference,
+            {name: stored(param, state, name) for name in ["param", *slots]},
+            np.array(in_memory(grad, param), order="C").reshape(-1),
+            seed=self.kwargs.get("seed", 0),
+            index=i,
+            stochastic=self.kwargs.get("stochastic_rounding") is not False,
+            **options,
+        )
+        for name, new in after.items():
+            put(param, state, name, new)
+
+
+# ---- comparisons ---------------------------------------------------------------------------------
 
 
 def assert_same_bits(opt, oracle, where=""):
@@ -96,6 +195,8 @@ def assert_same_bits(opt, oracle, where=""):
 
 def bits(array):
     """The array's bits as integers, with one pattern for every NaN."""
+    if array.dtype.name == "bfloat16":  # of which there is one NaN, if steps have made it
+        return patterns(np.ascontiguousarray(array))
     if array.dtype.kind != "f":
         return array
     array = np.where(np.isnan(array), array.dtype.type(np.nan), array)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from forged import checksum, read, small
-from old_checkpoints import DATA, OLD, STEPS, advanced, made
+from old_checkpoints import DATA, IN_FEWER_BITS, OLD, STEPS, advanced, made
 from oracle import Oracle, assert_same_bits
 from support import (
     CHECKOUT,
@@ -102,9 +102,9 @@ def test_training_resumed_amid_micro_batches_equals_uninterrupted_training(confi
         assert goes_on_like(fresh.opt, run)
 
 
-@pytest.mark.parametrize("rule", OLD)
+@pytest.mark.parametrize("rule", [*OLD, *IN_FEWER_BITS])
 def test_a_file_of_version_0_1_loads_and_goes_on_as_the_reference_does(rule):
-    opt, twin = made(rule), Oracle(made(rule), **OLD[rule][1])
+    opt, twin = made(rule), Oracle(made(rule), **{**OLD, **IN_FEWER_BITS}[rule][1])
     run_on_reference(rule, twin)
     for group in opt.param_groups:
         group.update(lr=0.75, weight_decay=0.5)
@@ -136,7 +136,7 @@ def run_on_reference(rule, oracle):
 def test_every_rule_has_an_old_file():
     assert {OLD[rule][0] for rule in OLD} == {row.cls for row in ROWS if row.old_files}
     files = {path.name for path in DATA.glob("checkpoint-*")}
-    assert files == {f"checkpoint-0.1-{rule}.safetensors" for rule in OLD}
+    assert files == {f"checkpoint-0.1-{rule}.safetensors" for rule in (*OLD, *IN_FEWER_BITS)}
 
 
 # ---- what a file holds ---------------------------------------------------------------------------
