@@ -174,7 +174,7 @@ cdef class Binder:
         cdef Gradient *before = &self.gradients[i]
         return (
             lies_as(layout, item, before.low)
-            and before.known
+            and before.known and self.tensors[i].grad_dtype == layout.storage
             and not (must_not_alias and before.low == layout.data)
             and not (zero_grad and not flags_of(<Borrowed *>item) & cnp.NPY_ARRAY_WRITEABLE)
         )

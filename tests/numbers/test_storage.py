@@ -266,6 +266,19 @@ def test_a_gradient_may_have_any_type_that_loses_nothing(param, grad, strided):
     assert not g.any()
 
 
+@pytest.mark.parametrize("own", [BF16, F16])
+def test_gradients_may_be_of_one_type_and_then_of_another_at_the_same_address(own):
+    w, same = (np.ones(130, own) for _ in range(2))
+    one, other = fastopt.SGD([w], lr=0.1), fastopt.SGD([same], lr=0.1)
+    memory = np.zeros(130, np.uint16)
+    for dtype in (BF16, F16, F16, BF16, BF16, F16):
+        g = memory.view(dtype)
+        g[...] = np.linspace(-2, 2, 130)
+        one.step([g])
+        other.step([g.copy()])
+        np.testing.assert_array_equal(w, same)
+
+
 def test_a_gradient_of_another_type_is_not_taken_for_its_own_parameter():
     w = np.ones(128, BF16)
     opt = fastopt.SGD([w])
