@@ -12,6 +12,7 @@ from fastopt.reference import Stored
 
 MASTERS = {"master_bits": "bfloat16 with trailing bits", "master": "float16 with master"}
 UNSIGNED = {"exp_avg_sq", "square_avg", "sum"}  # slots that are never negative
+EXACT = {"max_exp_avg_sq", "exp_inf", "grad_avg"}  # slots that keep float32
 
 
 def arithmetic(array):
@@ -72,6 +73,33 @@ def put(param, state, name, new):
     else:
         write(state[f"{name}_8bit"], new.codes)
         state[f"{name}_scale"][...] = new.extra
+
+
+def new_slot(param, slot, value, state_dtype):
+    """Return new arrays of a slot that begins at this value."""
+    kind = arithmetic(param).name if slot in EXACT else state_dtype or arithmetic(param).name
+    if kind != "8bit":
+        return {slot: np.full_like(param, value, kind, order="K", subok=False)}
+    sign = "unsigned" if slot in UNSIGNED else "signed"
+    new = Stored.of(f"8-bit {sign}", np.full(param.size, value, np.float32))
+    codes = np.empty_like(param, np.uint8, order="K", subok=False)
+    state = {f"{slot}_8bit": codes, f"{slot}_scale": np.empty_like(new.extra)}
+    put(param, state, slot, new)
+    return state
+
+
+def new_master(param, master_weights):
+    """Return what is beside a new parameter."""
+    if master_weights is False:
+        return {}
+    if param.dtype.name == "bfloat16":
+        return {"master_bits": np.zeros_like(param, np.uint16, order="K", subok=False)}
+    return {"master": param.astype(np.float32)} if param.dtype == np.float16 else {}
+
+
+def slot_of(name):
+    """Return the slot that an array in a state is of."""
+    return name.removesuffix("_8bit").removesuffix("_scale")
 
 
 def weights(param, state):

@@ -98,7 +98,8 @@ def values(rng, shape, dtype, *, wild=0.1):
     """Return numbers of a usual size; with this chance zeros, or very small or large ones."""
     scale = pick(rng, [0.0, -0.0, 1e-42, 1e-25, 1e12, 1e25]) if chance(rng, wild) else 1.0
     numbers = np.asarray(rng.standard_normal(shape) * scale)
-    return numbers.astype(dtype)
+    with np.errstate(all="ignore"):  # float16 has fewer
+        return numbers.astype(dtype)
 
 
 def laid_out(rng, array, *, dense=True):
@@ -130,12 +131,13 @@ def new_parameter(rng, dtype=None, shape=None):
     return laid_out(rng, values(rng, shape, dtype, wild=0.03))
 
 
-def new_gradient(rng, param, wild=0.1):
-    return laid_out(rng, values(rng, param.shape, param.dtype, wild=wild), dense=False)
+def new_gradient(rng, param, wild=0.1, dtype=None):
+    new = values(rng, param.shape, param.dtype if dtype is None else dtype, wild=wild)
+    return laid_out(rng, new, dense=False)
 
 
 def relaid(array, like):
     """Return the values in the memory order of another array of that shape."""
-    new = np.empty_like(like, order="K", subok=False)
+    new = np.empty_like(like, array.dtype, order="K", subok=False)
     new[...] = array
     return new

@@ -7,7 +7,17 @@ own. Beside it stands what compares an optimizer, or what it saves, with it.
 import copy
 
 import numpy as np
-from oracle import Oracle, assert_same_bits, same_bits
+from oracle import (
+    MASTERS,
+    Oracle,
+    assert_same_bits,
+    new_master,
+    new_slot,
+    same_bits,
+    slot_of,
+    weights,
+    widened,
+)
 from sequences import relaid
 from tables import BY_CLASS
 
@@ -77,29 +87,35 @@ class Model(Oracle):
             self.keys.append(key)
             param = np.asarray(param)
             self.params.append(param.copy(order="K"))
-            self.state.append({"step": np.zeros((), np.int64)})
+            master = new_master(param, self.kwargs.get("master_weights"))
+            self.state.append({"step": np.zeros((), np.int64), **master})
             self.totals.append(None)
             self.fresh.append(False)
             self.left_out.append(is_left_out(self.kwargs.get("no_decay"), key, param))
             if self.ema is not None:
-                self.ema.append(param.copy(order="K"))
+                self.ema.append(weights(param, master).copy(order="K"))
         self.take_over(fresh=False)
 
-    def initial(self, i, name):
-        group, start = self.options[self.group_of[i]], self.row.starts.get(name)
-        value = group[start] if start else 0
-        return np.full_like(self.params[i], plain(value), order="K")
+    def initial(self, i, slot):
+        """Return new arrays of a slot."""
+        group, start = self.options[self.group_of[i]], self.row.starts.get(slot)
+        value = plain(group[start]) if start else 0
+        return new_slot(self.params[i], slot, value, self.kwargs.get("state_dtype"))
+
+    def slots(self, i):
+        """Return the slots that a parameter has arrays of."""
+        return {slot_of(name) for name in self.state[i].keys() - {"step", *MASTERS}}
 
     def missing(self, i):
         group = {k: plain(v) for k, v in self.options[self.group_of[i]].items() if k != "lr"}
-        return {*self.row.used(group)} - {*self.state[i]}
+        return {*self.row.used(group)} - self.slots(i)
 
     def take_over(self, *, fresh=True):
         """Make the slots that have been switched on."""
         for i in range(len(self.params)):
-            for name in self.missing(i):
-                self.state[i][name] = self.initial(i, name)
-                if name in self.row.begins:
+            for slot in self.missing(i):
+                self.state[i] |= self.initial(i, slot)
+                if slot in self.row.begins:
                     self.fresh[i] = fresh
 
     def foresee(self, grads, loss_scale):
@@ -107,6 +123,7 @@ class Model(Oracle):
         k = self.kwargs.get("accumulate", 1)
         last = (self.summed + 1) % k == 0
         whole = []
+        grads = [widened(grad, param) for grad, param in zip(grads, self.params, strict=True)]
         for total, grad in zip(self.totals, grads, strict=True):
             if grad is None and (total is None or not last):
                 whole.append(None)
@@ -138,11 +155,12 @@ class Model(Oracle):
         self.take_over()
         for i, state in enumerate(self.state):
             state["step"][...] = 0
-            for name in state.keys() - {"step"}:
-                state[name] = self.initial(i, name)
+            for slot in self.slots(i):
+                state |= self.initial(i, slot)
             self.fresh[i], self.totals[i] = False, None
         if self.ema is not None:
-            self.ema = [param.copy(order="K") for param in self.params]
+            pairs = zip(self.params, self.state, strict=True)
+            self.ema = [weights(param, state).copy(order="K") for param, state in pairs]
         self.completed = self.summed = 0
 
     def copied(self, opt):
@@ -164,10 +182,10 @@ class Model(Oracle):
             self.state[i] = {
                 name: saved.state[k][name].copy()
                 if name in saved.state[k]
-                else np.zeros_like(self.params[i])
+                else np.zeros_like(self.state[i][name])
                 for name in names
             }
-            self.fresh[i] = saved.fresh[k] or not {*self.row.begins} <= {*saved.state[k]}
+            self.fresh[i] = saved.fresh[k] or not {*self.row.begins} <= saved.slots(k)
             self.totals[i] = copy.deepcopy(saved.totals[k])
             if self.ema is not None:
                 self.ema[i] = saved.ema[k].copy()
@@ -181,7 +199,7 @@ class Model(Oracle):
 
         def form(model):
             return sorted(
-                (str(key), number, param.shape, param.dtype.str)
+                (str(key), number, param.shape, param.dtype.name)
                 for key, number, param in zip(model.keys, model.group_of, model.params, strict=True)
             )
 
@@ -194,11 +212,11 @@ def assert_as_modelled(opt, model):
     groups = [{k: plain(v) for k, v in g.items() if k != "params"} for g in opt.param_groups]
     assert groups == [{k: plain(v) for k, v in g.items()} for g in model.options]
     for i, state in enumerate(opt.state):
-        late = state.keys() - model.state[i].keys()  # what was switched on may be made already
-        assert late <= model.missing(i)
-        for name in late:
-            model.state[i][name] = model.initial(i, name)
-            if name in model.row.begins:
+        late = {slot_of(name) for name in state.keys() - model.state[i].keys()}
+        assert late <= model.missing(i)  # what was switched on may be made already
+        for slot in late:
+            model.state[i] |= model.initial(i, slot)
+            if slot in model.row.begins:
                 model.fresh[i] = True
     assert_same_bits(opt, model)
     if opt._members.sums is not None:
@@ -221,7 +239,7 @@ def assert_saved(saved, model):
     assert list(saved["state"]) == model.keys
     for i, state in enumerate(saved["state"].values()):
         waits = model.fresh[i] and model.state[i]["step"] > 0
-        marks = {f"{name}_begun" for name in model.row.begins if waits and name in state}
+        marks = {f"{name}_begun" for name in model.row.begins if waits and name in model.slots(i)}
         assert state.keys() == model.state[i].keys() | marks
         assert all(same_bits(state[name], model.state[i][name]) for name in model.state[i])
         assert not any(state[mark] for mark in marks)

@@ -11,11 +11,12 @@ import pickle
 import re
 from collections import Counter
 
+import ml_dtypes
 import numpy as np
 import pytest
 import sequences
-from oracle import same_bits
-from sequences import History, chance, new_gradient, new_parameter, pick, values
+from oracle import MASTERS, same_bits
+from sequences import DTYPES, History, chance, new_gradient, new_parameter, pick, relaid, values
 from sequences_model import (
     Failing,
     Model,
@@ -30,6 +31,8 @@ import fastopt
 from fastopt import SGD, schedules
 
 OPERATIONS = 30
+F32, F64, BF16, F16 = (np.dtype(t) for t in (*DTYPES, ml_dtypes.bfloat16, np.float16))
+STORAGE = ("master_weights", "state_dtype", "stochastic_rounding", "seed")
 
 
 # ---- hyperparameters -----------------------------------------------------------------------------
@@ -70,6 +73,7 @@ class Sequence:
         rng = self.rng
         self.cls = pick(rng, [SGD, *CLASSES])
         self.named = chance(rng, 0.4)
+        self.dtypes = (F32, F64)
         self.kwargs = self.new_kwargs()
         self.pairs = [self.new_pair()]
         self.snapshots = []
@@ -84,7 +88,25 @@ class Sequence:
             kwargs["ema_decay"] = pick(rng, [0.5, 0.9, 0, 1])
         if chance(rng, 0.3):
             kwargs["no_decay"] = ["w0"] if self.named and chance(rng, 0.5) else every_third
-        return {**kwargs, **self.other_kwargs()}
+        return {**kwargs, **self.other_kwargs(), **self.storage_kwargs()}
+
+    def storage_kwargs(self):
+        """Return how parameters and state are stored, which may not differ where it is loaded."""
+        rng, kwargs = self.rng, {}
+        if chance(rng, 0.5):
+            return kwargs
+        self.history.done["fewer bits"] += 1
+        self.dtypes = (F32, F64, BF16, F16)
+        if chance(rng, 0.6):
+            kwargs["state_dtype"] = pick(rng, ["float32", "bfloat16", "8bit", "8bit"])
+            self.dtypes = (F32, BF16, F16)
+        if chance(rng, 0.5):
+            kwargs["master_weights"] = pick(rng, [True, False, False])
+        if chance(rng, 0.3):
+            kwargs["stochastic_rounding"] = pick(rng, [True, False])
+        if chance(rng, 0.5):
+            kwargs["seed"] = pick(rng, [0, 1, 2**64 - 1])
+        return kwargs
 
     def other_kwargs(self):
         """Return those that may differ where state is loaded."""
@@ -100,13 +122,16 @@ class Sequence:
 
     def new_params(self, first, n):
         """Return keys and parameters of a new group."""
-        params = [self.perhaps_lent(new_parameter(self.rng)) for _ in range(n)]
+        params = [new_parameter(self.rng, pick(self.rng, self.dtypes)) for _ in range(n)]
+        params = [self.perhaps_lent(param) for param in params]
         keys = [f"w{first + k}" if self.named else first + k for k in range(n)]
         return keys, params
 
     def perhaps_lent(self, param):
         """Return a parameter, or something else that lends memory with its values."""
         if param.ndim != 1 or param.size == 0 or chance(self.rng, 0.5):
+            return param
+        if param.dtype not in DTYPES:
             return param
         code = "f" if param.dtype == np.float32 else "d"
         if chance(self.rng, 0.5):
@@ -178,9 +203,17 @@ class Sequence:
 
     def new_grads(self, none=0.1):
         return [
-            None if chance(self.rng, none) else new_gradient(self.rng, param, wild=0.03)
+            None
+            if chance(self.rng, none)
+            else new_gradient(self.rng, param, wild=0.03, dtype=self.dtype_of_gradient(param))
             for param in self.model.params
         ]
+
+    def dtype_of_gradient(self, param):
+        """Return one whose values the parameter's arithmetic has all."""
+        if self.dtypes == (F32, F64) or chance(self.rng, 0.5):
+            return param.dtype
+        return pick(self.rng, [F32, BF16, F16])
 
     def step(self):
         rng, model = self.rng, self.model
@@ -251,15 +284,16 @@ class Sequence:
         k = int(rng.integers(len(grads)))
         options, good = {}, grads[k]
         kinds = [
-            (good.astype(np.float64 if good.dtype == np.float32 else np.longdouble), TypeError),
+            (good.astype(np.longdouble if good.dtype == np.float64 else np.float64), TypeError),
             (good.astype(np.int64), TypeError),
-            (good.astype(good.dtype.newbyteorder()), TypeError),
             (np.zeros((*good.shape, 2), good.dtype), ValueError),
             (np.zeros((3, *good.shape), good.dtype), ValueError),
             (np.ma.masked_array(good), TypeError),
             (object(), TypeError),
             ("gradient", TypeError),
         ]
+        if good.dtype != BF16:  # which has one byte order
+            kinds.append((good.astype(good.dtype.newbyteorder()), TypeError))
         if good.ndim and len(good) > 1 and good.size:
             kinds.append((self.opt.params[k][::-1], ValueError))
         if slots := self.slots(k):
@@ -290,7 +324,15 @@ class Sequence:
         self.refused(error, message, lambda: self.opt.step(given, **options))
 
     def slots(self, k):
-        return [a for name, a in self.opt.state[k].items() if name != "step" and a.size]
+        """Return state that a gradient might be by its shape and dtype."""
+        param = self.opt.params[k]
+        return [
+            array
+            for array in self.opt.state[k].values()
+            if array.size
+            and array.shape == param.shape
+            and array.dtype in ((F64,) if param.dtype == F64 else (F32, BF16, F16))
+        ]
 
     def wrong_structure(self, grads):
         if not self.named:
@@ -574,6 +616,7 @@ class Sequence:
         rng, opt, model = self.rng, self.opt, self.model
         k = int(rng.integers(len(model.params)))
         arrays = [*opt.state[k].values(), *([opt.ema[k]] if opt.ema else [])]
+        masters = [array for name, array in opt.state[k].items() if name in MASTERS]
         if isinstance(self.lenders(opt)[k], np.ndarray):
             arrays.append(opt.params[k])
         target = pick(rng, arrays)
@@ -588,6 +631,8 @@ class Sequence:
             "load": lambda: opt.load_state_dict(pick(rng, saved)),
             "reset": opt.reset,
         }
+        if any(target is array for array in masters):
+            del calls["reset"]  # which begins with the weights that there are
         what = pick(rng, calls)
         self.history.add("frozen", f"{what}, parameter {model.keys[k]!r}")
         target.flags.writeable = False
@@ -605,17 +650,22 @@ class Sequence:
         rng, model = self.rng, self.model
         own = good_options(rng, self.cls, self.kwargs["semantics"])
         fixed = {k: v for k, v in model.kwargs.items() if k in ("semantics", "accumulate")}
-        fixed |= {k: v for k, v in model.kwargs.items() if k in ("ema_decay", "no_decay")}
+        fixed |= {k: v for k, v in model.kwargs.items() if k in ("ema_decay", "no_decay", *STORAGE)}
+        by_place = self.dtypes != (F32, F64)  # random bits depend on it, and on how elements lie
         kwargs = {**fixed, **self.other_kwargs()}
         groups = []
         for number in range(len(model.options)):
             those = [i for i, n in enumerate(model.group_of) if n == number]
-            if self.named:
+            if self.named and not by_place:
                 those = [those[k] for k in rng.permutation(len(those))]
             keys = [model.keys[i] for i in those]
             params = [
                 new_parameter(rng, model.params[i].dtype, model.params[i].shape) for i in those
             ]
+            if by_place:
+                params = [
+                    relaid(p, like=model.params[i]) for p, i in zip(params, those, strict=True)
+                ]
             groups.append((keys, params, {}))
         given = [{"params": self.given(keys, params)} for keys, params, _ in groups]
         opt = self.cls(given, **own, **kwargs)
@@ -680,7 +730,10 @@ class Sequence:
             opt.ema[k][...] = model.ema[k][...] = new
         elif names := sorted(opt.state[k].keys() & model.state[k].keys() - {"step"}):
             name = pick(rng, names)
-            opt.state[k][name][...] = model.state[k][name][...] = new
+            array = model.state[k][name]
+            if array.dtype.kind == "u":
+                new = rng.integers(0, 2 ** (8 * array.itemsize), array.shape)
+            opt.state[k][name][...] = array[...] = new
 
     def replace_state(self):
         self.history.add("replace state")
@@ -728,6 +781,7 @@ class Sequence:
 
 
 KINDS = [
+    "fewer bits",
     "step",
     "raising step",
     "skipped step",
