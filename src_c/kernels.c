@@ -28,8 +28,8 @@ FO_INLINE double fo_sqrt_f64(double x) { return sqrt(x); }
 
 #include "codecs.inc"
 
-#define FO_C_f32 float
-#define FO_C_f64 double
+#define FO_C_f32 unaligned_f32
+#define FO_C_f64 unaligned_f64
 #define FO_NATIVE(name, bytes, text)
 #define FO_PAIRED(name, T, bytes, beside, per, text)
 #define FO_CODED(name, T, bytes, text)                                                             \

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the C core by itself, with gcc and clang, and checks what a Python test cannot: that it
 # compiles without a warning, that every kernel is vectorised and none contracts, that a build which
-# would change results is refused, that driver_check and the example in C are clean under the
+# would change results is refused, that the checks and the example in C are clean under the
 # sanitizers, and that C++ takes the public header.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -56,8 +56,9 @@ compile() {
 # programs COMPILER FOLDER FLAG...: links the checks to what was compiled there.
 programs() {
     local out=$2 name wrap
-    for name in driver_check edge_check team_check train; do
+    for name in driver_check storage_check edge_check team_check train; do
         case $name in
+            storage_check) wrap=-Wl,--wrap=fo_active_table ;;
             edge_check) wrap=-Wl,--wrap=calloc ;;
             team_check) wrap=-Wl,--wrap=pthread_create ;;
             *) wrap= ;;
@@ -67,14 +68,30 @@ programs() {
     done
 }
 
-# check ARGUMENTS COMPILER FLAG...: builds the checks and the example and runs them, driver_check with
-# these arguments.
+# digests "EMULATOR" FOLDER "ARGUMENTS": runs the two checks that print a digest.
+digests() {
+    local name
+    for name in driver_check storage_check; do
+        # shellcheck disable=SC2086 # these are several words, or none
+        $1 "$2/$name" $3 || return
+    done
+}
+
+# same_digests WHAT HERE: whether what was printed has the digests of what was printed here.
+same_digests() {
+    if [[ $(grep -c '^digest' <<< "$2") != 2 || $(grep '^digest' <<< "$1") != $(grep '^digest' <<< "$2") ]]; then
+        echo "other bits than here: $2"
+        return 1
+    fi
+}
+
+# check ARGUMENTS COMPILER FLAG...: builds the checks and the example and runs them, those with a digest
+# with these arguments.
 check() {
     local out=$folder/check
     compile "$2" "$out" "${@:3}"
     programs "$2" "$out" "${@:3}"
-    # shellcheck disable=SC2086 # there may be none
-    "$out/driver_check" $1
+    digests "" "$out" "$1"
     "$out/edge_check"
     "$out/train" | tail -n 1
     ASAN_OPTIONS=detect_leaks=0 "$out/team_check" 1 5 # it forks, and children leave threads behind
@@ -173,27 +190,34 @@ bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/
 
 # The same bits from every compiler, and on other processors: builds without OpenMP, emulated where
 # need be.
-plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base "${core[@]}" src_c/kernels.c
-    tests/c/driver_check.c)
-gcc "${plain[@]}" -o "$folder/here" -lm
-here=$("$folder/here")
+plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
 
-# other_build NAME "EMULATOR" "ARGUMENTS" COMPILER FLAG...: has the digest of `here`.
+# build FOLDER COMPILER FLAG...: builds the two checks.
+build() {
+    local source
+    mkdir -p "$1"
+    for source in "${core[@]}" src_c/kernels.c; do
+        "${@:2}" "${plain[@]}" -c "$source" -o "$1/$(basename "$source" .c).o"
+    done
+    "${@:2}" "${plain[@]}" tests/c/driver_check.c "$1"/*.o -o "$1/driver_check" -lm
+    "${@:2}" "${plain[@]}" tests/c/storage_check.c "$1"/*.o -Wl,--wrap=fo_active_table \
+        -o "$1/storage_check" -lm
+}
+build "$folder/here" gcc
+here=$(digests "" "$folder/here" "")
+
+# other_build NAME "EMULATOR" "ARGUMENTS" COMPILER FLAG...: has the digests of `here`.
 other_build() {
     local there
-    "${@:4}" "${plain[@]}" -o "$folder/there" -lm
-    # shellcheck disable=SC2086 # these are several words, or none
-    there=$($2 "$folder/there" $3)
+    build "$folder/there" "${@:4}"
+    there=$(digests "$2" "$folder/there" "$3")
     printf '%s\n' "-- $1:" "$there"
-    if [[ $(tail -n 1 <<< "$here") != $(tail -n 1 <<< "$there") ]]; then
-        echo "other bits than here: $here"
-        exit 1
-    fi
+    same_digests "$there" "$here"
 }
 arm32=(-static -march=armv7-a -mfpu=neon)
 other_build "clang" "" digest clang
 other_build "64-bit Arm, emulated" qemu-aarch64 digest aarch64-linux-gnu-gcc -static
-qemu-aarch64 "$folder/there" few # and any number of threads, layout and rounding mode
+digests qemu-aarch64 "$folder/there" few # and any number of threads, layout and rounding mode
 other_build "32-bit Arm, emulated" qemu-arm digest arm-linux-gnueabihf-gcc "${arm32[@]}"
 other_build "32-bit Arm, clang, emulated" qemu-arm digest \
     clang --target=arm-linux-gnueabihf "${arm32[@]}"
@@ -206,13 +230,10 @@ if [[ $(uname -m) == x86_64 ]]; then
     of_loops=()
     programs gcc "$folder/coverage" -fopenmp --coverage
     cd "$folder/coverage"
-    here=$(./driver_check few)
-    old=$(qemu-x86_64 -cpu Nehalem ./driver_check few)
+    here=$(digests "" . few)
+    old=$(digests "qemu-x86_64 -cpu Nehalem" . few)
     printf '%s\n' "-- x86-64 without AVX, emulated:" "$old"
-    if [[ $(tail -n 1 <<< "$here") != $(tail -n 1 <<< "$old") ]]; then
-        echo "other bits than here: $here"
-        exit 1
-    fi
+    same_digests "$old" "$here"
     ./edge_check
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
@@ -232,7 +253,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     programs gcc "$folder/valgrind" -fopenmp
     memcheck=(valgrind --quiet --error-exitcode=1 --leak-check=full
         --show-leak-kinds=definite --errors-for-leak-kinds=definite)
-    "${memcheck[@]}" "$folder/valgrind/driver_check" own few
+    digests "${memcheck[*]}" "$folder/valgrind" "own few"
     "${memcheck[@]}" "$folder/valgrind/edge_check"
     "${memcheck[@]}" "$folder/valgrind/team_check" 1 2
 fi
