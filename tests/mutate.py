@@ -1,6 +1,6 @@
 """Break the C core in one place at a time, and demand that the tests notice.
 
-    python tests/mutate.py [--list] [--only K]
+    python tests/mutate.py [--list] [--only K ...]
 
 Each mutation is applied to a temporary copy of the repository, built there with the compiler and
 the interpreter at hand, and handed to the tests of the core (of the threads, first to the stress in
@@ -41,6 +41,7 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "accuracy",
     "bitwise",
     "storage",
+    "c_storage",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
@@ -58,7 +59,7 @@ class Mutation(NamedTuple):
     file: str
     old: str
     new: str
-    in_c: bool = False  # driver_check.c has to notice, in a build with the type that is for tests
+    in_c: bool = False  # the checks of the driver have to notice, with the type that is for tests
 
 
 def of_rules() -> list[Mutation]:
@@ -384,6 +385,338 @@ MUTATIONS = [
         "fused.inc",
         "float_of(two & 0xffff0000)",
         "float_of(two << 16)",
+    ),
+    Mutation(
+        "the last of four arrays has the random bits of the third",
+        "random.h",
+        "return hash << 24 | hash >> 8;",
+        "return hash << 8 | hash >> 24;",
+        in_c=True,
+    ),
+    Mutation(
+        "random bits do not depend on the upper half of an element's index",
+        "kernels.c",
+        "fo_key(key, begin >> 32)",
+        "fo_key(key, 0)",
+        in_c=True,
+    ),
+    Mutation(
+        "elements 2^32 apart have other numbers among those with their key",
+        "kernels.c",
+        "(uint32_t)begin / 2",
+        "(uint32_t)(begin / 2)",
+        in_c=True,
+    ),
+    Mutation(
+        "an odd element takes the random bits of the one before it",
+        "kernels.c",
+        "random + (element - begin)",
+        "random + (element - begin) / 2 * 2",
+        in_c=True,
+    ),
+    Mutation(
+        "all elements of an array are rounded by the first one's random bits",
+        "kernels.c",
+        "from[i], true, random[i])",
+        "from[i], true, random[0])",
+    ),
+    Mutation(
+        "loops that are made for bfloat16 are taken where it has trailing bits",
+        "step.c",
+        "t->dtype.of.param == types[k][0]",
+        "fo_storages[t->dtype.of.param].bytes == fo_storages[types[k][0]].bytes",
+    ),
+    Mutation(
+        "state that stays exact has no loops that are made for a storage",
+        "step.c",
+        "(needs[j] & EXACT ? FO_F32 : state)",
+        "state",
+        in_c=True,
+    ),
+    Mutation(
+        "8-bit state without sign has no loops that are made for a storage",
+        "step.c",
+        "needs[j] & UNSIGNED ? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED",
+        "FO_8BIT_SIGNED",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage are taken for a gradient of another type",
+        "step.c",
+        " && t->dtype.of.grad == types[k][1]",
+        "",
+    ),
+    Mutation(
+        "loops that are made for a storage are taken for a gradient that is laid out otherwise",
+        "step.c",
+        "if (t->grad_ndim != 0 || t->sum)",
+        "if (t->sum)",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage take one gradient for the sum of several",
+        "step.c",
+        "if (t->grad_ndim != 0 || t->sum)",
+        "if (t->grad_ndim != 0)",
+    ),
+    Mutation(
+        "loops that are made for a storage begin amid a chunk",
+        "step.c",
+        "element % FO_CHUNK != 0 || offset",
+        "offset",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage go on past 2^32 elements under the same key",
+        "step.c",
+        "(element + n) >> 32 != upper",
+        "upper < 0",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage have one key for all elements",
+        "step.c",
+        "fo_key(key, upper)",
+        "fo_key(key, 0)",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage round all arrays at random if one is to be",
+        "step.c",
+        "(stochastic != 0 || in_8_bits)",
+        "in_8_bits",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for 8 bits round at random what is to be rounded to nearest",
+        "step.c",
+        "(stochastic != 0 || in_8_bits)",
+        "stochastic != 0",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage take the first block's scales",
+        "step.c",
+        "beside_at(&a, offset)};",
+        "beside_at(&a, 0)};",
+    ),
+    Mutation(
+        "what such loops leave takes the gradient from the beginning",
+        "step.c",
+        "    at += done;\n",
+        "",
+    ),
+    Mutation(
+        "random bits do not depend on the first element's index",
+        "step.c",
+        "coding->first + offset);",
+        "offset);",
+        in_c=True,
+    ),
+    Mutation(
+        "loops that are made for a storage do not know of the first element's index",
+        "step.c",
+        "element = coding->first + offset, upper",
+        "element = offset, upper",
+        in_c=True,
+    ),
+    Mutation(
+        "an array is rounded at random where any other is",
+        "step.c",
+        "(coding->stochastic & FO_SLOT(number)) != 0",
+        "coding->stochastic != 0",
+    ),
+    Mutation(
+        "loops that are made for a storage have the same random bits in each block",
+        "fused.inc",
+        "fo_hash(key, element / 2 + (uint32_t)j)",
+        "fo_hash(key, (uint32_t)j)",
+    ),
+    Mutation(
+        "two elements have each other's random bits",
+        "fused.inc",
+        "h ? random >> 16 : random & 0xffff",
+        "h ? random & 0xffff : random >> 16",
+    ),
+    Mutation(
+        "loops that are made for a storage round a slot by another's random bits",
+        "fused.inc",
+        "store_pair(type1, &s1, j, t1, stochastic, fo_bits_for(hash, 2));",
+        "store_pair(type1, &s1, j, t1, stochastic, fo_bits_for(hash, 1));",
+    ),
+    Mutation(
+        "trailing bits of the second element are not signed",
+        "fused.inc",
+        "(int32_t)lower >> 16",
+        "(int32_t)(lower >> 16)",
+    ),
+    Mutation(
+        "in chunks, a parameter is rounded by a slot's random bits",
+        "fused.inc",
+        "element, buffers[3], stochastic, key, 0);",
+        "element, buffers[3], stochastic, key, 1);",
+    ),
+    Mutation(
+        "in chunks, a slot is rounded by the parameter's random bits",
+        "fused.inc",
+        "element, buffers[0], stochastic, key, 1);",
+        "element, buffers[0], stochastic, key, 0);",
+    ),
+    Mutation(
+        "all chunks have the random bits of the first",
+        "fused.inc",
+        "(element + (uint32_t)i) / 2",
+        "element / 2",
+    ),
+    Mutation(
+        "a chunk's scale is the first one's",
+        "fused.inc",
+        "store_n_u8(FO_CHUNK, a->data + i, from, a->beside + i / FO_SCALED, halves)",
+        "store_n_u8(FO_CHUNK, a->data + i, from, a->beside, halves)",
+    ),
+    Mutation(
+        "bfloat16 is never rounded at random",
+        "codecs.inc",
+        "bits + (stochastic ? random : half_up)",
+        "bits + half_up",
+    ),
+    Mutation(
+        "trailing bits make a NaN of an infinity that others have written",
+        "codecs.inc",
+        " || (size == 0x7f80 && lower > 0)",
+        "",
+    ),
+    Mutation(
+        "a NaN has trailing bits",
+        "codecs.inc",
+        "(from[i] == from[i] ? bits_of(from[i]) : 0)",
+        "bits_of(from[i])",
+    ),
+    Mutation(
+        "float16: ties are rounded up",
+        "codecs.inc",
+        "0xfff + (size >> 13 & 1)",
+        "0x1000",
+    ),
+    Mutation(
+        "float16: random bits count double",
+        "codecs.inc",
+        "r13 = random >> 3",
+        "r13 = random >> 2",
+    ),
+    Mutation(
+        "float16: subnormals are rounded to nearest where they are to be at random",
+        "codecs.inc",
+        "(small * 0x1p40f) + random) >> 16",
+        "(small * 0x1p40f) + 0x8000) >> 16",
+    ),
+    Mutation(
+        "float16: the largest numbers that round up to infinity do not",
+        "codecs.inc",
+        "pick(size >= 0x47800000, 0x7c00, finite)",
+        "pick(size >= FO_INF, 0x7c00, finite)",
+    ),
+    Mutation(
+        "float16: a NaN that is stored may become an infinity",
+        "codecs.inc",
+        "return pick(size > FO_INF, 0x7e00, code);",
+        "return code;",
+    ),
+    Mutation(
+        "float16: a master that is negative is lost",
+        "codecs.inc",
+        "f16_of_float(beside[i], false, 0) == from[i]",
+        "f16_of_float(beside[i], false, 0) == (uint32_t)(from[i] & 0x7fff)",
+    ),
+    Mutation(
+        "8 bits: what is not finite makes a block's scale",
+        "codecs.inc",
+        "(int32_t)pick(size < FO_INF, size, 0)",
+        "(int32_t)size",
+    ),
+    Mutation(
+        "8 bits with sign: a block's largest value may round up to infinity's code",
+        "codecs.inc",
+        "scale_of(n, from, 0x1fffff)",
+        "scale_of(n, from, 0)",
+    ),
+    Mutation(
+        "8 bits with sign: blocks have a larger scale than they need",
+        "codecs.inc",
+        "scale_of(n, from, 0x1fffff)",
+        "scale_of(n, from, 0x2fffff)",
+    ),
+    Mutation(
+        "8 bits: a zero with a sign becomes a NaN",
+        "codecs.inc",
+        "pick(code != 0, bits >> 24 & 0x80, 0)",
+        "bits >> 24 & 0x80",
+    ),
+    Mutation(
+        "8 bits: a NaN without sign is stored as an infinity",
+        "codecs.inc",
+        "pick(size > FO_INF, NAN_U8, ",
+        "pick(size > FO_INF, INF_U8, ",
+    ),
+    Mutation(
+        "8 bits: an infinity without sign is stored as a number",
+        "codecs.inc",
+        "pick(size == FO_INF, INF_U8, most)",
+        "most",
+    ),
+    Mutation(
+        "8 bits: an infinity with sign is stored as a number",
+        "codecs.inc",
+        "pick(size == FO_INF, INF_S8, rounded)",
+        "rounded",
+    ),
+    Mutation(
+        "8 bits: a NaN with sign is stored as a number",
+        "codecs.inc",
+        "pick(size > FO_INF, NAN_S8, code | sign)",
+        "code | sign",
+    ),
+    Mutation(
+        "8 bits: a NaN without sign is loaded as an infinity",
+        "codecs.inc",
+        "pick(code == NAN_U8, FO_NAN, FO_INF)",
+        "FO_INF",
+    ),
+    Mutation(
+        "8 bits: an infinity with sign is loaded as a number",
+        "codecs.inc",
+        "pick(size == INF_S8, FO_INF, bits_of(decode_size(size, BASE_S8, unit)))",
+        "bits_of(decode_size(size, BASE_S8, unit))",
+    ),
+    Mutation(
+        "8 bits: a NaN with sign is loaded as a zero",
+        "codecs.inc",
+        "pick(code == NAN_S8, FO_NAN, bits",
+        "pick(code == NAN_S8, 0, bits",
+    ),
+    Mutation(
+        "8 bits: small scales are taken for others",
+        "codecs.inc",
+        "k < -126 ? 1u << (k + 149) : (uint32_t)(k + 127) << 23",
+        "(uint32_t)(k + 127) << 23",
+    ),
+    Mutation(
+        "8 bits: random bits count for half",
+        "codecs.inc",
+        "(r16 << 4)",
+        "(r16 << 3)",
+    ),
+    Mutation(
+        "8 bits: all blocks have the random bits of the first",
+        "codecs.inc",
+        "random = random ? random + FO_SCALED : NULL;",
+        "random = random ? random : NULL;",
+    ),
+    Mutation(
+        "8 bits: the last, incomplete block has the scale of none",
+        "codecs.inc",
+        "*scales = store_##type(n, to, from, random);",
+        "store_##type(n, to, from, random);",
     ),
     Mutation(
         "what needs no encoding is not put back",
@@ -923,18 +1256,23 @@ def stress_of_threads(folder: Path) -> str:
     return done.stdout if done.returncode else ""
 
 
-def check_of_driver(folder: Path) -> str:
-    """Run tests/c/driver_check.c in a copy: '' if it passes, or what it found."""
+def checks_of_driver(folder: Path) -> str:
+    """Run driver_check.c and storage_check.c in a copy: '' if they pass, or what one found."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-DFO_TEST_STORAGE"]
     flags += ["-DFO_ISA=base", "-Wno-unknown-pragmas", "-Isrc_c", "-Ifastopt/include"]
     sources = [f"src_c/{path.name}" for path in sorted((folder / "src_c").glob("*.c"))]
-    linked = ["tests/c/driver_check.c", "-lm", "-o", "driver_check"]
-    checked_run(folder, *compiler, *flags, *sources, *linked)
-    done = run(folder, "./driver_check", "few")
-    if done.returncode and "digest" not in done.stdout:
-        raise RuntimeError(f"driver_check died (exit code {done.returncode}):\n{done.stdout}")
-    return done.stdout if done.returncode else ""
+    checked_run(folder, *compiler, *flags, "-c", *sources)
+    objects = [f"{Path(source).stem}.o" for source in sources]
+    for name, wrap in (("driver_check", []), ("storage_check", ["-Wl,--wrap=fo_active_table"])):
+        linked = [f"tests/c/{name}.c", *objects, *wrap, "-lm", "-o", name]
+        checked_run(folder, *compiler, *flags, *linked)
+        done = run(folder, f"./{name}", "few")
+        if done.returncode and "digest" not in done.stdout:
+            raise RuntimeError(f"{name} died (exit code {done.returncode}):\n{done.stdout}")
+        if done.returncode:
+            return f"{name}: {done.stdout}"
+    return ""
 
 
 def copy_repository(to: Path) -> None:
@@ -954,45 +1292,48 @@ def check_unmutated(folder: Path) -> None:
     if not Path(found).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {found}")
     code, output = test(folder, [*TESTS, *THREAD_TESTS[1:]])
-    if problem := stress_of_threads(folder) or check_of_driver(folder):
+    if problem := stress_of_threads(folder) or checks_of_driver(folder):
         raise RuntimeError(f"a check in C fails without a mutation:\n{problem}")
     if code:
         raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
 
 
-def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> str:
-    """Apply a mutation to a copy, test, undo it; return '' if it was caught, or what happened."""
+def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> tuple[bool, str]:
+    """Apply a mutation to a copy, test, undo it; tell whether it was caught, and what happened."""
     path = folder / "src_c" / mutation.file
     text = path.read_text()
     if text.count(mutation.old) != 1:
-        return f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
+        return False, f"the text occurs {text.count(mutation.old)} times in {mutation.file}"
     try:
         path.write_text(text.replace(mutation.old, mutation.new))
         if mutation.in_c:
-            return "" if check_of_driver(folder) else "NOT CAUGHT by driver_check"
+            found = checks_of_driver(folder)
+            return bool(found), f"caught by {found.partition(':')[0]}" if found else "NOT CAUGHT"
         if mutation.file in ("team.c", "team.h") and stress_of_threads(folder):
-            return ""
+            return True, "caught by team_check"
         rebuild(folder, commands)
         code, output = test(folder, TESTS_OF.get(mutation.file, TESTS))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        return str(error)
+        return False, str(error)
     finally:
         path.write_text(text)
     failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
     if code == 1 and failed:
-        return ""
-    return f"NOT CAUGHT: pytest's exit code is {code}\n{output[-2000:] if code else ''}"
+        return True, f"caught by {failed[1]}"
+    return False, f"NOT CAUGHT: pytest's exit code is {code}\n{output[-2000:] if code else ''}"
 
 
 def main() -> int:
     """Apply the mutations; return 0 if all were caught."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="list the mutations, and do nothing")
-    parser.add_argument("--only", type=int, metavar="K", help="apply number K of the list alone")
+    parser.add_argument(
+        "--only", type=int, metavar="K", nargs="+", help="apply these numbers of the list alone"
+    )
     args = parser.parse_args()
     chosen = list(enumerate(MUTATIONS, 1))
     if args.only is not None:
-        chosen = [entry for entry in chosen if entry[0] == args.only]
+        chosen = [entry for entry in chosen if entry[0] in args.only]
     if args.list:
         for number, mutation in chosen:
             print(f"{number:3} {mutation.file:16} {mutation.breaks}")
@@ -1017,13 +1358,13 @@ def main() -> int:
             folder = free.get()
             began = time.monotonic()
             try:
-                problem = outcome(mutation, folder, commands)
+                caught, what = outcome(mutation, folder, commands)
             finally:
                 free.put(folder)
             seconds = time.monotonic() - began
             line = f"{number:3} {mutation.file:16} {mutation.breaks} ({seconds:.0f} s)"
-            print(f"{line}: {problem or 'caught'}", flush=True)
-            return not problem
+            print(f"{line}: {what}", flush=True)
+            return caught
 
         with ThreadPoolExecutor(WORKERS) as workers:
             caught = list(workers.map(apply, chosen))

@@ -307,9 +307,12 @@ static void check_choice(const fo_rule *rule, int row, int way)
     expect((calls > 0) == ways[way].fused, "loops that are made for a storage", rule);
 }
 
-/* Each element has its half of its pair's hash, under the key of the upper half of its index. */
+/* Each element has its half of its pair's hash, under the key of the upper half of its index. Arrays
+ * have the hash rotated; the last one's would not be seen otherwise, as no rule stores it in fewer
+ * bits. */
 static void check_random_bits(void)
 {
+    static const int rotated[ARRAYS] = {0, 16, 8, 24};
     static const int64_t begins[] = {0, 1, 62, 63, 64, UPPER - 65, UPPER - 2, 3 * UPPER - 300};
     static const int64_t lengths[] = {1, 2, 63, 64, 65, 512};
     const uint64_t key = 0x0123456789abcdef;
@@ -322,9 +325,9 @@ static void check_random_bits(void)
                 for (int64_t k = 0; k < lengths[c]; k++) {
                     const int64_t e = begins[b] + k;
                     const uint32_t pair = (uint32_t)(e % UPPER / 2);
-                    const uint32_t bits =
-                        fo_bits_for(fo_hash(fo_key(key, e / UPPER), pair), number);
-                    right &= found[k] == (e % 2 ? bits >> 16 : bits & 0xffff);
+                    const uint64_t hash = fo_hash(fo_key(key, e / UPPER), pair);
+                    const uint64_t bits = (hash << 32 | hash) >> (32 - rotated[number]);
+                    right &= found[k] == ((e % 2 ? bits >> 16 : bits) & 0xffff);
                 }
                 expect(right, "random bits", &fo_rules[0]);
             }
@@ -342,7 +345,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "own") == 0)
             n_layers = 1;
         if (strcmp(argv[i], "few") == 0)
-            every = FEW;
+            every = 11; /* which has no factor in common with the rules, rows and ways */
         if (strcmp(argv[i], "digest") == 0)
             compares = false;
     }

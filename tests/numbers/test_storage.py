@@ -40,7 +40,11 @@ def storage_of(slot, state_dtype):
 
 
 def bits(array):
-    return np.asarray(array).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[array.itemsize])
+    """Return patterns, one for all NaNs of float32, of which processors choose sign and payload."""
+    array = np.asarray(array)
+    if array.dtype == F32:
+        array = np.where(np.isnan(array), np.float32("nan"), array)
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[array.itemsize])
 
 
 class Oracle:
@@ -79,7 +83,8 @@ class Oracle:
                 codes, beside = state[f"{name}_8bit"], state[f"{name}_scale"]
             else:
                 codes = state[name]
-            same = np.array_equal(bits(codes), stored.codes)
+            expected = stored.values() if stored.storage == "float32" else stored.codes
+            same = np.array_equal(bits(codes), bits(expected))
             if stored.extra is not None:
                 same &= np.array_equal(bits(beside), bits(stored.extra))
             if not same:
@@ -110,6 +115,59 @@ def compare(case, way, state_dtype, stochastic, *, steps=3):
             oracle.step(grads[i], step)
             assert oracle.differences(params[i], opt.state[i]) == [], (step, i)
 
+
+# ---- any float, also what no training should meet ------------------------------------------------
+
+
+def any_floats(rng, blocks, dtype):
+    """Return values of any size, of one order in each block of 64, and some that are not finite.
+
+    Of float32 all patterns may come, NaNs that signal and subnormals among them.
+    """
+    least, most = (90, 145) if dtype == F16 else (0, 255)
+    n = 64 * blocks
+    exponent = np.repeat(rng.integers(least, most, blocks), 64) - rng.integers(0, 30, n)
+    pattern = np.maximum(exponent, 0).astype(np.uint32) << 23
+    pattern |= rng.integers(0, 2**23, n, dtype=np.uint32)
+    pattern[rng.random(n) < 0.1] = 0
+    odd = rng.random(n) < 0.02
+    pattern[odd] = rng.choice(np.uint32([0x7F800000, 0x7F800001, 0x7FC12345]), odd.sum())
+    pattern |= rng.integers(0, 2, n, dtype=np.uint32) << 31
+    return pattern.view(np.float32).astype(dtype)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_any_float_is_stored_as_by_the_reference(way, state_dtype, stochastic):
+    rng = np.random.default_rng(5)
+    dtype, given, _ = WAYS[way]
+    random = {"seed": 0, "stochastic": stochastic}
+    found = []
+    for cls, kwargs in (
+        (fastopt.SGD, {"lr": 1.0, "momentum": 0.5}),
+        (fastopt.RMSprop, {"lr": 1.0, "alpha": 0.5}),
+    ):
+        param = any_floats(rng, 70, dtype)
+        row, options = BY_CLASS[cls], {**BY_CLASS[cls].defaults, **kwargs, "semantics": "torch"}
+        oracle = Oracle(row, options, way, state_dtype, param, 0, **random)
+        opt = cls(
+            [param], state_dtype=state_dtype, stochastic_rounding=stochastic, **given, **kwargs
+        )
+        for step in range(1, 4):
+            grad = any_floats(rng, 70, dtype if step % 2 else F32)
+            opt.step([grad])
+            oracle.step(grad, step)
+            assert oracle.differences(param, opt.state[0]) == [], (cls, step)
+            found += [stored.values() for stored in oracle.arrays.values()]
+    found = np.concatenate(found)
+    size = np.abs(found[np.isfinite(found)])
+    for what in (np.isnan(found), np.isposinf(found), size == 0, (size > 0) & (size < 2.0**-126)):
+        assert what.sum() > (0 if dtype == F16 else 10)
+
+
+# ---- every class ---------------------------------------------------------------------------------
 
 COMBINATIONS = [
     pytest.param(case, way, state, id=f"{name}-{way}-{state}")
@@ -270,12 +328,13 @@ def test_a_gradient_may_have_any_type_that_loses_nothing(param, grad, strided):
 def test_gradients_may_be_of_one_type_and_then_of_another_at_the_same_address(own):
     w, same = (np.ones(130, own) for _ in range(2))
     one, other = fastopt.SGD([w], lr=0.1), fastopt.SGD([same], lr=0.1)
-    memory = np.zeros(130, np.uint16)
+    memory, elsewhere = np.zeros(130, np.uint16), []
     for dtype in (BF16, F16, F16, BF16, BF16, F16):
         g = memory.view(dtype)
         g[...] = np.linspace(-2, 2, 130)
+        elsewhere.append(g.copy())
         one.step([g])
-        other.step([g.copy()])
+        other.step(elsewhere[-1:])
         np.testing.assert_array_equal(w, same)
 
 
