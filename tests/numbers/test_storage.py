@@ -167,6 +167,33 @@ def test_any_float_is_stored_as_by_the_reference(way, state_dtype, stochastic):
         assert what.sum() > (0 if dtype == F16 else 10)
 
 
+# ---- a parameter that others write between steps -------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_a_parameter_that_was_written_is_what_trains_on(dtype):
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal(500).astype(dtype)
+    opt = fastopt.SGD([w], lr=0.01)
+    for _ in range(20):
+        opt.step([rng.standard_normal(500).astype(dtype)])
+    for written in (0.0, -0.0, 1.0, -3.5, 1e-30, np.inf, np.nan, *rng.standard_normal(20)):
+        w[...] = written
+        master = opt.decoded_state()[0]["master"]
+        if np.isfinite(w[0]):
+            next_up = np.nextafter(w, dtype.type(np.inf)).astype(np.float64)
+            ulp = next_up - w.astype(np.float64)
+            assert (np.abs(master - w.astype(np.float64)) <= ulp).all(), written
+        elif written > 0 and dtype == BF16:  # or what rounds to infinity
+            assert (master >= float.fromhex("0x1.fep127")).all()
+        else:
+            np.testing.assert_array_equal(master, w.astype(np.float32))
+        opt.step([np.zeros(500, dtype)])
+        np.testing.assert_array_equal(w.astype(np.float64), float(dtype.type(written)))
+        w[...] = rng.standard_normal(500).astype(dtype)
+        opt.step([rng.standard_normal(500).astype(dtype)])
+
+
 # ---- every class ---------------------------------------------------------------------------------
 
 COMBINATIONS = [
@@ -345,33 +372,6 @@ def test_a_gradient_of_another_type_is_not_taken_for_its_own_parameter():
     half = w.view(F16)
     with pytest.raises(ValueError, match="gradient of parameter 0 overlaps parameter 0"):
         opt.step([half])
-
-
-# ---- a parameter that others write between steps -------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [BF16, F16])
-def test_a_parameter_that_was_written_is_what_trains_on(dtype):
-    rng = np.random.default_rng(3)
-    w = rng.standard_normal(500).astype(dtype)
-    opt = fastopt.SGD([w], lr=0.01)
-    for _ in range(20):
-        opt.step([rng.standard_normal(500).astype(dtype)])
-    for written in (0.0, -0.0, 1.0, -3.5, 1e-30, np.inf, np.nan, *rng.standard_normal(20)):
-        w[...] = written
-        master = opt.decoded_state()[0]["master"]
-        if np.isfinite(w[0]):
-            next_up = np.nextafter(w, dtype.type(np.inf)).astype(np.float64)
-            ulp = next_up - w.astype(np.float64)
-            assert (np.abs(master - w.astype(np.float64)) <= ulp).all(), written
-        elif written > 0 and dtype == BF16:  # or what rounds to infinity
-            assert (master >= float.fromhex("0x1.fep127")).all()
-        else:
-            np.testing.assert_array_equal(master, w.astype(np.float32))
-        opt.step([np.zeros(500, dtype)])
-        np.testing.assert_array_equal(w.astype(np.float64), float(dtype.type(written)))
-        w[...] = rng.standard_normal(500).astype(dtype)
-        opt.step([rng.standard_normal(500).astype(dtype)])
 
 
 # ---- random bits ---------------------------------------------------------------------------------
