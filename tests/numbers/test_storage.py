@@ -167,6 +167,28 @@ def test_any_float_is_stored_as_by_the_reference(way, state_dtype, stochastic):
         assert what.sum() > (0 if dtype == F16 else 10)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_single_value_that_is_not_finite_stays_so(state_dtype, odd):
+    for cls, kwargs, slot in (
+        (fastopt.SGD, {"momentum": 0.5}, "momentum_buffer"),
+        (fastopt.RMSprop, {}, "square_avg"),
+    ):
+        param, grad = np.ones((2, 100), F32)
+        grad[70] = odd
+        options = {**BY_CLASS[cls].defaults, **kwargs, "semantics": "torch"}
+        oracle = Oracle(BY_CLASS[cls], options, "f32", state_dtype, param, 0)
+        opt = cls([param], state_dtype=state_dtype, **kwargs)
+        for step in (1, 2):
+            opt.step([grad])
+            oracle.step(grad, step)
+            assert oracle.differences(param, opt.state[0]) == [], (cls, step)
+            found = np.isfinite(opt.decoded_state()[0][slot])
+            assert (found == (np.arange(100) != 70)).all()
+            grad[70] = 1
+
+
 # ---- a parameter that others write between steps -------------------------------------------------
 
 
