@@ -123,7 +123,7 @@ uncovered() {
 functions() {
     objdump -d --no-show-raw-insn "$1" | awk '
         /^[0-9a-f]+ </ { name = substr($2, 2, length($2) - 3) }
-        name ~ /_(f32|f64|bf16|bits8)$/ && $1 ~ /:$/ { $1 = ""; print name $0 }'
+        name ~ /_(f32|f64|bf16)$/ && $1 ~ /:$/ { $1 = ""; print name $0 }'
 }
 
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
