@@ -28,7 +28,8 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
 # Only now: with an older PyTorch its own error would name the other adapter.
 from fastopt._pytorch import share_threads
 
-_DTYPES = (torch.float32, torch.float64)
+_NARROW = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, *_NARROW)
 
 
 def native(variable: Any) -> Any:
@@ -165,7 +166,7 @@ class Updates:
                 if step is None or key != self._key or not self._memory.in_place():
                     self._step = None
                     self._memory, self._key = _tensors.Tensors(torch.Tensor, values), key
-                    first = values[0].dtype  # in which Keras computes the rates for all
+                    first = _rates_dtype(values[0].dtype)
                     step = self._step = Step(
                         settings,
                         self._memory.arrays,
@@ -187,6 +188,14 @@ class Updates:
 def _number(value: Any) -> Any:
     """Return a tensor for a variable."""
     return value.value if isinstance(value, keras.Variable) else value
+
+
+def _rates_dtype(first: torch.dtype) -> torch.dtype:
+    """Return what rates are computed in: Keras does it in the type of the first variable, for all.
+
+    In 16 bits its correction of a bias can be 0 (``arithmetic_of``), so that is done in float32.
+    """
+    return torch.float32 if first in _NARROW else first
 
 
 def _rates(
