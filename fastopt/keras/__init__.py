@@ -85,6 +85,7 @@ class SGD(KernelOptimizer, _SGD):
 
     _rule = _core.Rule("sgd")
     _parent = _SGD
+    _slot_names = ("momentum",)
 
     def _hypers(self) -> dict[str, Any]:
         return {"momentum": _backend.rounded(self.momentum), "nesterov": self.nesterov}
@@ -124,6 +125,7 @@ class Adagrad(KernelOptimizer, _Adagrad):
 
     _rule = _core.Rule("adagrad")
     _parent = _Adagrad
+    _slot_names = ("accumulator",)
 
     def _hypers(self) -> dict[str, Any]:
         return {"eps": self.epsilon}
@@ -166,6 +168,7 @@ class RMSprop(KernelOptimizer, _RMSprop):
 
     _rule = _core.Rule("rmsprop")
     _parent = _RMSprop
+    _slot_names = ("velocity", "momentum", "average_gradient")
 
     def _hypers(self) -> dict[str, Any]:
         return {
@@ -220,6 +223,7 @@ class Adam(KernelOptimizer, _Adam):
 
     _rule = _core.Rule("adam")
     _parent: ClassVar[Any] = _Adam
+    _slot_names = ("momentum", "velocity", "velocity_hat")
 
     @staticmethod
     def _correction(lr: Any, left1: Any, left2: Any, sqrt: Callable[[Any], Any]) -> Any:
@@ -304,6 +308,7 @@ class Adamax(KernelOptimizer, _Adamax):
 
     _rule = _core.Rule("adamax")
     _parent = _Adamax
+    _slot_names = ("momentum", "norm")
 
     def _hypers(self) -> dict[str, Any]:
         return {"beta1": self.beta_1, "beta2": self.beta_2, "eps": self.epsilon}

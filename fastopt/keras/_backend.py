@@ -18,7 +18,7 @@ class Updates(Protocol):
     ) -> Callable[[Any, Any], None]:
         """Return a function of the learning rate and the iterations so far that updates.
 
-        `variables` are the model's, each followed by its slots. Raises RefusedError, with
+        `variables` are the model's, then what each has beside it. Raises RefusedError, with
         everything as it was, if the kernels cannot take their memory.
         """
         ...

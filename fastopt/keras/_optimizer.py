@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, cast
 
 import keras
 
 from fastopt import FallbackWarning, _core
+from fastopt._framework import Options, checked_options
 from fastopt.keras._backend import Backend
-from fastopt.keras._step import RefusedError, Settings, Unfit
+from fastopt.keras._step import Array, RefusedError, Settings, Unfit
+from fastopt.keras._storage import (
+    Stored,
+    codes_of,
+    count_scales,
+    form_of,
+    name_for,
+    name_of,
+    refuse_types,
+    refuse_unlike,
+    values_of,
+)
 
 _name = keras.backend.backend()
 if _name not in ("tensorflow", "torch"):
@@ -30,10 +45,43 @@ class KernelOptimizer(keras.optimizers.Optimizer):
 
     _rule: ClassVar[_core.Rule]
     _parent: ClassVar[Any]  # Keras's own class
+    _slot_names: ClassVar[tuple[str, ...]]  # Keras's, in the order of the rule's
     _correction: ClassVar[Any] = None  # of a bias, as Keras computes it: a Correction
     _has_warned = False
     _decisions: Any = None
     _updates: Any = None
+    _stored = Stored(Options(), {})
+
+    def __init__(
+        self,
+        *args: Any,
+        state_dtype: str | None = None,
+        master_weights: bool | None = None,
+        stochastic_rounding: bool | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        options = checked_options(master_weights, state_dtype, stochastic_rounding, seed)
+        super().__init__(*args, **kwargs)
+        given = {
+            "state_dtype": options.state_dtype,
+            "master_weights": None if master_weights is None else options.master_weights,
+            "stochastic_rounding": (
+                None if stochastic_rounding is None else options.stochastic_rounding
+            ),
+            "seed": options.seed or None,
+        }
+        self._stored = Stored(options, {k: v for k, v in given.items() if v is not None})
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_parent" in vars(cls):
+            cls.__init__ = _constructor(cls._parent)  # type: ignore[method-assign]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make such an optimizer; Keras's own unless it has others."""
+        config: dict[str, Any] = super().get_config()
+        return {**config, **self._stored.given}
 
     def _hypers(self) -> dict[str, Any]:
         """Return the rule's hyperparameters but for the learning rate and the decay."""
@@ -45,9 +93,86 @@ class KernelOptimizer(keras.optimizers.Optimizer):
 
     def build(self, variables: Any) -> None:
         """Make the optimizer's variables, as Keras does."""
-        if not self.built:
+        new = not self.built
+        if new:
+            refuse_types(self._stored.options, variables)
             self._decisions = _Decisions()
         super().build(variables)
+        for index, variable in enumerate(variables if new and self._stored.asked else ()):
+            storage = self._stored.of(self._rule, variable)
+            if storage.master and not self._overwrite_variable_with_gradient(variable):
+                # Zeros are right for any value: a master that does not round to it is replaced.
+                self._stored.masters[index] = self.add_variable(
+                    variable.shape,
+                    dtype="int16" if storage.master == "master_bits" else "float32",
+                    name=name_for(variable, storage.master),
+                )
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Make one of the optimizer's variables, as Keras does or as the options say."""
+        if name not in self._slot_names or not self._stored.asked:
+            return super().add_variable_from_reference(reference_variable, name, initializer)
+        storage = self._stored.of(self._rule, reference_variable)
+        slot = self._rule.slots[self._slot_names.index(name)]
+        shape = tuple(reference_variable.shape)
+        if not storage.in_8bit(slot):
+            return self.add_variable(
+                shape, initializer, form_of(storage, slot), name=name_for(reference_variable, name)
+            )
+        starts: list[Any] = ["zeros", "zeros"]
+        if initial := getattr(initializer, "value", 0.0):  # Adagrad's: keras.initializers.Constant
+            starts = [partial(_converted, a) for a in codes_of(storage, slot, shape, initial)]
+        codes, scales = (
+            self.add_variable(form, start, "uint8", name=name_for(reference_variable, own_name))
+            for form, start, own_name in (
+                (shape, starts[0], f"{name}_8bit"),
+                ((count_scales(shape),), starts[1], f"{name}_scale"),
+            )
+        )
+        self._stored.scales[id(codes)] = scales
+        return codes
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over saved variables, as Keras does; raise for those of another storage."""
+        if self.built:
+            refuse_unlike(self._stored.asked, self.variables, store)
+        super().load_own_variables(store)
+
+    def decoded_state(self, variable: Any) -> dict[str, Array]:
+        """Return copies of a variable's state in float32 (float64), whatever it is stored in.
+
+        Parameters
+        ----------
+        variable : keras.Variable
+            One of those that the optimizer was built for.
+
+        Returns
+        -------
+        dict
+            Arrays under Keras's names; and, for a variable of 16 bits with master weights,
+            ``master``: its weights in float32.
+
+        Examples
+        --------
+        >>> import keras, numpy as np
+        >>> import fastopt.keras as optimizers
+        >>> w = keras.Variable(np.float32([3, -2]))
+        >>> opt = optimizers.Adagrad(0.5, initial_accumulator_value=0, state_dtype="8bit")
+        >>> opt.apply([np.float32([2, 4])], [w])
+        >>> print(opt.decoded_state(w))
+        {'accumulator': array([ 4., 16.], dtype=float32)}
+        """
+        index = self._get_variable_index(variable)
+        decoded = {}
+        if (master := self._stored.masters.get(index)) is not None:
+            decoded["master"] = values_of(False, variable, None, master)
+        for name, slot, own in zip(self._slot_names, self._rule.slots, self._slots(), strict=True):
+            if own is not None:
+                scales = self._stored.scales.get(id(own[index]))
+                decoded[name] = values_of(slot in self._rule.unsigned, own[index], scales)
+        return decoded
 
     def fastopt_info(self) -> list[dict[str, Any]]:
         """Tell for each trainable variable what updates it.
@@ -93,7 +218,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
             else:
                 unfit = now or backend.unfit(variable, None)
             runs, why = ("fastopt", None) if unfit is None else ("keras", unfit.why)
-            result.append({"name": _name_of(variable), "index": index, "runs": runs, "why": why})
+            result.append({"name": name_of(variable), "index": index, "runs": runs, "why": why})
         return result
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -119,15 +244,15 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 reasons = [reason or _refusal(refused) for reason in reasons]
                 left = pairs
         self._decide(pairs, indices, reasons)
-        if left:
-            self._run_parents(left, learning_rate)
         if update is not None:
             try:
                 update(learning_rate, self.iterations)
             except RefusedError as refused:  # a gradient that is another variable's value
                 reasons = [reason or _refusal(refused) for reason in reasons]
+                left = pairs
                 self._decide(pairs, indices, reasons)
-                self._run_parents(ours, learning_rate)
+        if left:
+            self._run_parents(left, learning_rate)
 
     def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
         grads, variables = _unzipped(pairs)
@@ -169,6 +294,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         """Remember what is to be done, and warn, once, where it is little that the kernels do."""
         if self._decisions.latest == (indices, reasons):
             return
+        for (_, variable), reason in zip(pairs, reasons, strict=True):
+            if reason is not None and not self._stored.is_keras(self._rule, variable):
+                raise RuntimeError(
+                    f"{name_of(variable)}: Keras's own update would have to run, which does not "
+                    f"have {self._stored.options}, since {reason.why}; nothing was updated. "
+                    f"{reason.cure}".rstrip()
+                )
         if not self._has_warned:
             text = self._complaint([v for _, v in pairs], reasons)
             if text is not None:
@@ -194,7 +326,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         return (
             f"fastopt.keras.{name}: Keras's own update runs for {sum(left.values())} of "
             f"{sum(sizes)} elements in this step. The reason for most of them, such as those of "
-            f"{_name_of(example)}: {most.why}. {most.cure} Or use keras.optimizers.{name}, which "
+            f"{name_of(example)}: {most.why}. {most.cure} Or use keras.optimizers.{name}, which "
             "does the same and does not warn. fastopt_info() tells the reason for each variable."
         )
 
@@ -206,22 +338,28 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         indices = [self._get_variable_index(v) for v in variables]
         slots = self._slots()
         decay = 0.0 if self.weight_decay is None else backend.rounded(self.weight_decay)
+        rows = []
+        for index in indices:
+            own = [None if slot is None else slot[index] for slot in slots]
+            scales = (self._stored.scales.get(id(slot)) for slot in own)
+            rows.append([*own, self._stored.masters.get(index), *scales])
         settings = Settings(
             self._rule,
             tuple((name, float(value)) for name, value in hypers.items()),
-            tuple(slot is not None for slot in slots),
+            tuple(tuple(own is not None for own in row) for row in rows),
             tuple(indices),
             tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
             tuple(v.name for v in variables),
             self._correction,
+            self._stored.options.stochastic_rounding,
+            self._stored.options.seed,
         )
-        owned = []
-        for variable, index in zip(variables, indices, strict=True):
-            owned.append(variable)
-            owned += [backend.native(slot[index]) for slot in slots if slot is not None]
+        beside = [backend.native(own) for row in rows for own in row if own is not None]
         if self._updates is None:
             self._updates = backend.Updates()
-        update: Callable[[Any, Any], None] = self._updates.find(settings, owned, grads)
+        update: Callable[[Any, Any], None] = self._updates.find(
+            settings, [*variables, *beside], grads
+        )
         return update
 
 
@@ -246,8 +384,23 @@ def _refusal(refused: RefusedError) -> Unfit:
     )
 
 
-def _name_of(variable: Any) -> str:
-    return str(variable.path if isinstance(variable, keras.Variable) else variable.name)
+def _converted(array: Array, shape: Any, dtype: Any = None) -> Any:
+    return keras.ops.convert_to_tensor(array, dtype)
+
+
+def _constructor(parent: Any) -> Callable[..., None]:
+    """Return a constructor with the signature of Keras's, and options behind."""
+
+    @functools.wraps(parent.__init__)
+    def __init__(self: KernelOptimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        KernelOptimizer.__init__(self, *args, **kwargs)
+
+    own = inspect.signature(KernelOptimizer.__init__).parameters.values()
+    options = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    signature = inspect.signature(parent.__init__)
+    *arguments, rest = signature.parameters.values()
+    vars(__init__)["__signature__"] = signature.replace(parameters=[*arguments, *options, rest])
+    return __init__
 
 
 def _unzipped(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:

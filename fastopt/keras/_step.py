@@ -71,21 +71,25 @@ class Settings(NamedTuple):
 
     rule: _core.Rule
     hypers: tuple[tuple[str, float], ...]
-    kept: tuple[bool, ...]  # which of the rule's slots there are
+    # Which there are for each variable: the rule's slots, a master, and each slot's scales.
+    kept: tuple[tuple[bool, ...], ...]
     indices: tuple[int, ...]  # of the variables, by which Keras knows them
     decays: tuple[float, ...]  # their weight decay
     names: tuple[str, ...]
     correction: Correction | None
+    stochastic: bool
+    seed: int
 
 
 class Step:
-    """A step over arrays, which it updates in place: each variable's, followed by its slots."""
+    """A step over arrays, which it updates in place: all variables', then what each has beside."""
 
     def __init__(self, settings: Settings, arrays: Sequence[Array], rates: Rates) -> None:
         self._rule, self._rates, self._correction = settings.rule, rates, settings.correction
-        n, each = len(settings.names), 1 + sum(settings.kept)
-        slots = [iter(arrays[i * each + 1 : (i + 1) * each]) for i in range(n)]
-        types = (arithmetic_of(array.dtype) for array in arrays[::each])
+        n, n_slots = len(settings.names), len(self._rule.slots)
+        rest = iter(arrays[n:])
+        owned = [tuple(_seen(next(rest)) if k else None for k in row) for row in settings.kept]
+        types = (arithmetic_of(array.dtype) for array in arrays[:n])
         kinds = list(zip(settings.decays, types, strict=True))
         groups = list(dict.fromkeys(kinds))
         same = {**dict(settings.hypers), "decoupled_weight_decay": 1.0}
@@ -94,8 +98,8 @@ class Step:
         try:
             self.plan = _core.Plan(
                 self._rule,
-                list(arrays[::each]),
-                [tuple(next(own) if kept else None for kept in settings.kept) for own in slots],
+                list(arrays[:n]),
+                [row[:n_slots] for row in owned],
                 None,
                 [self._counters[i : i + 1].reshape(()) for i in range(n)],
                 [groups.index(kind) for kind in kinds],
@@ -108,6 +112,10 @@ class Step:
                 ema_decay=0.0,
                 num_threads=0,
                 completed_steps=0,
+                beside=[row[n_slots:] for row in owned],
+                stochastic=settings.stochastic,
+                seed=settings.seed,
+                indices=list(settings.indices),
             )
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
@@ -122,6 +130,11 @@ class Step:
             self.plan.step(grads, 1.0, False)
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
+
+
+def _seen(array: Array) -> Array:
+    """Return an array as plans take it: trailing bits are int16, since PyTorch has no uint16."""
+    return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
 def with_rate(row: dict[str, float], rate: float, step: int) -> dict[str, float]:

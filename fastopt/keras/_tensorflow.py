@@ -160,7 +160,7 @@ class _Memory:
         n = len(arrays) - len(self._arrays)
         for to, array in zip(self._arrays, arrays[n:], strict=True):
             to[...] = array
-        params = self._arrays[:: len(self._arrays) // (n - 2)]
+        params = self._arrays[: n - 2]
         grads = [
             grad if grad.shape == param.shape else np.broadcast_to(grad, param.shape)
             for grad, param in zip(arrays[2:n], params, strict=True)
@@ -295,13 +295,13 @@ class Updates:
     def find(
         self, settings: Settings, variables: list[Any], grads: list[Any]
     ) -> Callable[[Any, Any], None]:
-        """Return what updates variables: those of the model, each followed by its slots."""
+        """Return what updates variables: those of the model, then what each has beside it."""
         key = (settings, *map(id, variables))
         update = self._by_key.get(key)
         if update is None:
             update = self._by_key[key] = _Update(settings, variables)
         self._latest = update
-        params = variables[:: len(variables) // len(grads)]
+        params = variables[: len(grads)]
         grads = [
             g if g.dtype == p.dtype else tf.cast(g, p.dtype)
             for g, p in zip(grads, params, strict=True)

@@ -152,9 +152,9 @@ class Updates:
     def find(
         self, settings: Settings, variables: list[Any], grads: list[Any]
     ) -> Callable[[Any, Any], None]:
-        """Return what updates variables: those of the model, each followed by its slots."""
+        """Return what updates variables: those of the model, then what each has beside it."""
         values = [v._value for v in variables]
-        params = values[:: len(values) // len(grads)]
+        params = values[: len(grads)]
         grads = [
             g if g.dtype == p.dtype else g.to(p.dtype) for g, p in zip(grads, params, strict=True)
         ]

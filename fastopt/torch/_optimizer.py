@@ -12,14 +12,13 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
+from fastopt._framework import Options, checked_options
 from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
 from fastopt.torch._run import RefusedError, Run
 from fastopt.torch._storage import (
     NARROW,
     Kept,
-    Options,
-    checked_options,
     is_pytorchs,
     new_master,
     prepared,
@@ -167,10 +166,9 @@ class KernelOptimizer(torch.optim.Optimizer):
         params = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         for param, why in left:
             if not is_pytorchs(self._storage_of(param), self._options):
-                options = ", ".join(f"{k}={v!r}" for k, v in self._options._asdict().items() if v)
                 raise RuntimeError(
                     f"parameter {params[param]}: PyTorch's own update would have to run, which "
-                    f"does not have {options}, since {why}; nothing was updated"
+                    f"does not have {self._options}, since {why}; nothing was updated"
                 )
 
     def _leave_to_namesake(self, why: str) -> None:

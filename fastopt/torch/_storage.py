@@ -9,58 +9,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from fastopt import _core, _tensors
-from fastopt._options import choice, flag, seed_number
-from fastopt._settings import STATE_DTYPES
+from fastopt import _core, _framework, _tensors
+from fastopt._framework import Options
 from fastopt._storage import MASTERS, Storage, all_arrays
 
 NARROW = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *NARROW)
 
 
-class Options(NamedTuple):
-    """What PyTorch's optimizers do not have; the defaults are what they do."""
-
-    master_weights: bool = False
-    state_dtype: str | None = None
-    stochastic_rounding: bool = False
-    seed: int = 0
-
-
-def checked_options(
-    master_weights: bool | None,
-    state_dtype: str | None,
-    stochastic_rounding: bool | None,
-    seed: int,
-) -> Options:
-    state = None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES)
-    if stochastic_rounding is None:
-        stochastic_rounding = state == "8bit"  # which PyTorch has not, and nearest would spoil
-    return Options(
-        bool(master_weights is not None and flag("master_weights", master_weights)),
-        state,
-        bool(flag("stochastic_rounding", stochastic_rounding)),
-        seed_number("seed", seed),
-    )
-
-
 @functools.cache
 def storage_for(rule: _core.Rule, options: Options, dtype: torch.dtype) -> Storage:
     """Return how a parameter of a dtype and its state are stored."""
-    name = str(dtype).removeprefix("torch.")
-    master = MASTERS[name] if options.master_weights and dtype in NARROW else ""
-    state = options.state_dtype if dtype in (torch.float32, *NARROW) else None
-    exact = rule.exact
-    if state is None:
-        state = "float32" if master else name
-        exact = rule.exact if options.stochastic_rounding else ()
-    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    return Storage(rule.slots, rule.unsigned, exact, dtype, arithmetic, master, state)
+    storage = _framework.storage_for(rule, options, str(dtype).removeprefix("torch."))
+    return storage._replace(param=dtype, arithmetic=getattr(torch, storage.arithmetic))
 
 
 def rounds_at_random(storage: Storage, options: Options) -> bool:
