@@ -2,8 +2,9 @@
 
 ``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``
 and ``Adamax``: subclasses of Keras's own, which keep its arguments, defaults, variables and
-checkpoints. Of a training step only the update of the variables, with its weight decay, is done
-here: all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+checkpoints, and take options for what is stored in fewer bits. Of a training step only the update
+of the variables, with its weight decay, is done here: all of them in one step. Clipping, averaging,
+accumulation and loss scaling are Keras's.
 
 ``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
 ``deserialize`` give the classes of this module where they are asked for one of these.
@@ -61,6 +62,14 @@ class SGD(KernelOptimizer, _SGD):
     ----------
     learning_rate, momentum, nesterov
         As for ``keras.optimizers.SGD``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -102,6 +111,14 @@ class Adagrad(KernelOptimizer, _Adagrad):
     ----------
     learning_rate, initial_accumulator_value, epsilon
         As for ``keras.optimizers.Adagrad``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -142,6 +159,14 @@ class RMSprop(KernelOptimizer, _RMSprop):
     ----------
     learning_rate, rho, momentum, epsilon, centered
         As for ``keras.optimizers.RMSprop``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -194,6 +219,14 @@ class Adam(KernelOptimizer, _Adam):
     ----------
     learning_rate, beta_1, beta_2, epsilon, amsgrad
         As for ``keras.optimizers.Adam``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -254,6 +287,14 @@ class AdamW(Adam, _AdamW):
     ----------
     learning_rate, weight_decay, beta_1, beta_2, epsilon, amsgrad
         As for ``keras.optimizers.AdamW``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -284,6 +325,14 @@ class Adamax(KernelOptimizer, _Adamax):
     ----------
     learning_rate, beta_1, beta_2, epsilon
         As for ``keras.optimizers.Adamax``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+    seed : int, optional
+        On which the random bits depend.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 

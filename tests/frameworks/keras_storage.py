@@ -178,7 +178,6 @@ def test_a_constant_gradient_moves_bfloat16_weights_as_far_as_it_should(options)
     assert abs(np.float64(weights).mean() / 0.5 - 1) < 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
@@ -405,7 +404,8 @@ def test_variables_of_other_types():
         train(optimizer, optimizer._trainable_variables, range(1))
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=str)
+# (bfloat16 beside bfloat16, rounded to nearest, is Keras's own storage.)
+@pytest.mark.parametrize("storage", [*STORAGES[:2], *STORAGES[3:]], ids=str)
 def test_keras_own_update_is_no_way_out(storage):
     class Doubled(OURS["SGD"]):
         def update_step(self, gradient, variable, learning_rate):
