@@ -193,7 +193,7 @@ def test_a_second_moment_shrinks(dtype, options):
     optimizer = OURS["Adam"](0.001, **options)
     exact = 0.0
     for size, steps in (1.0, 2000), (0.01, 4000):
-        gradient = ops.full(4096, size, dtype)
+        gradient = ops.full((4096,), size, dtype)
         for _ in range(steps):
             optimizer.apply([gradient], [w])
             exact += 0.001 * (float(gradient[0]) ** 2 - exact)
