@@ -98,6 +98,21 @@ static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots
     return NULL;
 }
 
+/* How many elements, an even number, come before a cache line of the array that has the most bytes:
+ * none of its vectors then lies in two, and few of the others' do. */
+static int64_t before_line(const fo_step *s, const fo_tensor *t, unsigned slots, int64_t offset)
+{
+    array widest = array_of(t, &s->plan->codings[t - s->plan->tensors], 0);
+    for (int j = 0; j < FO_MAX_SLOTS; j++) {
+        const array a = {t->dtype.of.slot[j], t->slot[j], NULL};
+        if (slots & FO_SLOT(j) && fo_storages[a.dtype].bytes > fo_storages[widest.dtype].bytes)
+            widest = a;
+    }
+    const size_t item = fo_storages[widest.dtype].bytes;
+    const uintptr_t at = (uintptr_t)widest.data + (size_t)offset * item;
+    return (int64_t)((-at & (CACHE_LINE - 1)) / item) & ~INT64_C(1);
+}
+
 /* Does what a loop made for it can, from `offset` on; returns how many elements that are. */
 static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                             int64_t offset, int64_t at, int64_t n, uint64_t key, unsigned slots,
@@ -105,9 +120,10 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
 {
     const fo_coding *coding = &s->plan->codings[t - s->plan->tensors];
     const int64_t element = coding->first + offset, upper = element >> 32;
+    const int64_t left = ((upper + 1) << 32) - element; /* that have the upper half in common */
     fo_fused *const fused = find_fused(s, t, slots);
     fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
-    if (!fused || element % 2 != 0 || (element + n) >> 32 != upper)
+    if (!fused || element % 2 != 0)
         return 0;
     unsigned random = 0; /* arrays that could be rounded at random: all of them are, or none */
     for (int j = 0; j <= FO_MAX_SLOTS; j++) {
@@ -122,7 +138,10 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
     const unsigned stochastic = coding->stochastic & random;
     if (stochastic != random && stochastic != 0)
         return 0;
+    n = n < left ? n : left;
     n -= n % 2;
+    const int64_t head = n < MIN_TO_ALIGN ? 0 : before_line(s, t, slots, offset);
+    n = head > 0 ? head : n;
     const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
                             NULL};
     fused(n, stored, &grad, stochastic != 0, fo_key(key, upper), (uint32_t)element, w->consts,
@@ -158,9 +177,9 @@ FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_wo
     uint64_t key = fo_mix64(coding->seed + FO_GOLDEN);
     key = fo_key(fo_key(key, *t->step + 1), coding->index);
 
-    const int64_t done = update_fused(s, t, w, offset, at, n, key, slots, gmax);
-    at += done;
-    for (offset += done; offset < end; offset += FO_STRETCH, at += FO_STRETCH) {
+    for (int64_t done = 1; done > 0; offset += done, at += done)
+        done = offset < end ? update_fused(s, t, w, offset, at, end - offset, key, slots, gmax) : 0;
+    for (; offset < end; offset += FO_STRETCH, at += FO_STRETCH) {
         const int64_t m = end - offset < FO_STRETCH ? end - offset : FO_STRETCH;
         const int64_t left = t->size - offset - m, next = left < FO_STRETCH ? left : FO_STRETCH;
         const void *grad = effective_grad(s, t, w, offset, at, m, buffers[1 + FO_MAX_SLOTS]);
@@ -259,7 +278,7 @@ FO_INLINE void for_blocks(const fo_step *s, int64_t begin, int64_t end, block_pa
         const piece *p = &plan->pieces[k];
         const fo_tensor *t = p->tensor;
         const bool whole = once && t->grad_ndim == 0 && !t->ema && !t->sum;
-        const bool direct = !p->work->coded && t->dtype.of.grad == p->work->type;
+        const bool direct = p->work->coded || t->dtype.of.grad == p->work->type;
         blocks = whole && direct ? first[k + 1] - block : 1;
         if (blocks > end - block)
             blocks = end - block;

@@ -468,15 +468,15 @@ MUTATIONS = [
     Mutation(
         "loops that are made for a storage begin with the second of two elements",
         "step.c",
-        "element % 2 != 0 || (element",
-        "(element",
+        "!fused || element % 2 != 0",
+        "!fused",
         in_c=True,
     ),
     Mutation(
         "loops that are made for a storage go on past 2^32 elements under the same key",
         "step.c",
-        "(element + n) >> 32 != upper",
-        "upper < 0",
+        "    n = n < left ? n : left;\n",
+        "",
         in_c=True,
     ),
     Mutation(
@@ -508,8 +508,8 @@ MUTATIONS = [
     Mutation(
         "what such loops leave takes the gradient from the beginning",
         "step.c",
-        "    at += done;\n",
-        "",
+        "offset += done, at += done)",
+        "offset += done)",
     ),
     Mutation(
         "random bits do not depend on the first element's index",
