@@ -36,7 +36,7 @@ def checked_options(
 ) -> Options:
     state = None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES)
     if stochastic_rounding is None:
-        stochastic_rounding = state == "8bit"  # which no framework has, and nearest would spoil
+        stochastic_rounding = state in ("bfloat16", "8bit")  # whoever asks for these wants it right
     return Options(
         bool(master_weights is not None and flag("master_weights", master_weights)),
         state,

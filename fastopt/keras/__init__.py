@@ -67,7 +67,8 @@ class SGD(KernelOptimizer, _SGD):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs
@@ -116,7 +117,8 @@ class Adagrad(KernelOptimizer, _Adagrad):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs
@@ -164,7 +166,8 @@ class RMSprop(KernelOptimizer, _RMSprop):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs
@@ -224,7 +227,8 @@ class Adam(KernelOptimizer, _Adam):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs
@@ -292,7 +296,8 @@ class AdamW(Adam, _AdamW):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs
@@ -330,7 +335,8 @@ class Adamax(KernelOptimizer, _Adamax):
     master_weights : bool, optional
         Whether float32 weights are trained under variables of 16 bits.
     stochastic_rounding : bool, optional
-        Whether what is stored in fewer bits is rounded at random; by default with 8-bit state only.
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
     **kwargs

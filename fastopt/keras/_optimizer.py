@@ -137,7 +137,8 @@ class KernelOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Take over saved variables, as Keras does; raise for those of another storage."""
         if self.built:
-            refuse_unlike(self._stored.asked, self.variables, store)
+            counters = (self.iterations, self._learning_rate)
+            refuse_unlike(self._stored.asked, self.variables, counters, store)
         super().load_own_variables(store)
 
     def decoded_state(self, variable: Any) -> dict[str, Array]:
@@ -154,6 +155,11 @@ class KernelOptimizer(keras.optimizers.Optimizer):
             Arrays under Keras's names; and, for a variable of 16 bits with master weights,
             ``master``: its weights in float32.
 
+        Raises
+        ------
+        ValueError
+            If the optimizer was not built for this variable.
+
         Examples
         --------
         >>> import keras, numpy as np
@@ -164,7 +170,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         >>> print(opt.decoded_state(w))
         {'accumulator': array([ 4., 16.], dtype=float32)}
         """
-        index = self._get_variable_index(variable)
+        try:
+            index = self._get_variable_index(variable)
+        except (AttributeError, KeyError):
+            raise ValueError(
+                f"this optimizer has no state of {name_of(variable)}: give one of the variables "
+                "that it was built for, after build() or the first step"
+            ) from None
         decoded = {}
         if (master := self._stored.masters.get(index)) is not None:
             decoded["master"] = values_of(False, variable, None, master)

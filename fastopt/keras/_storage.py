@@ -121,8 +121,13 @@ def values_of(unsigned: bool, variable: Any, scales: Any, master: Any = None) ->
     return array.astype(np.float64 if dtype == "float64" else np.float32)
 
 
-def refuse_unlike(asked: bool, variables: Sequence[Any], store: Mapping[str, Any]) -> None:
-    """Raise for saved variables of another storage, some of which Keras would cast or skip."""
+def refuse_unlike(
+    asked: bool, variables: Sequence[Any], counters: Sequence[Any], store: Mapping[str, Any]
+) -> None:
+    """Raise for saved variables of another storage, some of which Keras would cast or skip.
+
+    `counters` are those of `variables` that are no state: backends differ in their types.
+    """
     keys = [str(i) for i in range(len(store.keys()))]
     saved = [(str(store[key].dtype), tuple(store[key].shape)) for key in keys if key in store]
     if not asked and not any(dtype in _CODES for dtype, _ in saved):
@@ -134,7 +139,7 @@ def refuse_unlike(asked: bool, variables: Sequence[Any], store: Mapping[str, Any
         )
     for (dtype, shape), variable in zip(saved, variables, strict=True):
         own = dtype_of(variable), tuple(variable.shape)
-        if (dtype, shape) != own:
+        if shape != own[1] or (dtype != own[0] and not any(variable is c for c in counters)):
             raise ValueError(
                 f"{name_of(variable)} is {own[0]} of shape {own[1]}, the saved one {dtype} of "
                 f"shape {shape}; {cure}"

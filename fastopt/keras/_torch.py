@@ -205,7 +205,12 @@ def _rates(
     learning_rate: Any,
     iterations: Any,
 ) -> dict[str, float]:
-    """Return a step's hyperparameters, computed as Keras does, with PyTorch and in its types."""
+    """Return a step's hyperparameters, computed as Keras does, with PyTorch and in its types.
+
+    But not in 16 bits (:func:`_rates_dtype`), where a decay by less than 1/512 would be none.
+    """
+    if (kept := torch.as_tensor(learning_rate)).dtype in _NARROW:
+        learning_rate = kept.float()
     rate = float(learning_rate)
     row = {**group, "lr": rate}
     if group["weight_decay"] != 0 and rate != 0:

@@ -11,7 +11,7 @@ stores it, unless one of these keywords of every class says otherwise:
 - ``master_weights=True``: train float32 weights, of which 16-bit parameters hold the rounding;
 - ``state_dtype="float32"``, ``"bfloat16"`` or ``"8bit"``: what state is stored in;
 - ``stochastic_rounding=True``: what is stored in fewer bits is rounded at random, by ``seed``
-  (as with ``state_dtype="8bit"`` unless this is False).
+  (as with ``state_dtype="bfloat16"`` or ``"8bit"`` unless this is False).
 
 ``Optimizer``, ``lr_scheduler`` and ``swa_utils`` are PyTorch's own, for scripts that look here.
 """

@@ -331,6 +331,11 @@ class KernelOptimizer(torch.optim.Optimizer):
     # ---- how it is stored -----------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if own := sorted({*Options._fields} & {*param_group}):
+            raise ValueError(
+                f"{own[0]} is an option of the whole optimizer, not of a group: "
+                f"{type(self).__name__}(params, {own[0]}={param_group[own[0]]!r})"
+            )
         before = list(self.param_groups)
         super().add_param_group(param_group)
         if self._options.state_dtype is not None:

@@ -234,7 +234,8 @@ def test_a_constant_gradient_goes_as_far_as_in_float32(options, weight, spread):
     [
         ({}, 0.5, 2.0),  # as PyTorch's: it cannot shrink
         ({"state_dtype": "float32"}, 0.0154, 0.0164),
-        ({"state_dtype": "bfloat16", "stochastic_rounding": True}, 0.0154, 0.0164),
+        ({"state_dtype": "bfloat16"}, 0.0154, 0.0164),
+        ({"state_dtype": "bfloat16", "master_weights": True}, 0.0154, 0.0164),
         ({"state_dtype": "8bit"}, 0.0154, 0.0164),
     ],
     ids=str,
@@ -594,6 +595,17 @@ def test_pytorchs_update_is_refused_where_it_cannot_store_as_the_options_say(opt
 def test_bad_options_are_refused_by_name(name, options, error, message):
     with pytest.raises(error, match=message):
         getattr(fastopt.torch, name)([torch.ones(3)], **options)
+
+
+@every_class
+def test_options_of_a_group_are_refused(name):
+    make, group = getattr(fastopt.torch, name), {"params": [torch.ones(3)], "state_dtype": "8bit"}
+    with pytest.raises(ValueError, match="state_dtype is an option of the whole optimizer"):
+        make([group])
+    opt = make([torch.ones(3)])
+    with pytest.raises(ValueError, match=rf"{name}\(params, state_dtype='8bit'\)"):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 1
 
 
 @every_class
