@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -85,8 +86,16 @@ def entries(rule: Rule, threads: int) -> tuple[list[Entry], list[Absent]]:
         if isinstance(peer, str) or why is not None:
             absent.append(Absent(name, str(why)))
         else:
-            found += [Entry(name, storage, threads) for storage in peer.storages]
+            found += [Entry(name, s, threads) for s in _distinct(rule, peer.storages)]
     return found, absent
+
+
+def _distinct(rule: Rule, names: Iterable[str]) -> list[str]:
+    """Leave out storages that differ from an earlier one in state alone, if the rule has none."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(name if rule.slots else STORAGES[name].param, name)
+    return list(first.values())
 
 
 def time_workload(workload: Workload, rule: Rule, threads: int, seconds: float) -> Result:

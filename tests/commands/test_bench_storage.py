@@ -47,6 +47,15 @@ def _short(monkeypatch):
         function.cache_clear()
 
 
+def test_a_rule_without_state_has_no_storages_that_differ_in_it():
+    found, _ = storage.entries(RULES["sgd"], 1)
+    assert [entry.storage for entry in found] == [
+        "float32", "bfloat16 with master", "bfloat16, float32 state", "float16 with master",
+    ]  # fmt: skip
+    found, _ = storage.entries(RULES["adam"], 1)
+    assert [entry.storage for entry in found] == [*STORAGES]
+
+
 class Nearest(fastopt_peer.Peer):
     """Loses small updates."""
 
