@@ -683,6 +683,10 @@ class Optimizer:
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
+        usual = checked_settings()._asdict()
+        asked = {k: v for k, v in self._settings._asdict().items() if v != usual[k]}
+        if asked:
+            lines.append("  " + ", ".join(f"{k}={v!r}" for k, v in asked.items()))
         for number, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v!r}" for k, v in group.items() if k != "params")
             lines.append(f"  group {number}: {len(group['params'])} parameters, {options}")

@@ -629,3 +629,10 @@ def test_a_load_that_frees_a_rate_whose_code_changes_the_groups_is_done():
     gc.collect()
     assert opt.param_groups == []
     assert [group["lr"] for group in groups] == [0.5 + i for i in range(50)]
+
+
+def test_printed_are_the_options_that_were_asked_for():
+    params = [np.zeros(3, np.float32)]
+    assert len(str(Adam(params)).splitlines()) == 3
+    _, options, *_ = str(Adam(params, state_dtype="8bit", seed=3)).splitlines()
+    assert options == "  state_dtype='8bit', seed=3"
