@@ -911,7 +911,7 @@ def test_tensorflows_checkpoints(name, tmp_path):
 @pytest.mark.usefixtures("only_kernels")
 def test_docstring_examples():
     assert doctest.testmod(fastopt.keras) == (0, 6 * len(KERAS_CLASSES) + 5 + 2)
-    assert doctest.testmod(_optimizer) == (0, 7)
+    assert doctest.testmod(_optimizer) == (0, 7 + 6)
 
 
 def test_the_page_of_the_documentation():
