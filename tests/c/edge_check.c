@@ -1,8 +1,8 @@
 /* Where driver_check does not go: allocations that fail, memory of arrays in fewer bits, limits and
- * norms that are not finite, averages in a step that is skipped, momentum that some have begun and
- * others have not, names that do not exist, the pass that measures the bandwidth bound, how the number
- * of threads is found out, by a clock that is made up, the program's own pool, and who does what in an
- * OpenMP region.
+ * norms that are not finite, averages in a step that is skipped, gradients that widen, momentum that
+ * some have begun and others have not, names that do not exist, the pass that measures the bandwidth
+ * bound, how the number of threads is found out, by a clock that is made up, the program's own pool,
+ * and who does what in an OpenMP region.
  *
  * Link with -Wl,--wrap=calloc. */
 #include "core.h"
@@ -166,6 +166,32 @@ static fo_step_result step(fo_step_args args, float value)
         EXPECT(steps[i] == (i > 0 && !result.skipped));
     fo_plan_destroy(plan);
     return result;
+}
+
+/* Gradients of a float64 parameter, in types of fewer bytes. */
+static void gradients_that_widen(void)
+{
+    float values[] = {0.5f, -2, 0, 1.25f};
+    uint16_t in_bf16[COUNT(values)];
+    fo_encode(FO_BF16, COUNT(values), in_bf16, values, NULL);
+    for (int k = 0; k < 2; k++) {
+        double param[COUNT(values)] = {0};
+        int64_t taken = 0;
+        fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
+        fo_plan_hypers(plan, 0)[0] = 1; /* the learning rate */
+        fo_tensor *t = fo_plan_tensor(plan, 0);
+        *t = (fo_tensor){.param = param, .step = &taken, .size = COUNT(values)};
+        t->dtype = fo_one_dtype(FO_F64);
+        t->dtype.of.grad = k == 0 ? FO_F32 : FO_BF16;
+        t->grad = k == 0 ? (void *)values : (void *)in_bf16;
+        EXPECT(fo_plan_prepare(plan) == FO_OK);
+        const fo_step_args args = {.loss_scale = 1, .accumulate = 1, .max_threads = 1};
+        fo_step_result result;
+        fo_plan_step(plan, &args, &result);
+        for (int i = 0; i < COUNT(values); i++)
+            EXPECT(param[i] == -(double)values[i]);
+        fo_plan_destroy(plan);
+    }
 }
 
 static void steps(void)
@@ -565,6 +591,7 @@ int main(void)
     ranges();
     allocations();
     stored_arrays();
+    gradients_that_widen();
     steps();
     buffers_that_begin();
     names();
