@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +30,23 @@ def integer(low: int, high: int) -> Callable[[str], int]:
                 f"must be a whole number from {low} to {high}, not {text!r}"
             )
         return value
+
+    return parse
+
+
+def some_of(known: Collection[str], what: str = "type") -> Callable[[str], tuple[str, ...]]:
+    """Return an argument type: one or several of these, with commas between."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"no {what} {name!r}; there are {', '.join(known)}"
+                )
+        if len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
+        return names
 
     return parse
 

@@ -222,3 +222,16 @@ def strict_json(path):
         raise AssertionError(f"{token} is not JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def refused(capsys, argv):
+    """Run a command that must fail; return its status and its one line on standard error."""
+    from fastopt.__main__ import main
+
+    try:
+        status = main(argv)
+    except SystemExit as exit_:
+        status = exit_.code
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1, stderr
+    return status, stderr

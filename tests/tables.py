@@ -592,3 +592,13 @@ _BAD = {
 
 # By hyperparameter: values, and with which error and message a class refuses them.
 BAD_HYPERS = {name: _BAD[limits] for row in ROWS for name, limits in row.ranges.items()}
+
+# Options of all of Keras's optimizers, for what they do around the update of the variables.
+AROUND_KERAS_UPDATE = [
+    {"clipnorm": 0.5},
+    {"clipvalue": 0.1},
+    {"global_clipnorm": 0.5},
+    {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3},
+    {"gradient_accumulation_steps": 2},
+    {"loss_scale_factor": 8.0},
+]

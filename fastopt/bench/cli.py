@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastopt._bfloat16 import bfloat16
-from fastopt._cli import Parser, fail, integer, make_writable
+from fastopt._cli import Parser, fail, integer, make_writable, some_of
 from fastopt.bench.workloads import RULES, WORKLOADS, Workload
 from fastopt.threads import get_num_threads
 
@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     bench.add_argument(
         "--workloads",
-        type=_names,
+        type=some_of(WORKLOADS, "workload"),
         metavar="NAME,...",
         help=f"what a step updates, of {', '.join(WORKLOADS)} "
         "(1e3,1e4,1e5,1e6,1e7,mlp,many; with --storage 1e5,1e7)",
@@ -58,19 +58,6 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "if missing (fastopt-bench)",
     )
     bench.set_defaults(command=_run)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Parse names of workloads."""
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in WORKLOADS:
-            raise argparse.ArgumentTypeError(
-                f"no workload {name!r}; there are {', '.join(WORKLOADS)}"
-            )
-    if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
-    return names
 
 
 def _run(args: argparse.Namespace) -> int:

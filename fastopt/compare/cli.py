@@ -6,12 +6,11 @@ import argparse
 import io
 import math
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastopt._bfloat16 import bfloat16
-from fastopt._cli import Parser, fail, integer, make_writable
+from fastopt._cli import Parser, fail, integer, make_writable, some_of
 from fastopt.compare.algorithms import (
     ALGORITHMS,
     DEFAULT,
@@ -125,7 +124,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     training.add_argument(
         "--param-dtype",
-        type=_some_of(PARAM_DTYPES),
+        type=some_of(PARAM_DTYPES),
         default=(),
         metavar="DTYPE,...",
         help="train each algorithm once more for each of these types of parameters: "
@@ -133,7 +132,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     training.add_argument(
         "--state-dtype",
-        type=_some_of(STATE_DTYPES),
+        type=some_of(STATE_DTYPES),
         default=(),
         metavar="DTYPE,...",
         help=f"the same for each of these types of state: {', '.join(STATE_DTYPES)}; with "
@@ -176,24 +175,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(size(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
-def _some_of(known: Collection[str], what: str = "type") -> Callable[[str], tuple[str, ...]]:
-    """Return an argument type: one or several of these, with commas between."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(name.strip() for name in text.split(","))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(
-                    f"no {what} {name!r}; there are {', '.join(known)}"
-                )
-        if len(set(names)) < len(names):
-            raise argparse.ArgumentTypeError(f"each name once, not {text!r}")
-        return names
-
-    return parse
-
-
-_names = _some_of(ALGORITHMS, "algorithm")
+_names = some_of(ALGORITHMS, "algorithm")
 
 
 def _rates(text: str) -> dict[str | None, float]:

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from support import strict_json
+from support import refused, strict_json
 
 import fastopt
 from fastopt.__main__ import main
@@ -289,14 +289,9 @@ def test_every_rule_can_be_timed(tmp_path, rule):
 )
 def test_bad_options_are_refused(monkeypatch, tmp_path, capsys, argv, named):
     monkeypatch.chdir(tmp_path)
-    try:
-        status = main(["bench", *argv])
-    except SystemExit as exit_:
-        status = exit_.code
+    status, line = refused(capsys, ["bench", *argv])
     assert status == 2
-    stderr = capsys.readouterr().err
-    assert named in stderr
-    assert stderr.count("\n") == 1
+    assert named in line
     assert list(tmp_path.iterdir()) == []
 
 

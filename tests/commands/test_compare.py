@@ -28,7 +28,7 @@ import matplotlib.image
 import numpy as np
 import pyte
 import pytest
-from support import CHECKOUT, strict_json
+from support import CHECKOUT, refused, strict_json
 
 import fastopt
 from fastopt.__main__ import main
@@ -93,17 +93,6 @@ def table(stdout):
     lines = stdout[stdout.rindex("algorithm  ") :].splitlines()
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
     return {row[0]: row[1:] for row in rows if len(row) == 7 and row[0] in ALGORITHMS}
-
-
-def refused(capsys, argv):
-    """Run a command that must fail; return its status and its one line on standard error."""
-    try:
-        status = main(argv)
-    except SystemExit as exit_:
-        status = exit_.code
-    stderr = capsys.readouterr().err
-    assert stderr.count("\n") == 1, stderr
-    return status, stderr
 
 
 def go(digits, **settings):

@@ -5,7 +5,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from support import strict_json
+from support import refused, strict_json
 
 import fastopt
 from fastopt.__main__ import main
@@ -177,14 +177,9 @@ def test_without_storages_the_table_says_nothing_of_them(digits):
 )
 def test_what_cannot_be_is_refused(monkeypatch, tmp_path, capsys, argv, named):
     monkeypatch.chdir(tmp_path)
-    try:
-        status = main(["compare", *argv])
-    except SystemExit as exit_:
-        status = exit_.code
+    status, line = refused(capsys, ["compare", *argv])
     assert status == 2
-    stderr = capsys.readouterr().err
-    assert named in stderr
-    assert stderr.count("\n") == 1
+    assert named in line
     assert list(tmp_path.iterdir()) == []
 
 

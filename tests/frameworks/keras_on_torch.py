@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from tables import KERAS_CLASSES, ROWS
+from tables import AROUND_KERAS_UPDATE, KERAS_CLASSES, ROWS
 
 import fastopt.keras
 from fastopt import FallbackWarning
@@ -209,17 +209,7 @@ def variables_of_all_types_in_one_step():
 
 
 def the_rest_of_a_step_in_16_bits_is_keras_own():
-    for dtype, option in itertools.product(
-        NARROW,
-        (
-            {"clipnorm": 0.5},
-            {"clipvalue": 0.1},
-            {"global_clipnorm": 0.5},
-            {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3},
-            {"gradient_accumulation_steps": 2},
-            {"loss_scale_factor": 8.0},
-        ),
-    ):
+    for dtype, option in itertools.product(NARROW, AROUND_KERAS_UPDATE):
         results = []
         for classes in OURS, THEIRS:
             variables = make_variables([dtype])

@@ -34,7 +34,7 @@ from frameworks.keras_support import (
     train,
     values,
 )
-from tables import BY_NAME, KERAS_CLASSES, ROWS
+from tables import AROUND_KERAS_UPDATE, BY_NAME, KERAS_CLASSES, ROWS
 
 import fastopt.keras
 from fastopt.keras import _optimizer, _tensorflow
@@ -50,12 +50,7 @@ OWN = [(row.name, options) for row in ROWS for options in row.keras or ()]
 COMMON = [
     {},
     {"weight_decay": 0.05},
-    {"clipnorm": 0.5},
-    {"clipvalue": 0.1},
-    {"global_clipnorm": 0.5},
-    {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3},
-    {"gradient_accumulation_steps": 2},
-    {"loss_scale_factor": 8.0},
+    *AROUND_KERAS_UPDATE,
 ]
 OPTIONS = [
     (name, {"learning_rate": 0.01} | own | common)

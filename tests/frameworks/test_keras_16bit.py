@@ -18,7 +18,7 @@ from frameworks.keras_support import (
     train,
     values,
 )
-from tables import ROWS
+from tables import AROUND_KERAS_UPDATE, ROWS
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -167,14 +167,7 @@ def test_a_scaled_loss_has_the_bits_of_an_unscaled_one_and_overflow_changes_noth
 @each_dtype
 @pytest.mark.parametrize(
     "option",
-    [
-        {"clipnorm": 0.5},
-        {"clipvalue": 0.1},
-        {"global_clipnorm": 0.5},
-        {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3},
-        {"gradient_accumulation_steps": 2},
-        {"loss_scale_factor": 8.0},
-    ],
+    AROUND_KERAS_UPDATE,
     ids=lambda option: next(iter(option)),
 )
 def test_the_rest_of_a_step_is_keras_own(option, dtype, loop):
