@@ -55,3 +55,25 @@ def storage_for(rule: _core.Rule, options: Options, dtype: str) -> Storage:
         exact = rule.exact if options.stochastic_rounding else ()
     arithmetic = "float64" if dtype == "float64" else "float32"
     return Storage(rule.slots, rule.unsigned, exact, dtype, arithmetic, master, state)
+
+
+def form_of(storage: Storage, slot: str) -> str:
+    """Return the dtype of what has a slot's values, or their codes."""
+    if storage.in_8bit(slot):
+        return "uint8"
+    return str(storage.arithmetic) if slot in storage.exact else storage.state
+
+
+def rounds_at_random(storage: Storage, options: Options) -> bool:
+    return options.stochastic_rounding and (
+        storage.state in ("8bit", *NARROW) or (storage.param in NARROW and not storage.master)
+    )
+
+
+def is_frameworks(storage: Storage, options: Options) -> bool:
+    """Tell whether a framework's own update stores a parameter and its state in the same way."""
+    return (
+        not storage.master
+        and not rounds_at_random(storage, options)
+        and all(form_of(storage, slot) == storage.param for slot in storage.slots)
+    )

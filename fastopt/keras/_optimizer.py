@@ -14,14 +14,13 @@ from typing import Any, ClassVar, cast
 import keras
 
 from fastopt import FallbackWarning, _core
-from fastopt._framework import Options, checked_options
+from fastopt._framework import Options, checked_options, form_of
 from fastopt.keras._backend import Backend
 from fastopt.keras._step import Array, RefusedError, Settings, Unfit
 from fastopt.keras._storage import (
     Stored,
     codes_of,
     count_scales,
-    form_of,
     name_for,
     name_of,
     refuse_types,

@@ -24,7 +24,7 @@ import numpy as np
 
 from fastopt import _core, _framework
 from fastopt._bfloat16 import bfloat16
-from fastopt._framework import LEAN, NARROW, Options
+from fastopt._framework import LEAN, NARROW, Options, is_frameworks
 from fastopt._storage import Storage, stored
 from fastopt.keras._step import Array
 
@@ -53,26 +53,11 @@ class Stored:
 
     def is_keras(self, rule: _core.Rule, variable: Any) -> bool:
         """Tell whether Keras's own update stores a variable and its state in the same way."""
-        if not self.asked:
-            return True
-        storage = self.of(rule, variable)
-        rounded = {storage.param, storage.state} - {"float32", "float64"}
-        return (
-            not storage.master
-            and {form_of(storage, slot) for slot in storage.slots} == {storage.param}
-            and not (self.options.stochastic_rounding and rounded)
-        )
+        return not self.asked or is_frameworks(self.of(rule, variable), self.options)
 
 
 def dtype_of(variable: Any) -> str:
     return str(keras.backend.standardize_dtype(variable.dtype))
-
-
-def form_of(storage: Storage, slot: str) -> str:
-    """Return the dtype of a slot's variable."""
-    if storage.in_8bit(slot):
-        return "uint8"
-    return str(storage.arithmetic) if slot in storage.exact else storage.state
 
 
 def refuse_types(options: Options, variables: Sequence[Any]) -> None:

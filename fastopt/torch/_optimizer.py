@@ -12,17 +12,15 @@ from torch.autograd import profiler
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
-from fastopt._framework import Options, checked_options
+from fastopt._framework import Options, checked_options, is_frameworks, rounds_at_random
 from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
 from fastopt.torch._run import RefusedError, Run
 from fastopt.torch._storage import (
     NARROW,
     Kept,
-    is_pytorchs,
     new_master,
     prepared,
-    rounds_at_random,
     storage_for,
     stored,
     values_of,
@@ -165,7 +163,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         """Raise if PyTorch's own update is to run for what it cannot store as the options say."""
         params = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         for param, why in left:
-            if not is_pytorchs(self._storage_of(param), self._options):
+            if not is_frameworks(self._storage_of(param), self._options):
                 raise RuntimeError(
                     f"parameter {params[param]}: PyTorch's own update would have to run, which "
                     f"does not have {self._options}, since {why}; nothing was updated"
@@ -367,7 +365,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         if new:
             self._make_state(param, group)
         state = self.state[param]
-        if not is_pytorchs(storage, self._options):
+        if not is_frameworks(storage, self._options):
             for slot in storage.slots:
                 if slot in state and (new or not used):
                     state.update(stored(storage, param, slot, state.pop(slot)))

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from fastopt import _core, _tensors
-from fastopt._framework import Options
+from fastopt._framework import Options, rounds_at_random
 from fastopt._pytorch import share_threads
 from fastopt._storage import Storage
 from fastopt.torch._fitness import (
@@ -27,7 +27,7 @@ from fastopt.torch._fitness import (
     unfit,
     unfit_group,
 )
-from fastopt.torch._storage import DTYPES, rounds_at_random
+from fastopt.torch._storage import DTYPES
 
 
 class Owner(Protocol):

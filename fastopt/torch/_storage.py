@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastopt import _core, _framework, _tensors
-from fastopt._framework import Options
+from fastopt._framework import Options, is_frameworks
 from fastopt._storage import MASTERS, Storage, all_arrays
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -25,27 +25,7 @@ DTYPES = (torch.float32, torch.float64, *NARROW)
 @functools.cache
 def storage_for(rule: _core.Rule, options: Options, dtype: torch.dtype) -> Storage:
     """Return how a parameter of a dtype and its state are stored."""
-    storage = _framework.storage_for(rule, options, str(dtype).removeprefix("torch."))
-    return storage._replace(param=dtype, arithmetic=getattr(torch, storage.arithmetic))
-
-
-def rounds_at_random(storage: Storage, options: Options) -> bool:
-    return options.stochastic_rounding and (
-        storage.state in ("8bit", "bfloat16", "float16")
-        or (storage.param in NARROW and not storage.master)
-    )
-
-
-def is_pytorchs(storage: Storage, options: Options) -> bool:
-    """Tell whether PyTorch's own update stores a parameter and its state in the same way."""
-    return (
-        not storage.master
-        and not rounds_at_random(storage, options)
-        and all(
-            not storage.in_8bit(slot) and form_of(storage, slot) == storage.param
-            for slot in storage.slots
-        )
-    )
+    return _framework.storage_for(rule, options, str(dtype).removeprefix("torch."))
 
 
 def form_of(storage: Storage, name: str) -> torch.dtype:
@@ -54,7 +34,12 @@ def form_of(storage: Storage, name: str) -> torch.dtype:
         return torch.int16 if name == "master_bits" else torch.float32
     if any(storage.in_8bit(name.removesuffix(end)) for end in ("_8bit", "_scale")):
         return torch.uint8
-    return storage.arithmetic if name in storage.exact else getattr(torch, storage.state)
+    return dtype_of(_framework.form_of(storage, name))
+
+
+def dtype_of(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def shape_of(storage: Storage, param: torch.Tensor, name: str) -> torch.Size:
@@ -101,7 +86,7 @@ def new_master(storage: Storage, param: torch.Tensor) -> torch.Tensor:
 def values_of(storage: Storage, state: Mapping[str, Any], slot: str) -> torch.Tensor:
     """Return a slot's values in what rules compute in: a copy."""
     if not storage.in_8bit(slot):
-        return state[slot].to(storage.arithmetic, copy=True)
+        return state[slot].to(dtype_of(storage.arithmetic), copy=True)
     codes, scales = (array_of(state[name]) for name in storage.arrays(slot))
     return torch.from_numpy(_core.decode(codes, scales, unsigned=slot in storage.unsigned))
 
@@ -109,7 +94,7 @@ def values_of(storage: Storage, state: Mapping[str, Any], slot: str) -> torch.Te
 def weights(storage: Storage, param: torch.Tensor, state: Mapping[str, Any]) -> torch.Tensor:
     """Return a parameter's values in what rules compute in, its master's if it has one: a copy."""
     if storage.master not in state:
-        return param.detach().to(storage.arithmetic, copy=True)
+        return param.detach().to(dtype_of(storage.arithmetic), copy=True)
     array, master = array_of(param), array_of(state[storage.master])
     return torch.from_numpy(_core.decode(array, master))
 
@@ -152,7 +137,7 @@ def prepared(
             if convert:
                 state = _converted(storage, param, state)
             refuse_unlike(storage, state, where)
-            if not is_pytorchs(storage, options):
+            if not is_frameworks(storage, options):
                 state = _kept(storage, param, state, where)
             states[key] = state
     named = [{k: v for k, v in g.items() if k != "seed"} for g in saved["param_groups"]]
