@@ -36,7 +36,7 @@ CORE = [
     f"src_c/{name}.c"
     for name in (
         "api", "bandwidth", "gradient", "machine", "plan",
-        "region", "rules", "step", "storage", "team",
+        "region", "rows", "rules", "step", "storage", "team", "update",
     )
 ]  # fmt: skip
 KERNELS = "src_c/kernels.c"

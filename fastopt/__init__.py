@@ -23,6 +23,7 @@ from fastopt._adam import Adam, AdamW
 from fastopt._adamax import Adamax
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._rmsprop import RMSprop
+from fastopt._rows import Rows
 from fastopt._sgd import SGD
 from fastopt._version import __version__
 from fastopt._warnings import FallbackWarning
@@ -37,6 +38,7 @@ __all__ = [
     "Adamax",
     "FallbackWarning",
     "RMSprop",
+    "Rows",
     "__version__",
     "build_info",
     "flatten",
@@ -51,7 +53,7 @@ __all__ = [
     "unflatten",
 ]
 
-for _class in (SGD, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop):
+for _class in (SGD, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop, Rows):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class
 

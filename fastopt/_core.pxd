@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from fastopt cimport (
     FO_8BIT_SIGNED,
     FO_8BIT_UNSIGNED,
+    FO_BAD_INDEX,
     FO_BF16,
     FO_F16,
     FO_F32,
@@ -72,6 +73,9 @@ cdef extern from "core.h" nogil:
         int32_t grad_ndim
         const Py_ssize_t *grad_shape
         const Py_ssize_t *grad_strides
+        int64_t row_size
+        int64_t n_indices
+        const int64_t *indices
     ctypedef struct fo_step_args:
         fo_semantics semantics
         fo_clip clip
@@ -106,6 +110,7 @@ cdef extern from "core.h" nogil:
     fo_coding *fo_plan_coding(fo_plan *plan, int64_t i)
     double *fo_plan_hypers(fo_plan *plan, int32_t group)
     fo_status fo_plan_prepare(fo_plan *plan)
+    fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at)
     int64_t fo_plan_size(const fo_plan *plan)
     void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 

@@ -145,6 +145,12 @@ typedef struct {
     bool has_sum;   /* whether `sum` holds any gradient yet */
     unsigned fresh; /* past the first step: the slots that begin, and have not begun yet */
     const ptrdiff_t *grad_shape, *grad_strides;
+    /* bound with the gradient: 0, or it is of rows of so many elements each, and laid out as they
+     * are. The parameter's row indices[j] has number j of them; of a row that is given more than
+     * once, their sum. */
+    int64_t row_size;
+    int64_t n_indices;
+    const int64_t *indices;
 } fo_tensor;
 
 typedef struct {
@@ -200,6 +206,10 @@ fo_coding *fo_plan_coding(fo_plan *plan, int64_t i); /* of tensor i; the next on
 fo_status fo_plan_prepare(fo_plan *plan);
 /* Has them go over these pieces, which do not overlap. All of a tensor's follow one another. */
 fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t n_pieces);
+/* Has the next step go over the rows of each gradient that is of some rows, and over all of other
+ * tensors: to be called before it, and before the first one that has no such gradient again.
+ * FO_BAD_INDEX: of the rows of tensor `*tensor`, number `*at` does not exist. FO_NO_MEMORY. */
+fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at);
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all pieces together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
 

@@ -211,9 +211,10 @@ const fo_table FO_CAT(fo_table, FO_ISA) = {
 #undef FO_RULE
             },
         },
-    .sum_of_squares = {sum_of_squares_f32, sum_of_squares_f64},
+    .add_squares = {add_squares_f32, add_squares_f64},
     .all_finite = {all_finite_f32, all_finite_f64},
     .average = {average_f32, average_f64},
     .mean = {mean_f32, mean_f64},
+    .add = {add_f32, add_f64},
     .move = move,
 };

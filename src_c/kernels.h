@@ -76,8 +76,10 @@ typedef void fo_widen(int64_t n, double *to, const void *from);
 typedef void fo_update(int64_t n, void *param, const void *grad, void *const *slot,
                        const double *consts, double gscale, double gmax);
 
-/* Of scale*grad: the sum of squares, and whether all are finite. */
-typedef double fo_sum_of_squares(int64_t n, const void *grad, double scale);
+/* Of scale*grad: adds the squares to FO_LANES interleaved sums, of which the first element belongs to
+ * number `lane`; and whether all are finite. */
+#define FO_LANES 16
+typedef void fo_add_squares(int64_t n, const void *grad, double scale, int64_t lane, double *sums);
 typedef bool fo_all_finite(int64_t n, const void *grad, double scale);
 
 /* ema = decay*ema + (1 - decay)*param */
@@ -86,6 +88,9 @@ typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
 /* to = (sum + scale*grad) / divisor; sum or grad may be NULL, and counts as nothing. */
 typedef void fo_mean(int64_t n, void *to, const void *sum, const void *grad, double scale,
                      double divisor);
+
+/* to += from */
+typedef void fo_add(int64_t n, void *to, const void *from);
 
 /* Has words from..to of the arrays take up the bits `taken` of those that are read. */
 typedef void fo_move(int64_t from, int64_t to, void *const *updated, int n_updated,
@@ -99,10 +104,11 @@ typedef struct {
     fo_random *random;
     fo_widen *widen;
     fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by the type that it computes in */
-    fo_sum_of_squares *sum_of_squares[2];
+    fo_add_squares *add_squares[2];
     fo_all_finite *all_finite[2];
     fo_average *average[2];
     fo_mean *mean[2];
+    fo_add *add[2];
     fo_move *move;
 } fo_table;
 

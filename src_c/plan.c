@@ -20,6 +20,8 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
     plan->tensor_works = calloc(n + 1, sizeof *plan->tensor_works);
     plan->group_works = calloc(groups + 1, sizeof *plan->group_works);
     plan->codings = calloc(n + 1, sizeof *plan->codings);
+    for (size_t i = 0; i < n && plan->tensor_works && plan->codings; i++)
+        plan->tensor_works[i].coding = &plan->codings[i];
     if (plan->tensors && plan->hypers && plan->consts && plan->tensor_works && plan->group_works &&
         plan->codings)
         return plan;
@@ -31,8 +33,10 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
 static bool take_pieces(fo_plan *plan, int64_t n)
 {
     plan->n_pieces = plan->size = 0;
-    for (int64_t i = 0; i < plan->n_tensors; i++)
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
         plan->tensor_works[i].size = 0;
+        plan->tensor_works[i].rows = NULL;
+    }
     if (n < plan->piece_room)
         return true;
     free(plan->pieces);
@@ -61,8 +65,9 @@ static fo_status number_blocks(fo_plan *plan)
     int64_t blocks = 0;
     for (int64_t k = 0; k < plan->n_pieces; k++) {
         const int64_t size = plan->pieces[k].end - plan->pieces[k].begin;
+        const fo_rows *rows = plan->pieces[k].work->rows;
         plan->first_block[k] = blocks;
-        blocks += size / FO_BLOCK + (size % FO_BLOCK != 0);
+        blocks += rows ? rows->n_blocks : size / FO_BLOCK + (size % FO_BLOCK != 0);
     }
     plan->first_block[plan->n_pieces] = plan->n_blocks = blocks;
     if (blocks < plan->block_room)
@@ -93,10 +98,42 @@ fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t 
     return number_blocks(plan);
 }
 
+/* The elements that a step goes over, of a tensor whose gradient is of these rows. */
+static int64_t elements_of(const fo_tensor *t, const fo_rows *rows)
+{
+    return t->ema ? t->size : rows->n_distinct * rows->row_size;
+}
+
+fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at)
+{
+    if (!plan->rows)
+        plan->rows = calloc((size_t)plan->n_tensors + 1, sizeof *plan->rows);
+    if (!plan->rows || !take_pieces(plan, plan->n_tensors))
+        return FO_NO_MEMORY;
+    for (int64_t i = 0; i < plan->n_tensors; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        fo_rows *rows = &plan->rows[i];
+        add_piece(plan, &(fo_piece){.tensor = i, .size = t->size});
+        if (t->row_size == 0)
+            continue;
+        *tensor = i;
+        const fo_status status = fo_rows_sort(rows, t, at);
+        if (status)
+            return status;
+        plan->tensor_works[i].rows = rows;
+        plan->tensor_works[i].size = elements_of(t, rows);
+        plan->size += elements_of(t, rows) - t->size;
+    }
+    return number_blocks(plan);
+}
+
 void fo_plan_destroy(fo_plan *plan)
 {
     if (!plan)
         return;
+    for (int64_t i = 0; i < plan->n_tensors && plan->rows; i++)
+        fo_rows_free(&plan->rows[i]);
+    free(plan->rows);
     free(plan->tensors);
     free(plan->hypers);
     free(plan->consts);

@@ -3,6 +3,7 @@
 #define FO_PLAN_H
 
 #include "kernels.h"
+#include "rows.h"
 #include "tuner.h"
 
 #include <string.h>
@@ -12,6 +13,8 @@ typedef struct {
     int64_t size; /* elements that are in pieces, since these were prepared */
     fo_update *update;
     const double *consts;
+    const fo_coding *coding;
+    const fo_rows *rows; /* that the gradient is of; NULL: it is of all elements */
     double gscale;
     uint32_t item; /* bytes of an element, in the type that the rule computes in */
     uint8_t type;  /* that type */
@@ -47,6 +50,7 @@ struct fo_plan {
     tensor_work *tensor_works; /* one a tensor */
     group_work *group_works;   /* one a group */
     fo_coding *codings;        /* one a tensor */
+    fo_rows *rows;             /* one a tensor, once a gradient has been of some; or NULL */
     int64_t piece_room;        /* pieces that the next two are for */
     piece *pieces;             /* all of a tensor's follow one another */
     int64_t *first_block;      /* of each piece, and n_blocks at the end */
@@ -122,7 +126,7 @@ static inline array sums_of(const fo_tensor *t) { return (array){t->dtype.of.sum
 /* Whether this step has a gradient for the tensor, of this micro-batch or of an earlier one. */
 static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
 {
-    return t->grad || (t->has_sum && !s->args->add);
+    return t->grad || t->row_size || (t->has_sum && !s->args->add);
 }
 
 /* What the given gradient is still to be multiplied by; sums have it behind them. */

@@ -34,6 +34,8 @@ cdef class Binder:
     cdef Table gradient_table
     cdef bint gradients_apart        # from one another
     cdef bint from_jax               # whether a gradient of this step is
+    cdef list indices                # of gradients of some rows, else None; None: there are none
+    cdef bint by_rows                # whether the C plan goes over the rows of such, or would
     cdef Py_ssize_t **grad_layout    # shape and strides for the C core, made when first needed
     cdef int n_lists                 # of arrays of one step, n in each
     cdef PyObject **items            # of these lists in turn, each kept alive until the step ends
@@ -114,6 +116,8 @@ cdef class Binder:
         cdef PyObject *item
         cdef Py_ssize_t i
         cdef int k
+        if self.by_rows:
+            self.forget_rows()
         for k in range(self.n_lists):
             if self.n > 0 and items[0] != NULL:  # no list is kept in part
                 for i in range(self.n):
@@ -194,6 +198,7 @@ cdef class Binder:
         cdef bint alike
         # Nothing is known of it until all is checked: the C plan is told step by step.
         gradient[0] = Gradient(NULL, NULL, False)
+        tensor.row_size = 0
         if item is None:
             tensor.grad = NULL
             return 0
@@ -228,6 +233,89 @@ cdef class Binder:
         if not gradient.known:
             self.gradients_apart = False
         return 0
+
+    @cython.final
+    cdef bint take_rows(
+        self, Py_ssize_t i, PyObject **item, cnp.ndarray param, bint zero_grad
+    ) except -1:
+        """Take a gradient of some rows: keep its values, and note the rows; False: it is of none.
+
+        Called before anything is read: it may run code of others.
+        """
+        cdef cnp.ndarray values, ready
+        cdef str name = self.gradient_name(i)
+        given = <object>item[0]
+        rows = given_rows(given)
+        if rows is None:
+            return False
+        array = array_over(rows.values, name)
+        if not isinstance(array, cnp.ndarray):
+            raise TypeError(f"{name}: values: expected a numpy.ndarray, got {type(array).__name__}")
+        values = array
+        check_rows(rows, values, param, name)
+        ready = rows_as_param(values, param, name, zero_grad)
+        if zero_grad and not cnp.PyArray_ISWRITEABLE(ready):
+            raise ValueError(f"{name}: read-only, and zero_grad=True asks to zero it")
+        if self.indices is None:
+            self.indices = [None] * self.n
+        # What C reads is a copy that nothing else changes, and stays until the step has ended.
+        self.indices[i] = (np.array(rows.indices, np.int64), rows)
+        self.by_rows = True
+        self.keep(item, <PyObject *>ready)
+        return True
+
+    @cython.final
+    cdef int bind_rows(self, Py_ssize_t i, cnp.ndarray values, cnp.ndarray param) except -1:
+        """Check a gradient of some rows, but not whom it shares memory with; tell the C plan."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef cnp.ndarray numbers = <cnp.ndarray>self.indices[i][0]
+        cdef Gradient *gradient = &self.gradients[i]
+        cdef char *low
+        cdef char *high
+        gradient[0] = Gradient(NULL, NULL, False)
+        tensor.row_size = 0
+        self.gradients_apart = False
+        if not PyArray_CheckExact(values):
+            refuse_masked(values, self.gradient_name(i))
+        if lender_of(<Borrowed *><PyObject *>values) != NULL:
+            refuse_moved(values, self.gradient_name(i))
+        tensor.grad_dtype = <uint8_t>exact_storage(values, param, self.gradient_name(i))
+        tensor.grad_ndim = 0
+        tensor.grad = cnp.PyArray_BYTES(values)
+        if tensor.size == 0:
+            return 0
+        if cnp.PyArray_SIZE(values) > 0:
+            bounds(values, &low, &high)
+            gradient.low, gradient.high = low, high
+        tensor.row_size = tensor.size // cnp.PyArray_DIM(param, 0)
+        tensor.n_indices = cnp.PyArray_SIZE(numbers)
+        tensor.indices = <const int64_t *>cnp.PyArray_DATA(numbers)
+        return 0
+
+    @cython.final
+    cdef int sort_rows(self) except -1:
+        """Have the C plan go over the rows that the gradients of this step are of."""
+        cdef int64_t i = 0, at = 0
+        cdef fo_status status = fo_plan_take_rows(self.plan, &i, &at)
+        if status == FO_BAD_INDEX:
+            rows = self.indices[i][1]
+            n_rows = self.tensors[i].size // self.tensors[i].row_size
+            raise ValueError(
+                f"{self.gradient_name(i)}: indices[{at}] is {rows.indices[at]}, not the number of a "
+                f"row: 0 to {n_rows - 1}"
+            )
+        if status != FO_OK:
+            raise MemoryError
+        self.by_rows = self.indices is not None
+        return 0
+
+    @cython.final
+    cdef void forget_rows(self) noexcept:
+        """Have no gradient of some rows; the next step tells the C plan."""
+        cdef Py_ssize_t i
+        self.indices = None
+        for i in range(self.n):
+            self.tensors[i].row_size = 0
 
     @cython.final
     cdef Py_ssize_t owned_under(

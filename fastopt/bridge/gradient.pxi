@@ -22,6 +22,17 @@ cdef int check_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
 
     Raise if the parameter's arithmetic would not have all its values, or its shape is another.
     """
+    cdef int storage = exact_storage(grad, param, name)
+    if not same_shape(grad, param):
+        raise ValueError(
+            f"{name}: shape {(<object>grad).shape} is not the parameter's {(<object>param).shape}"
+        )
+    return storage
+
+
+cdef int exact_storage(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
+    """Return how a gradient is stored; raise if the parameter's arithmetic lacks any of its values.
+    """
     cdef int storage = storage_of(grad)
     cdef fo_dtype arithmetic = arithmetic_of(storage_of(param))
     if not is_exact(storage, arithmetic):
@@ -29,10 +40,6 @@ cdef int check_unlike(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
             f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype} "
             "in native byte order, nor another floating-point type of which "
             f"{'float64' if arithmetic == FO_F64 else 'float32'} has all values"
-        )
-    if not same_shape(grad, param):
-        raise ValueError(
-            f"{name}: shape {(<object>grad).shape} is not the parameter's {(<object>param).shape}"
         )
     return storage
 

@@ -300,17 +300,41 @@ cdef class Plan(Binder):
         return 0
 
     cdef int _bind_anew(self, Py_ssize_t i, PyObject *grad, bint zero_grad) except -1:
+        cdef bint rows = self.indices is not None and self.indices[i] is not None
         cdef Py_ssize_t k
-        self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
+        if rows:
+            self._check_rows_allowed(i)
+            self.bind_rows(i, <object>grad, self.owned[i])
+        else:
+            self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
         if self.gradients[i].known:
             return 0
-        k = self.owned_under(i, grad, zero_grad)
+        k = self.owned_under(i, grad, zero_grad or rows)
         if k >= 0:
             own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
             raise ValueError(
                 f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a gradient "
                 "needs memory of its own"
             )
+        return 0
+
+    cdef int _check_rows_allowed(self, Py_ssize_t i) except -1:
+        """Raise if a gradient of some rows does not go with how the parameter is stepped."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef Py_ssize_t n_rows = max(1, cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0))
+        cdef int j
+        if self.args.accumulate > 1:
+            raise ValueError(
+                f"gradient of {self.names[i]}: some rows, with accumulate={self.args.accumulate}; "
+                "give one step the indices and values of all micro-batches instead, concatenated"
+            )
+        for j in range(len(self.rule.slots)):
+            if is_8bit(tensor.slot_dtype[j]) and tensor.size // n_rows % FO_SCALED != 0:
+                raise ValueError(
+                    f"gradient of {self.names[i]}: some rows, of {tensor.size // n_rows} elements "
+                    f"each, with state in 8 bits, of which {FO_SCALED} elements have a scale in "
+                    f"common; such rows need a multiple of {FO_SCALED} elements"
+                )
         return 0
 
     cdef int _check_gradients_apart(self) except -1:
@@ -531,6 +555,9 @@ cdef class Plan(Binder):
                 continue
             item = <object>grads[i]
             if item is not None and not isinstance(item, cnp.ndarray):
+                if self.take_rows(i, &grads[i], self.owned[i], zero_grad):
+                    self._check_alone(writing)
+                    continue
                 array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
                 self._check_alone(writing)
                 self.keep(&grads[i], <PyObject *>array)
@@ -552,6 +579,8 @@ cdef class Plan(Binder):
         self._bind(zero_grad)
         if zero_grad and not self.gradients_apart:
             self._check_gradients_apart()
+        if self.by_rows:
+            self.sort_rows()
 
         if self.from_jax:
             wait_for_jax(self.owned[:self.n])

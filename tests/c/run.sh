@@ -12,7 +12,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{api,bandwidth,gradient,machine,plan,region,rules,step,storage,team}.c)
+core=(src_c/{api,bandwidth,gradient,machine,plan,region,rows,rules,step,storage,team,update}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)

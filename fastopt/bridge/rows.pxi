@@ -1,0 +1,53 @@
+# Gradients of some rows of a parameter: from what is given of them to what the C plan is told.
+
+cdef object rows_of = None  # fastopt._rows's, once it was needed
+
+
+cdef given_rows(given):
+    """Return a gradient of some rows as `Rows`, or None. May run code of the gradient's type."""
+    global rows_of
+    if rows_of is None:
+        from fastopt._rows import rows_of as function
+
+        rows_of = function
+    return rows_of(given)
+
+
+cdef int check_rows(rows, cnp.ndarray values, cnp.ndarray param, str name) except -1:
+    """Raise unless values have the shape of so many of the parameter's rows."""
+    shape, values_shape = (<object>param).shape, (<object>values).shape
+    if cnp.PyArray_NDIM(param) == 0:
+        raise ValueError(f"{name}: a 0-d parameter has no rows")
+    if rows._shape is not None and rows._shape != shape:
+        raise ValueError(f"{name}: shape {rows._shape} is not the parameter's {shape}")
+    if values_shape != (len(rows.indices), *shape[1:]):
+        raise ValueError(
+            f"{name}: values of shape {values_shape}, not {(len(rows.indices), *shape[1:])}: for "
+            f"each of {len(rows.indices)} indices a row of the parameter's shape {shape}"
+        )
+    return 0
+
+
+cdef cnp.ndarray rows_as_param(cnp.ndarray values, cnp.ndarray param, str name, bint zero_grad):
+    """Return values of rows in the memory order of the parameter's; a copy if they are in another.
+    """
+    cdef int axes[64]
+    cdef int count = memory_order(param, axes), place
+    if cnp.PyArray_DIM(param, 0) > 1 and axes[0] != 0:
+        raise ValueError(
+            f"{name}: a gradient of some rows needs a parameter whose rows are each one stretch of "
+            f"memory, as in C order; this one has shape {(<object>param).shape} and strides "
+            f"{(<object>param).strides}"
+        )
+    order = [0] + [axes[place] for place in range(count) if axes[place] != 0]
+    ordered = values.transpose(
+        order + [axis for axis in range(cnp.PyArray_NDIM(param)) if axis not in order]
+    )
+    if cnp.PyArray_IS_C_CONTIGUOUS(ordered) or cnp.PyArray_SIZE(values) == 0:
+        return values
+    if zero_grad:
+        raise ValueError(
+            f"{name}: values of strides {(<object>values).strides} do not lie as the parameter's "
+            "rows do, and zero_grad=True asks to zero them; give numpy.ascontiguousarray(values)"
+        )
+    return ordered.copy()

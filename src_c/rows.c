@@ -1,0 +1,138 @@
+/* Sorts the rows of a gradient, so that one thread does all that concerns a row, once. */
+#include "rows.h"
+#include <stdlib.h>
+#include <string.h>
+
+#define MIN_FOR_RADIX 64
+#define MAX_DIGIT_BITS 12
+
+static bool make_room(fo_rows *rows, int64_t n)
+{
+    if (n <= rows->room)
+        return true;
+    fo_rows_free(rows);
+    rows->sorted = calloc((size_t)n, sizeof *rows->sorted);
+    rows->spare = calloc((size_t)n, sizeof *rows->spare);
+    rows->first = calloc((size_t)n + 1, sizeof *rows->first);
+    rows->room = rows->sorted && rows->spare && rows->first ? n : 0;
+    return rows->room > 0;
+}
+
+/* Stable, both of them. */
+static void sort_by_insertion(fo_row *rows, int64_t n)
+{
+    for (int64_t i = 1; i < n; i++) {
+        const fo_row moved = rows[i];
+        int64_t k = i;
+        for (; k > 0 && rows[k - 1].row > moved.row; k--)
+            rows[k] = rows[k - 1];
+        rows[k] = moved;
+    }
+}
+
+/* By digits, the last one first; each moves all to the other array. Returns where they end. */
+static fo_row *sort_by_radix(fo_row *from, fo_row *to, int64_t n, int64_t highest)
+{
+    int64_t counts[1 << MAX_DIGIT_BITS];
+    int bits = 1;
+    while (highest >> bits)
+        bits++;
+    const int digits = (bits + MAX_DIGIT_BITS - 1) / MAX_DIGIT_BITS;
+    const int width = (bits + digits - 1) / digits, mask = (1 << width) - 1;
+    for (int shift = 0; shift < bits; shift += width) {
+        memset(counts, 0, ((size_t)mask + 1) * sizeof *counts);
+        for (int64_t i = 0; i < n; i++)
+            counts[from[i].row >> shift & mask]++;
+        int64_t before = 0;
+        for (int digit = 0; digit <= mask; digit++) {
+            const int64_t count = counts[digit];
+            counts[digit] = before;
+            before += count;
+        }
+        for (int64_t i = 0; i < n; i++)
+            to[counts[from[i].row >> shift & mask]++] = from[i];
+        fo_row *const full = to;
+        to = from;
+        from = full;
+    }
+    return from;
+}
+
+static void find_distinct(fo_rows *rows)
+{
+    rows->n_distinct = 0;
+    for (int64_t i = 0; i < rows->n; i++)
+        if (i == 0 || rows->sorted[i].row != rows->sorted[i - 1].row)
+            rows->first[rows->n_distinct++] = i;
+    rows->first[rows->n_distinct] = rows->n;
+}
+
+static int64_t count_blocks(int64_t size) { return size / FO_BLOCK + (size % FO_BLOCK != 0); }
+
+/* Lists the blocks that rows reach; or, since all elements are averaged, all blocks. */
+static bool find_blocks(fo_rows *rows, const fo_tensor *tensor)
+{
+    const int64_t size = rows->row_size, all = count_blocks(tensor->size);
+    const int64_t each = size / FO_BLOCK + 2; /* a row reaches no more */
+    int64_t most = all / each < rows->n_distinct ? all : rows->n_distinct * each;
+    if (tensor->ema)
+        most = all;
+    if (most > rows->block_room) {
+        free(rows->blocks);
+        rows->blocks = calloc((size_t)most, sizeof *rows->blocks);
+        rows->block_room = rows->blocks ? most : 0;
+        if (!rows->blocks)
+            return false;
+    }
+    rows->n_blocks = 0;
+    int64_t next = 0; /* the first block that is not listed yet */
+    for (int64_t k = 0; k < rows->n_distinct; k++) {
+        const int64_t begin = fo_distinct_row(rows, k) * size, last = (begin + size - 1) / FO_BLOCK;
+        if (!tensor->ema && begin / FO_BLOCK > next)
+            next = begin / FO_BLOCK;
+        for (; next <= last; next++)
+            rows->blocks[rows->n_blocks++] = (fo_row_block){next, k};
+    }
+    for (; tensor->ema && next < all; next++)
+        rows->blocks[rows->n_blocks++] = (fo_row_block){next, rows->n_distinct};
+    return true;
+}
+
+fo_status fo_rows_sort(fo_rows *rows, const fo_tensor *tensor, int64_t *bad)
+{
+    const int64_t n = tensor->n_indices, n_rows = tensor->size / tensor->row_size;
+    bool sorted = true;
+    int64_t highest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = tensor->indices[i];
+        *bad = i;
+        if (row < 0 || row >= n_rows)
+            return FO_BAD_INDEX;
+        sorted = sorted && (i == 0 || tensor->indices[i - 1] <= row);
+        highest = row > highest ? row : highest;
+    }
+    if (!make_room(rows, n))
+        return FO_NO_MEMORY;
+    rows->row_size = tensor->row_size;
+    rows->n = n;
+    for (int64_t i = 0; i < n; i++)
+        rows->sorted[i] = (fo_row){tensor->indices[i], i};
+    if (!sorted && n < MIN_FOR_RADIX) {
+        sort_by_insertion(rows->sorted, n);
+    } else if (!sorted && sort_by_radix(rows->sorted, rows->spare, n, highest) != rows->sorted) {
+        fo_row *const spare = rows->sorted;
+        rows->sorted = rows->spare;
+        rows->spare = spare;
+    }
+    find_distinct(rows);
+    return find_blocks(rows, tensor) ? FO_OK : FO_NO_MEMORY;
+}
+
+void fo_rows_free(fo_rows *rows)
+{
+    free(rows->sorted);
+    free(rows->spare);
+    free(rows->first);
+    free(rows->blocks);
+    *rows = (fo_rows){0};
+}
