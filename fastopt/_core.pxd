@@ -55,6 +55,13 @@ cdef extern from "core.h" nogil:
     void fo_decode(fo_dtype dtype, int64_t n, float *to, const void *from_, const void *beside)
     void fo_encode(fo_dtype dtype, int64_t n, void *to, const float *from_, void *beside)
 
+    ctypedef struct fo_row_log:
+        int64_t n
+        int64_t current
+    bint fo_row_log_prepare(fo_row_log *log, int64_t n_rows)
+    void fo_row_log_clear(fo_row_log *log)
+    void fo_row_log_free(fo_row_log *log)
+
     ctypedef struct fo_tensor:
         void *param
         void *slot[FO_MAX_SLOTS]
@@ -69,6 +76,7 @@ cdef extern from "core.h" nogil:
         uint8_t slot_dtype "dtype.of.slot" [FO_MAX_SLOTS]
         uint8_t grad_dtype "dtype.of.grad"
         int32_t group
+        fo_row_log *log
         void *grad
         int32_t grad_ndim
         const Py_ssize_t *grad_shape
@@ -111,6 +119,8 @@ cdef extern from "core.h" nogil:
     double *fo_plan_hypers(fo_plan *plan, int32_t group)
     fo_status fo_plan_prepare(fo_plan *plan)
     fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at)
+    fo_status fo_plan_refresh(fo_plan *plan, int64_t i, const int64_t *indices, int64_t n_indices,
+                              const fo_step_args *args, int64_t *at)
     int64_t fo_plan_size(const fo_plan *plan)
     void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 

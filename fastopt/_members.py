@@ -94,6 +94,7 @@ class Members(NamedTuple):
     state: list[ParameterState]
     ema: list[Array] | None
     sums: list[Array] | None
+    logs: list[_core.RowLog] | None  # of steps that rows have missed
 
     @classmethod
     def none(cls, settings: Settings) -> Members:
@@ -111,6 +112,21 @@ class Members(NamedTuple):
             state=[],
             ema=None if settings.ema_decay is None else [],
             sums=None if settings.accumulate == 1 else [],
+            logs=[] if settings.rows == "exact" else None,
+        )
+
+    def number_of(self, param: Any) -> int:
+        """Return the number of a parameter: of the object that was given, its array, or its key."""
+        given = _given(self.groups)
+        for i, (one, array) in enumerate(zip(given, self.params, strict=True)):
+            if param is one or param is array:
+                return i
+        if isinstance(param, (str, int)) and param in self.keys:
+            return self.keys.index(param)
+        what = repr(param) if isinstance(param, (str, int)) else type(param).__name__
+        raise ValueError(
+            f"param: this optimizer has no such parameter: {what}; give one of those that it was "
+            "made for, or its name"
         )
 
     def group(self, i: int) -> dict[str, Any]:
@@ -165,6 +181,7 @@ def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) 
         ],
         stochastic=settings.stochastic_rounding,
         seed=settings.seed,
+        logs=members.logs,
     )
     return Bound(members, hypers, plan)
 
@@ -261,6 +278,7 @@ def extended(
         state=before.state + state,
         ema=_more(before.ema, copy_like, new_params, storage),
         sums=_more(before.sums, zeros_like, new_params, storage),
+        logs=None if before.logs is None else before.logs + [_core.RowLog() for _ in new_params],
     )
     return members, rows
 
@@ -395,7 +413,8 @@ def to_keep(members: Members) -> Kept:
             f"that of the copied model; {way_out}, or copy state_dict()"
         )
     orders = [None if p.flags.forc else memory_order(p) for p in members.params]
-    return Kept(members._replace(group_params=[], params=[], lent=None), orders)
+    logs = members.logs and []  # all rows are up to date in what is copied
+    return Kept(members._replace(group_params=[], params=[], lent=None, logs=logs), orders)
 
 
 def from_kept(kept: Kept) -> Members:
@@ -414,4 +433,5 @@ def from_kept(kept: Kept) -> Members:
         params=params,
         lent=_lenders(members.groups, params, None),
         state=state,
+        logs=None if members.logs is None else [_core.RowLog() for _ in params],
     )

@@ -47,13 +47,7 @@ class Rows:
     values: Any
 
     def __init__(self, indices: Any, values: Any) -> None:
-        numbers = np.asarray(indices)
-        if numbers.size == 0 and not isinstance(indices, np.ndarray):
-            numbers = numbers.astype(np.int64)  # an empty list is one of float64 to NumPy
-        if numbers.dtype.kind not in "iu":
-            raise TypeError(f"indices: expected integers, got dtype {numbers.dtype}")
-        if numbers.ndim != 1:
-            raise ValueError(f"indices: expected one axis, got shape {numbers.shape}")
+        numbers = row_numbers("indices", indices)
         shape = getattr(values, "shape", None)
         if shape is None:
             raise TypeError(
@@ -72,6 +66,18 @@ class Rows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Rows, (self.indices, self.values)
+
+
+def row_numbers(name: str, given: Any) -> Array:
+    """Return numbers of rows as an array of integers with one axis."""
+    numbers = np.asarray(given)
+    if numbers.size == 0 and not isinstance(given, np.ndarray):
+        numbers = numbers.astype(np.int64)  # an empty list is one of float64 to NumPy
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {numbers.dtype}")
+    if numbers.ndim != 1:
+        raise ValueError(f"{name}: expected one axis, got shape {numbers.shape}")
+    return numbers
 
 
 def rows_of(given: Any) -> Rows | None:

@@ -14,6 +14,7 @@ SEMANTICS = ("torch", "keras")
 NONFINITE = ("propagate", "skip", "raise")
 CLIPS = ("clip_value", "clip_norm", "global_clip_norm")
 STATE_DTYPES = ("float32", "bfloat16", "8bit")
+ROWS = ("lazy", "exact")
 
 
 class Options(TypedDict, total=False):
@@ -31,6 +32,7 @@ class Options(TypedDict, total=False):
     state_dtype: str | None
     stochastic_rounding: bool | None
     seed: int
+    rows: str
     num_threads: int | None
 
 
@@ -48,6 +50,7 @@ class Settings(NamedTuple):
     state_dtype: str | None
     stochastic_rounding: bool
     seed: int
+    rows: str
     num_threads: int | None
 
 
@@ -65,6 +68,7 @@ def checked_settings(
     state_dtype: str | None = None,
     stochastic_rounding: bool | None = None,
     seed: int = 0,
+    rows: str = "lazy",
     num_threads: int | None = None,
 ) -> Settings:
     """Check options, all but ``no_decay``, which is checked against the parameters."""
@@ -76,6 +80,11 @@ def checked_settings(
     }
     if len(clips) > 1:
         raise ValueError(f"at most one of {', '.join(CLIPS)} may be set, got {clips}")
+    if choice("rows", rows, ROWS) == "exact" and ema_decay is not None:
+        raise ValueError(
+            'rows="exact" with ema_decay: an average of rows that catch up later is not supported; '
+            'use rows="lazy"'
+        )
     ((clip, clip_limit),) = clips.items() or (("", 0.0),)
     return Settings(
         semantics,
@@ -89,6 +98,7 @@ def checked_settings(
         None if state_dtype is None else choice("state_dtype", state_dtype, STATE_DTYPES),
         stochastic_rounding is None or bool(flag("stochastic_rounding", stochastic_rounding)),
         seed_number("seed", seed),
+        rows,
         None if num_threads is None else checked_threads(num_threads, "num_threads"),
     )
 

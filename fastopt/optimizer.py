@@ -45,6 +45,7 @@ from fastopt._members import (
 )
 from fastopt._memory import Array
 from fastopt._options import flag, real
+from fastopt._rows import row_numbers
 from fastopt._settings import Options, checked_settings, refuse_unknown
 from fastopt._storage import initial_arrays, values_of, weights
 
@@ -147,7 +148,7 @@ class Optimizer:
         (dtype('uint8'), dtype('float32'))
         """
         with self._lock:
-            self._check_whole("decoded_state()")
+            self._bring_up_to_date("decoded_state()")
             members = self._members
             decoded = []
             for storage, param, state in zip(
@@ -424,12 +425,63 @@ class Optimizer:
                 raise ValueError(f"loss_scale is out of the range of {dtype}: got {loss_scale!r}")
         return scale
 
+    def refresh(self, param: Any = None, rows: Any = None) -> None:
+        """Bring rows up to date that have had no gradient, with ``rows="exact"``.
+
+        After it, parameter, state and counters have there the bits that a dense run would have:
+        one whose gradients are zero in all rows that :class:`Rows` leaves out. A model calls it for
+        the rows of a batch before it reads them. Without ``rows="exact"`` there is nothing to do.
+
+        Parameters
+        ----------
+        param : numpy.ndarray, str or int, optional
+            A parameter, as it was given to the optimizer, or its name (number). None: all.
+        rows : array_like of int, optional
+            Numbers of rows, as for :class:`Rows`. None: all.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such parameter or row; nothing is changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> table = np.ones((4, 2))
+        >>> opt = fastopt.SGD([table], lr=0.5, momentum=0.5, rows="exact")
+        >>> for batch in ([0, 1], [1, 2], [2, 3]):
+        ...     opt.refresh(table, batch)
+        ...     result = opt.step([fastopt.Rows(batch, np.ones((2, 2)))])
+        >>> table[:, 0]  # row 0 has taken one step of three
+        array([ 0.5  , -0.25 , -0.25 ,  0.5  ])
+        >>> opt.refresh()
+        >>> table[:, 0]
+        array([ 0.125, -0.625, -0.25 ,  0.5  ])
+        """
+        with self._lock:
+            self._forbid_reentry("refresh()")
+            self._check_whole("refresh()")
+            self._follow()
+            which = None if param is None else self._members.number_of(param)
+            if rows is not None:
+                if which is None:
+                    raise TypeError("rows: given, but not of which param; give both")
+                rows = row_numbers("rows", rows)
+            self._plan.refresh(which, rows)
+
+    def _catch_up(self) -> None:
+        """Have all rows take the steps that they have missed."""
+        if self._plan.behind:
+            self._plan.refresh(None, None)
+
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
         with self._lock:
             self._forbid_reentry("reset()")
             self._refresh()
             self._follow()
+            if not self._plan.torn:
+                self._catch_up()
             self._plan.check()
             members = self._members
             to: list[Array] = []
@@ -475,6 +527,9 @@ class Optimizer:
         if not self._evaluating_lr and not self._plan.busy:  # by which a copy may be asked for, too
             self._refresh(call=False)
             self._follow()
+        elif self._plan.busy and self._plan.behind:
+            raise RuntimeError(f"{what}: rows cannot catch up from within a step")
+        self._catch_up()
 
     def _as_dict(self, copy: Callable[[Array], Array]) -> dict[str, Any]:
         """Return a state dict with a copy of each array."""
@@ -522,6 +577,8 @@ class Optimizer:
                 checkpoint=checkpoint,
                 convert=convert,
             )
+            if not checkpoint and not self._plan.torn:  # for parameters stay
+                self._catch_up()
             now = then = self._bound
             slots = [
                 [slot for slot in self._rule.slots if storage.arrays(slot)[0] in loaded]

@@ -116,6 +116,9 @@ bool fo_rule_takes(const fo_rule *rule, int j, double value);
 /* Whether a step with these hyperparameters touches the slot. */
 bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot);
 
+/* Whether a step of this variant leaves all slots as they are where gradients are zero. */
+bool fo_rule_slots_stay(const fo_rule *rule, int variant);
+
 /* Whether the rule has to know of a slot if a step has written it yet. */
 bool fo_rule_slot_begins(const fo_rule *rule, int slot);
 
@@ -123,6 +126,34 @@ bool fo_rule_slot_begins(const fo_rule *rule, int slot);
  * in fewer bits. */
 bool fo_rule_slot_unsigned(const fo_rule *rule, int slot);
 bool fo_rule_slot_exact(const fo_rule *rule, int slot);
+
+/* ---- rows that miss steps --------------------------------------------------------------------- */
+
+/* A step in which rows without a gradient had one of zero, and which they have not taken yet. */
+typedef struct {
+    double consts[FO_MAX_CONSTS], gscale, gmax;
+    int64_t step;
+    int32_t variant;
+    bool rests; /* it leaves rows as they are whose slots are zeros */
+} fo_missed;
+
+#define FO_ROW_LOG 1024 /* steps that are remembered */
+
+/* The steps that rows of a tensor have missed: they are taken as soon as a row is needed, or before
+ * they would be forgotten. All are zeros at first. It does not depend on a plan. */
+typedef struct {
+    fo_missed *steps; /* the last ones, number j at j % FO_ROW_LOG */
+    uint16_t *taken;  /* of each row: how many it has taken, modulo 2^16 */
+    int64_t n_rows;
+    int64_t n;       /* steps so far */
+    int64_t current; /* steps that all rows have taken */
+    int64_t swept;   /* the row that is looked at next, so that none falls behind too far */
+} fo_row_log;
+
+/* Makes room for the rows of a tensor: false if there is no memory. */
+bool fo_row_log_prepare(fo_row_log *log, int64_t n_rows);
+void fo_row_log_clear(fo_row_log *log); /* no row has missed anything */
+void fo_row_log_free(fo_row_log *log);
 
 /* ---- plans ---------------------------------------------------------------------------------- */
 
@@ -135,6 +166,7 @@ typedef struct {
     int64_t size;             /* elements */
     fo_dtypes dtype;
     int32_t group;
+    fo_row_log *log; /* prepared; NULL: rows without a gradient do not take part in a step */
 
     /* bound at each step */
     void *grad; /* NULL: no gradient, the parameter is left out */
@@ -210,6 +242,12 @@ fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t 
  * tensors: to be called before it, and before the first one that has no such gradient again.
  * FO_BAD_INDEX: of the rows of tensor `*tensor`, number `*at` does not exist. FO_NO_MEMORY. */
 fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at);
+/* Has rows of tensor i take the steps that they have missed: those of these numbers, or all rows
+ * (NULL). A step does so itself for the rows that its gradient is of; before one with a gradient of
+ * all elements, all rows have to be up to date. FO_BAD_INDEX: number `*at` does not exist.
+ * FO_NO_MEMORY. */
+fo_status fo_plan_refresh(fo_plan *plan, int64_t i, const int64_t *indices, int64_t n_indices,
+                          const fo_step_args *args, int64_t *at);
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all pieces together */
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
 

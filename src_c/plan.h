@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "rows.h"
+#include "rule.h"
 #include "tuner.h"
 
 #include <string.h>
@@ -15,10 +16,13 @@ typedef struct {
     const double *consts;
     const fo_coding *coding;
     const fo_rows *rows; /* that the gradient is of; NULL: it is of all elements */
-    double gscale;
+    double gscale, gmax;
+    int64_t step; /* its number, from 1 */
     uint32_t item; /* bytes of an element, in the type that the rule computes in */
     uint8_t type;  /* that type */
     bool coded;    /* something is stored otherwise */
+    uint8_t variant;
+    uint8_t slots; /* that the variant touches */
 } tensor_work;
 
 /* A piece as passes go over it. */
@@ -32,7 +36,7 @@ typedef struct {
 /* What the tensors of a group have in common at a step. */
 typedef struct {
     fo_update *update[2]; /* by the type that it computes in */
-    int variant;
+    uint8_t variant, slots;
     bool maximize;
     const double *consts; /* computed last, and for what; NULL: not yet */
     int64_t step;
@@ -60,6 +64,16 @@ struct fo_plan {
     bool *block_finite; /* whether all its values are */
 };
 
+/* The slots that a variant touches. */
+static inline unsigned slots_of(const fo_rule *rule, int variant)
+{
+    unsigned slots = 0;
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (fo_slot_used(rule->slot_needs[j], variant))
+            slots |= FO_SLOT(j);
+    return slots;
+}
+
 /* The type that a tensor's rule computes in. (Most tensors have all in one such type.) */
 static inline fo_dtype arithmetic_of(const fo_tensor *t)
 {
@@ -72,6 +86,15 @@ static inline bool is_coded(const fo_tensor *t, fo_dtype type)
     fo_dtypes written = t->dtype;
     written.of.grad = (uint8_t)type;
     return t->dtype.all != 0 && written.all != fo_one_dtype(type).all;
+}
+
+/* Notes how a tensor is stored. */
+static inline void describe(const fo_tensor *t, tensor_work *w)
+{
+    const fo_dtype type = arithmetic_of(t);
+    w->item = type == FO_F32 ? sizeof(float) : sizeof(double);
+    w->type = (uint8_t)type;
+    w->coded = is_coded(t, type);
 }
 
 /* One step. */

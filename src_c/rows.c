@@ -8,13 +8,13 @@
 
 static bool make_room(fo_rows *rows, int64_t n)
 {
-    if (n <= rows->room)
+    if (n < rows->room)
         return true;
     fo_rows_free(rows);
-    rows->sorted = calloc((size_t)n, sizeof *rows->sorted);
-    rows->spare = calloc((size_t)n, sizeof *rows->spare);
+    rows->sorted = calloc((size_t)n + 1, sizeof *rows->sorted);
+    rows->spare = calloc((size_t)n + 1, sizeof *rows->spare);
     rows->first = calloc((size_t)n + 1, sizeof *rows->first);
-    rows->room = rows->sorted && rows->spare && rows->first ? n : 0;
+    rows->room = rows->sorted && rows->spare && rows->first ? n + 1 : 0;
     return rows->room > 0;
 }
 

@@ -23,7 +23,7 @@ typedef struct {
     int64_t *first;        /* of each distinct row, the first in `sorted`; n at the end */
     int64_t n_blocks;
     fo_row_block *blocks;
-    int64_t room, block_room; /* rows and blocks that there is memory for */
+    int64_t room, block_room; /* rows, less than this, and blocks that there is memory for */
 } fo_rows;
 
 /* Sorts the rows that a tensor's gradient is of. FO_BAD_INDEX: the one at `*bad` is none of the

@@ -39,8 +39,9 @@ enum { L2, KEEP, FO_COMMON_CONSTS };
 /* A rule lists its slots as X(name, needs): the variant bit that makes its loop touch the slot, or
  * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. BEGINS besides: the rule
  * has to know whether a step has written the slot yet. UNSIGNED: its values are never negative.
- * EXACT: it keeps float32 where other slots are stored in fewer bits, which would break it. */
-enum { ALWAYS = 1 << 30, BEGINS = 1 << 29, UNSIGNED = 1 << 28, EXACT = 1 << 27 };
+ * EXACT: it keeps float32 where other slots are stored in fewer bits, which would break it. STAYS: a
+ * gradient of zero leaves it as it is, and then the parameter, too, but for weight decay. */
+enum { ALWAYS = 1 << 30, BEGINS = 1 << 29, UNSIGNED = 1 << 28, EXACT = 1 << 27, STAYS = 1 << 26 };
 #define FO_NEEDS(name, needs) needs,
 
 FO_INLINE bool fo_slot_used(int needs, int variant) { return (needs & (variant | ALWAYS)) != 0; }

@@ -91,6 +91,14 @@ bool fo_rule_uses_slot(const fo_rule *rule, const double *hypers, int slot)
     return fo_slot_used(rule->slot_needs[slot], rule->variant(hypers));
 }
 
+bool fo_rule_slots_stay(const fo_rule *rule, int variant)
+{
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (fo_slot_used(rule->slot_needs[j], variant) && !(rule->slot_needs[j] & STAYS))
+            return false;
+    return true;
+}
+
 bool fo_rule_slot_begins(const fo_rule *rule, int slot)
 {
     return (rule->slot_needs[slot] & BEGINS) != 0;

@@ -3,9 +3,9 @@
  * Threads take contiguous ranges of the blocks' numbers. Where a norm or a look for non-finite
  * values is asked for, a pass that reads all gradients comes first, and one thread then decides. */
 #define _POSIX_C_SOURCE 199309L /* for fo_seconds */
+#include "missed.h"
 #include "plan.h"
 #include "platform.h"
-#include "rule.h"
 #include "team.h"
 #include "update.h"
 #include <math.h>
@@ -104,7 +104,8 @@ static int64_t assign_work(const fo_step *s)
         group_work *c = &plan->group_works[j];
         for (int type = 0; type < 2; type++)
             c->update[type] = s->table->update[type][plan->rule - fo_rules][variant];
-        c->variant = variant;
+        c->variant = (uint8_t)variant;
+        c->slots = (uint8_t)slots_of(plan->rule, variant);
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
         c->consts = NULL;
     }
@@ -126,13 +127,14 @@ static int64_t assign_work(const fo_step *s)
         }
         const double scale = unscale(s, t);
         tensor_work *w = &plan->tensor_works[i];
-        const fo_dtype type = arithmetic_of(t);
-        w->update = c->update[type];
+        describe(t, w);
+        w->update = c->update[w->type];
+        w->variant = c->variant;
+        w->slots = c->slots;
         w->consts = c->consts;
+        w->step = *t->step + 1;
         w->gscale = c->maximize ? -scale : scale;
-        w->item = type == FO_F32 ? sizeof(float) : sizeof(double);
-        w->type = (uint8_t)type;
-        w->coded = is_coded(t, type);
+        w->gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
     }
     return touched;
 }
@@ -182,13 +184,14 @@ static bool between_passes(void *step_)
 static void advance_counters(const fo_step *s)
 {
     fo_tensor *t = s->plan->tensors;
+    const tensor_work *w = s->plan->tensor_works;
     const bool add = s->args->add;
     const unsigned begins = s->plan->begins;
-    for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++) {
+    for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++, w++) {
         if (!has_gradient(s, t))
             continue;
         if (!add && begins)
-            t->fresh = (*t->step == 0 ? begins : t->fresh) & ~fo_used_slots(s, t);
+            t->fresh = (*t->step == 0 ? begins : t->fresh) & ~(unsigned)w->slots;
         if (!add)
             ++*t->step;
         if (t->sum)
@@ -223,7 +226,9 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
     result->threads = fo_share(&crew, plan->n_blocks, grain, &passes, &s);
     if (tuned)
         fo_tuner_learn(tuner, choice, result->threads, fo_seconds() - begin, (double)touched);
-    if (!result->skipped)
+    if (!result->skipped) {
         advance_counters(&s);
+        fo_log_missed(&s, &crew);
+    }
     fo_fpenv_leave(saved);
 }

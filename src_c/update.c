@@ -43,29 +43,18 @@ void fo_scan_block(const fo_step *s, const piece *p, int64_t block, int64_t offs
 
 /* Calls a loop: at first for what comes before a cache line, so that no vector of the parameter lies
  * in two cache lines; nor do those of the other arrays, if they begin at the same place in a line. */
-static void update(const tensor_work *w, int64_t n, char *param, const char *grad, void **slot,
-                   double gmax)
+static void update(const tensor_work *w, int64_t n, char *param, const char *grad, void **slot)
 {
     const size_t item = w->item;
     const int64_t head =
         n < MIN_TO_ALIGN ? 0 : (int64_t)((-(uintptr_t)param & (CACHE_LINE - 1)) / item);
     if (head > 0) {
-        w->update(head, param, grad, slot, w->consts, w->gscale, gmax);
+        w->update(head, param, grad, slot, w->consts, w->gscale, w->gmax);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             slot[j] = slot[j] ? (char *)slot[j] + (size_t)head * item : NULL;
     }
     w->update(n - head, param + (size_t)head * item, grad + (size_t)head * item, slot, w->consts,
-              w->gscale, gmax);
-}
-
-/* The slots that a tensor's update touches. */
-unsigned fo_used_slots(const fo_step *s, const fo_tensor *t)
-{
-    unsigned slots = 0;
-    for (int j = 0; j < FO_MAX_SLOTS; j++)
-        if (fo_slot_used(s->plan->rule->slot_needs[j], s->plan->group_works[t->group].variant))
-            slots |= FO_SLOT(j);
-    return slots;
+              w->gscale, w->gmax);
 }
 
 /* A tensor's arrays: 0 is the parameter, 1 + j is slot j. */
@@ -77,7 +66,7 @@ static array array_of(const fo_tensor *t, const fo_coding *coding, int number)
 }
 
 /* The loop that is made for what is stored as it is here, or NULL. */
-static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots)
+static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w)
 {
     static const uint8_t types[][3] = {
 #define FO_FUSED_TYPES(name, param, grad, state, unused)                                           \
@@ -89,12 +78,11 @@ static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, unsigned slots
     for (int k = 0; k < FO_FUSED_COUNT; k++) {
         bool same = t->dtype.of.param == types[k][0] && t->dtype.of.grad == types[k][1];
         for (int j = 0; j < FO_MAX_SLOTS && same; j++) {
-            if (slots & FO_SLOT(j))
+            if (w->slots & FO_SLOT(j))
                 same = t->dtype.of.slot[j] == (needs[j] & EXACT ? FO_F32 : types[k][2]);
         }
         if (same)
-            return s->table
-                ->fused[s->plan->rule - fo_rules][k][s->plan->group_works[t->group].variant];
+            return s->table->fused[s->plan->rule - fo_rules][k][w->variant];
     }
     return NULL;
 }
@@ -117,13 +105,13 @@ static int64_t before_line(const fo_tensor *t, const fo_coding *coding, unsigned
 
 /* Does what a loop made for it can, from `offset` on; returns how many elements that are. */
 static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                            int64_t offset, int64_t at, int64_t n, uint64_t key, unsigned slots,
-                            double gmax)
+                            int64_t offset, int64_t at, int64_t n, uint64_t key)
 {
+    const unsigned slots = w->slots;
     const fo_coding *coding = w->coding;
     const int64_t element = coding->first + offset, upper = element >> 32;
     const int64_t left = ((upper + 1) << 32) - element; /* that have the upper half in common */
-    fo_fused *const fused = find_fused(s, t, slots);
+    fo_fused *const fused = find_fused(s, t, w);
     fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
     if (!fused || element % 2 != 0)
         return 0;
@@ -147,7 +135,7 @@ static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_w
     const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
                             NULL};
     fused(n, stored, &grad, stochastic != 0, fo_key(key, upper), (uint32_t)element, w->consts,
-          w->gscale, gmax);
+          w->gscale, w->gmax);
     return n;
 }
 
@@ -168,19 +156,19 @@ FO_INLINE void fetch(const array *a, int64_t offset, int64_t n)
 /* The same where something is stored in another type than the rule computes in: stretches that fit
  * the first cache are decoded, updated and encoded again. Their gradient is from `at` on. */
 FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                           int64_t offset, int64_t at, int64_t n, double gmax)
+                           int64_t offset, int64_t at, int64_t n)
 {
     _Alignas(64) char buffers[2 + FO_MAX_SLOTS][FO_STRETCH * sizeof(double)];
     _Alignas(64) uint16_t random[1 + FO_MAX_SLOTS][FO_STRETCH];
     const fo_coding *coding = w->coding;
-    const unsigned slots = fo_used_slots(s, t);
+    const unsigned slots = w->slots;
     const array grads = {t->dtype.of.grad, t->grad, NULL};
     const int64_t end = offset + n;
     uint64_t key = fo_mix64(coding->seed + FO_GOLDEN);
-    key = fo_key(fo_key(key, *t->step + 1), coding->index);
+    key = fo_key(fo_key(key, w->step), coding->index);
 
     for (int64_t done = 1; done > 0; offset += done, at += done)
-        done = offset < end ? update_fused(s, t, w, offset, at, end - offset, key, slots, gmax) : 0;
+        done = offset < end ? update_fused(s, t, w, offset, at, end - offset, key) : 0;
     for (; offset < end; offset += FO_STRETCH, at += FO_STRETCH) {
         const int64_t m = end - offset < FO_STRETCH ? end - offset : FO_STRETCH;
         const int64_t left = t->size - offset - m, next = left < FO_STRETCH ? left : FO_STRETCH;
@@ -195,7 +183,7 @@ FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_wo
                 fetch(&a, offset + m, next);
             }
         }
-        w->update(m, elements[0], grad, elements + 1, w->consts, w->gscale, gmax);
+        w->update(m, elements[0], grad, elements + 1, w->consts, w->gscale, w->gmax);
         if (coding->stochastic)
             s->table->random(m, random, coding->stochastic, key, coding->first + offset);
         for (int j = 0; j <= FO_MAX_SLOTS; j++) {
@@ -231,9 +219,8 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, const fo_coding *cod
 static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                             int64_t offset, int64_t at, int64_t n, char *buffer)
 {
-    const double gmax = s->args->clip == FO_CLIP_VALUE ? s->args->clip_limit : INFINITY;
     if (w->coded) {
-        update_coded(s, t, w, offset, at, n, gmax);
+        update_coded(s, t, w, offset, at, n);
         return;
     }
     const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
@@ -241,7 +228,7 @@ static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_w
     void *slot[FO_MAX_SLOTS];
     for (int j = 0; j < FO_MAX_SLOTS; j++)
         slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
-    update(w, n, (char *)t->param + start, grad, slot, gmax);
+    update(w, n, (char *)t->param + start, grad, slot);
 }
 
 void fo_update_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
@@ -262,6 +249,54 @@ void fo_update_block(const fo_step *s, const piece *p, int64_t block, int64_t of
         average(s, t, w->coding, offset, n);
     if (t->grad && s->args->zero_grad)
         fo_zero_grad(t, at, n);
+}
+
+/* ---- steps that rows have missed --------------------------------------------------------------- */
+
+static const double zeros[FO_BLOCK]; /* their gradient, in either type */
+
+static bool is_zero(const array *a, int64_t offset, int64_t n)
+{
+    static const char none[FO_BLOCK * sizeof(double)];
+    const fo_storage *storage = &fo_storages[a->dtype];
+    const char *at = (const char *)a->data + (size_t)offset * storage->bytes;
+    return memcmp(at, none, (size_t)n * storage->bytes) == 0;
+}
+
+void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, int64_t row,
+                 int64_t begin, int64_t end)
+{
+    const fo_row_log *log = t->log;
+    const int64_t size = t->size / log->n_rows;
+    const uint16_t behind = (uint16_t)((uint16_t)log->n - log->taken[row]);
+    begin = begin > row * size ? begin : row * size;
+    end = end < (row + 1) * size ? end : (row + 1) * size;
+    if (behind == 0)
+        return;
+    tensor_work w = *now;
+    fo_tensor missed = *t;
+    missed.grad = (void *)zeros;
+    missed.grad_ndim = 0;
+    missed.dtype.of.grad = w.type;
+    bool at_zero = true; /* all slots, so far */
+    for (int j = 0; j < FO_MAX_SLOTS && at_zero; j++) {
+        const array a = array_of(t, w.coding, 1 + j);
+        at_zero = !a.data || is_zero(&a, begin, end - begin);
+    }
+    for (int64_t j = log->n - behind; j < log->n; j++) {
+        const fo_missed *m = &log->steps[j % FO_ROW_LOG];
+        if (at_zero && m->rests)
+            continue;
+        at_zero = false;
+        w.update = s->table->update[w.type][s->plan->rule - fo_rules][m->variant];
+        w.variant = (uint8_t)m->variant;
+        w.slots = (uint8_t)slots_of(s->plan->rule, m->variant);
+        w.consts = m->consts;
+        w.gscale = m->gscale;
+        w.gmax = m->gmax;
+        w.step = m->step;
+        update_elements(s, &missed, &w, begin, 0, end - begin, NULL);
+    }
 }
 
 /* ---- the rows of a block that have a gradient ------------------------------------------------- */
@@ -338,16 +373,15 @@ void fo_scan_rows(const fo_step *s, const piece *p, int64_t block, int64_t begin
 }
 
 /* Has the processor fetch a row, which it cannot foresee. */
-FO_INLINE void fetch_row(const fo_tensor *t, const fo_coding *coding, unsigned slots,
-                         const fo_rows *rows, int64_t k)
+FO_INLINE void fetch_row(const fo_tensor *t, const tensor_work *w, const fo_rows *rows, int64_t k)
 {
     const fo_row *given = &rows->sorted[rows->first[k]];
     const int64_t size = rows->row_size, n = size < MAX_FETCHED ? size : MAX_FETCHED;
     const array grads = {t->dtype.of.grad, t->grad, NULL};
     fetch(&grads, given->at * size, n);
     for (int j = 0; j <= FO_MAX_SLOTS; j++) {
-        const array a = array_of(t, coding, j);
-        if (j == 0 || slots & FO_SLOT(j - 1))
+        const array a = array_of(t, w->coding, j);
+        if (j == 0 || w->slots & FO_SLOT(j - 1))
             fetch(&a, given->row * size, n);
     }
 }
@@ -369,7 +403,6 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
     const fo_tensor *t = p->tensor;
     const tensor_work *w = p->work;
     const fo_rows *rows = w->rows;
-    const unsigned slots = fo_used_slots(s, t);
     fo_tensor summed = *t; /* whose gradient is in the buffer */
     summed.dtype.of.grad = w->type;
     (void)block;
@@ -377,8 +410,11 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
         r = find_run(rows, k, begin, end);
         for (int64_t ahead = k; ahead < r.next; ahead++)
             if (ahead + ROWS_AHEAD < rows->n_distinct)
-                fetch_row(t, w->coding, slots, rows, ahead + ROWS_AHEAD);
+                fetch_row(t, w, rows, ahead + ROWS_AHEAD);
         const int64_t n = r.end - r.begin;
+        if (t->log && !s->result->skipped)
+            for (int64_t j = k; j < r.next; j++)
+                fo_catch_up(s, t, w, fo_distinct_row(rows, j), r.begin, r.end);
         if (!s->result->skipped && rows->first[r.next] - rows->first[k] == r.next - k) {
             update_elements(s, t, w, r.begin, r.at, n, buffer);
         } else if (!s->result->skipped) {

@@ -16,7 +16,9 @@ typedef void fo_rows_pass(const fo_step *s, const piece *p, int64_t block, int64
 fo_block_pass fo_scan_block, fo_update_block;
 fo_rows_pass fo_scan_rows, fo_update_rows;
 
-/* The slots that a tensor's update touches. */
-unsigned fo_used_slots(const fo_step *s, const fo_tensor *t);
+/* Has a row take the steps that it has missed, in elements `begin` to `end` as far as they are its
+ * own. (What it has taken is noted once all of it has.) */
+void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t row,
+                 int64_t begin, int64_t end);
 
 #endif

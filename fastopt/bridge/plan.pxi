@@ -56,6 +56,9 @@ cdef class Plan(Binder):
         How many micro-batches have been summed, and which sums hold anything.
     fresh : sequence of tuple of str, optional
         For each parameter the slots, of ``rule.begins``, that no step has written yet.
+    logs : list of RowLog, optional
+        For each parameter what its rows have missed, where a gradient of some rows means one that
+        is zero in the others; without it, other rows do not take part in a step.
     lent : Lenders, optional
         What looks after parameters whose memory something else lends: ``of`` has the lenders by the
         parameters' numbers, ``in_place()`` tells whether all of it is where it was, and
@@ -74,6 +77,7 @@ cdef class Plan(Binder):
     cdef readonly tuple owners       # for each owned array, its parameter
     cdef object lent                 # None, or looks after parameters whose memory is lent
     cdef list watched                # which other owned arrays lie in memory that is lent; or None
+    cdef tuple logs                  # of rows that miss steps; or None
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef void *counter_descr         # NumPy's one for their type
     cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
@@ -90,6 +94,7 @@ cdef class Plan(Binder):
         double ema_decay, int num_threads, int64_t completed_steps,
         list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
         lent=None, list beside=None, bint stochastic=False, uint64_t seed=0, list indices=None,
+        list logs=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -111,7 +116,7 @@ cdef class Plan(Binder):
         self.lent = lent
         for name, given in (
             ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
-            ("sums", sums), ("beside", beside), ("indices", indices),
+            ("sums", sums), ("beside", beside), ("indices", indices), ("logs", logs),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
@@ -172,6 +177,10 @@ cdef class Plan(Binder):
                     beside is None or beside[i][1 + j] is None
                 ):
                     raise ValueError(f"state of {names[i]}: {rule.slots[j]} has no scales")
+        if logs is not None:
+            self.logs = tuple(logs)
+            for i in range(self.n):
+                self.tensors[i].log = &(<RowLog?>logs[i]).log
         if fo_plan_prepare(self.plan) != FO_OK:
             raise MemoryError
         self.watched = [
@@ -347,6 +356,76 @@ cdef class Plan(Binder):
             )
         return 0
 
+    # ---- rows that miss steps --------------------------------------------------------------------
+
+    cdef int _prepare_logs(self) except -1:
+        """Make room for what rows of this step's gradients are about to miss."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if self.tensors[i].row_size != 0 and not fo_row_log_prepare(
+                self.tensors[i].log, cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0)
+            ):
+                raise MemoryError
+        return 0
+
+    cdef void _catch_up(self) noexcept:
+        """Have all rows catch up of parameters whose gradient is of all elements."""
+        cdef fo_tensor *tensor = self.tensors
+        cdef int64_t at = 0
+        cdef Py_ssize_t i
+        self.args.max_threads = self.num_threads or fo_get_num_threads()
+        for i in range(self.n):
+            if tensor[i].grad != NULL and tensor[i].row_size == 0:
+                if tensor[i].log.n != tensor[i].log.current:
+                    fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
+
+    @property
+    def behind(self):
+        """Whether rows of any parameter may have missed a step."""
+        return self.logs is not None and any([log.pending for log in self.logs])
+
+    def refresh(self, which, rows):
+        """Have rows catch up: of one parameter or (None) all; those of these numbers, or (None) all.
+        """
+        cdef cnp.ndarray numbers
+        cdef const int64_t *indices = NULL
+        cdef int64_t n_indices = 0, at = 0
+        cdef fo_status status = FO_OK
+        cdef Py_ssize_t i
+        if self.logs is None:
+            return
+        self._begin_writing()
+        try:
+            self._read_lent()
+            self._read_owned()
+            if rows is not None:
+                numbers = np.array(rows, np.int64)
+                indices = <const int64_t *>cnp.PyArray_DATA(numbers)
+                n_indices = cnp.PyArray_SIZE(numbers)
+            self.args.max_threads = self.num_threads or fo_get_num_threads()
+            written = [
+                i for i in ([which] if which is not None else range(self.n))
+                if self.tensors[i].log.n != self.tensors[i].log.current
+            ]
+            after = None
+            if self.lent is not None:
+                after = version_counter([self.lent.of[i] for i in written if i in self.lent.of])
+            for i in written:
+                with nogil:
+                    status = fo_plan_refresh(self.plan, i, indices, n_indices, &self.args, &at)
+                if status == FO_BAD_INDEX:
+                    n_rows = cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0)
+                    raise ValueError(
+                        f"rows[{at}] is {rows[at]}, not the number of a row of {self.names[i]}: 0 "
+                        f"to {n_rows - 1}"
+                    )
+                if status != FO_OK:
+                    raise MemoryError
+            if after is not None:
+                after()
+        finally:
+            self.writing = 0
+
     # ---- the step --------------------------------------------------------------------------------
 
     def check(self):
@@ -454,6 +533,8 @@ cdef class Plan(Binder):
         self.writing = 1 + forks
         for k in range(n):  # from here on nothing can fail
             put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
+        for log in self.logs or ():
+            log.clear()
         self.completed_steps = completed_steps
         self._set_kept(accumulated_steps, flags, sets)
         done[0] = True
@@ -581,6 +662,8 @@ cdef class Plan(Binder):
             self._check_gradients_apart()
         if self.by_rows:
             self.sort_rows()
+        if self.logs is not None:
+            self._prepare_logs()
 
         if self.from_jax:
             wait_for_jax(self.owned[:self.n])
@@ -598,6 +681,8 @@ cdef class Plan(Binder):
         if zeroed is not None:
             after_zeroing = version_counter(zeroed)
         self._check_alone(writing)
+        if self.logs is not None:
+            self._catch_up()
         if not keeps_gil(self.plan):
             # Held twice: NumPy's resize() lets an array have one other owner.
             _held = [<object>grads[i] for i in range(self.n)]

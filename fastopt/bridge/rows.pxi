@@ -1,5 +1,26 @@
 # Gradients of some rows of a parameter: from what is given of them to what the C plan is told.
 
+@cython.final
+cdef class RowLog:
+    """The steps that rows of a parameter have missed; for one plan after the other over it."""
+
+    cdef fo_row_log log
+
+    def __cinit__(self):
+        memset(&self.log, 0, sizeof(self.log))
+
+    def __dealloc__(self):
+        fo_row_log_free(&self.log)
+
+    @property
+    def pending(self):
+        """Whether some rows may have missed a step."""
+        return self.log.n != self.log.current
+
+    def clear(self):
+        """Note that no row has missed anything."""
+        fo_row_log_clear(&self.log)
+
 cdef object rows_of = None  # fastopt._rows's, once it was needed
 
 

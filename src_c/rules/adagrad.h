@@ -10,7 +10,7 @@
     FO_COMMON_HYPERS(X, 1e-2)                                                                      \
     X(lr_decay, 0, 0, INFINITY)                                                                    \
     X(eps, 1e-10, 0, INFINITY)
-#define adagrad_slot_list(X) X(sum, ALWAYS | UNSIGNED)
+#define adagrad_slot_list(X) X(sum, ALWAYS | UNSIGNED | STAYS)
 enum { ADAGRAD_STEP = FO_COMMON_CONSTS, ADAGRAD_EPS_IN, ADAGRAD_EPS_OUT, adagrad_const_count };
 
 typedef struct {

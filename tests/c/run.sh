@@ -12,7 +12,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{api,bandwidth,gradient,machine,plan,region,rows,rules,step,storage,team,update}.c)
+core=(src_c/{api,bandwidth,gradient,machine,missed,plan,region,rows,rules,step,storage,team,update}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
@@ -238,7 +238,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({bandwidth,gradient,machine,plan,rules,step,team}.c tuner.h)
+    files=({bandwidth,gradient,machine,missed,plan,rules,step,team}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)
