@@ -67,6 +67,11 @@ class Adam(Optimizer):
         is True. It does not concern weights that have a master.
     seed : int, optional
         Random bits are a function of it, of the step, the parameter's number and the element's.
+    rows : {"lazy", "exact"}, optional
+        What a gradient of some rows (:class:`fastopt.Rows`) means for the other rows. "lazy": they
+        do not take part in the step. "exact": their gradient is zero, to the bit as in a dense run;
+        they take the steps that they have missed when they are next needed, and a model calls
+        :meth:`refresh` before it reads them. Not with ``ema_decay``.
     num_threads : int, optional
         Upper bound on the threads of a step. Results do not depend on it.
 
@@ -162,7 +167,7 @@ class AdamW(Adam):
         As for :class:`Adam`.
     nonfinite, ema_decay, accumulate, no_decay, master_weights, state_dtype
         As for :class:`Adam`.
-    stochastic_rounding, seed, num_threads
+    stochastic_rounding, seed, rows, num_threads
         As for :class:`Adam`.
     decoupled_weight_decay : bool, optional
         True; False makes it :class:`Adam` again.

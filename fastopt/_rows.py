@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastopt._memory import Array
+Array = NDArray[Any]
 
 
 class Rows:
@@ -45,6 +46,7 @@ class Rows:
 
     indices: Array
     values: Any
+    _shape: tuple[int, ...] | None  # of the parameter, where what was given says it
 
     def __init__(self, indices: Any, values: Any) -> None:
         numbers = row_numbers("indices", indices)
@@ -87,7 +89,7 @@ def rows_of(given: Any) -> Rows | None:
     of JAX, or a sparse matrix of SciPy.
     """
     kind = type(given)
-    if kind is Rows or isinstance(given, Rows):
+    if isinstance(given, Rows):
         return given
     if getattr(kind, "is_sparse", None) is not None:
         return _of_torch(given) if given.is_sparse else None

@@ -66,12 +66,13 @@ _any_number = check(*_ANY_NUMBER)
 
 
 class Storage(TypedDict, total=False):
-    """What every function takes, by name, for what is stored in fewer bits."""
+    """What every function takes, by name, for storage in fewer bits and gradients of rows."""
 
     master: Any
     stochastic_rounding: bool
     seed: int
     index: int | Sequence[int]
+    indices: Any
 
 
 def _checked_storage(
@@ -80,12 +81,14 @@ def _checked_storage(
     stochastic_rounding: bool = False,
     seed: int = 0,
     index: int | Sequence[int] = 0,
-) -> tuple[Any, bool, int, int | list[int]]:
+    indices: Any = None,
+) -> tuple[Any, bool, int, int | list[int], Any]:
     return (
         master,
         bool(flag("stochastic_rounding", stochastic_rounding)),
         seed_number("seed", seed),
         _numbers("index", 0, index),
+        indices,
     )
 
 
@@ -220,6 +223,10 @@ def sgd(
     index : int or list of int, optional
         The parameter's number, from 0; the first one's, from which the others count on; or a list
         with that of each.
+    indices : array_like of int, optional
+        The gradient is of these rows alone, as in :class:`fastopt.Rows`: a row for each number, in
+        any order, and the sum of those that have one number. Only these rows of the parameter and
+        of its state are read and written. For a list of parameters, a list; None is all rows.
 
     Raises
     ------
@@ -315,7 +322,7 @@ def adagrad(
         Add it under the root, :math:`\sqrt{s + \epsilon}`.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
         As for :func:`sgd`.
-    master, stochastic_rounding, seed, index
+    master, stochastic_rounding, seed, index, indices
         As for :func:`sgd`.
 
     Raises
@@ -406,7 +413,7 @@ def rmsprop(
         At least 0.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
         As for :func:`sgd`.
-    master, stochastic_rounding, seed, index
+    master, stochastic_rounding, seed, index, indices
         As for :func:`sgd`.
 
     Raises
@@ -496,7 +503,7 @@ def adam(
         False leaves the averages as they are; also for an `lr` that has been corrected already.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
         As for :func:`sgd`.
-    master, stochastic_rounding, seed, index
+    master, stochastic_rounding, seed, index, indices
         As for :func:`sgd`.
 
     Raises
@@ -595,7 +602,7 @@ def adamax(
         Add it to the divisor instead, :math:`u + \epsilon`, as Keras does.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
         As for :func:`sgd`.
-    master, stochastic_rounding, seed, index
+    master, stochastic_rounding, seed, index, indices
         As for :func:`sgd`.
 
     Raises

@@ -3,7 +3,7 @@
 #include "arrays.h"
 #include "core.h"
 #include "errors.h"
-#include <float.h>
+#include "options.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,34 +159,6 @@ static fo_status uses_state(const fo_optimizer *opt, int32_t group, const char *
     return status;
 }
 
-static fo_status check_options(const fo_options *o)
-{
-    const struct {
-        const char *name;
-        int32_t value, low, high;
-    } numbers[] = {
-        {"semantics", o->semantics, FO_TORCH, FO_KERAS},
-        {"clip", o->clip, FO_NO_CLIP, FO_GLOBAL_CLIP_NORM},
-        {"nonfinite", o->nonfinite, FO_PROPAGATE, FO_RAISE},
-        {"num_threads", o->num_threads, 0, FO_MAX_THREADS},
-        {"accumulate", o->accumulate, 0, INT32_MAX},
-    };
-    fo_status status = check_size("fo_options", o->size, sizeof *o);
-    for (size_t j = 0; j < sizeof numbers / sizeof *numbers && !status; j++)
-        status = check_between(numbers[j].name, numbers[j].value, numbers[j].low, numbers[j].high);
-    if (status)
-        return status;
-    if (o->clip != FO_NO_CLIP && !(o->clip_limit > 0))
-        return fail(FO_BAD_VALUE, "clip_limit must be above 0, got %g", o->clip_limit);
-    /* Its reciprocal has to be a float. */
-    if (o->loss_scale != 0 && !(o->loss_scale >= FLT_MIN && o->loss_scale <= 1 / FLT_MIN))
-        return fail(FO_BAD_VALUE, "loss_scale must be 0 (for 1) or between %g and %g, got %g",
-                    FLT_MIN, 1 / FLT_MIN, o->loss_scale);
-    if (!(o->ema_decay >= 0 && o->ema_decay <= 1))
-        return fail(FO_BAD_VALUE, "ema_decay must be between 0 and 1, got %g", o->ema_decay);
-    return FO_OK;
-}
-
 static fo_status set_options(fo_optimizer *opt, const fo_options *given)
 {
     static const fo_options defaults = {.size = sizeof defaults};
@@ -195,18 +167,7 @@ static fo_status set_options(fo_optimizer *opt, const fo_options *given)
         return null_pointer("opt");
     const fo_status status = check_options(o);
     if (!status)
-        opt->args = (fo_step_args){
-            .semantics = o->semantics,
-            .clip = o->clip,
-            .clip_limit = o->clip_limit,
-            .nonfinite = o->nonfinite,
-            .loss_scale = o->loss_scale != 0 ? o->loss_scale : 1,
-            .accumulate = o->accumulate != 0 ? o->accumulate : 1,
-            .ema_decay = o->ema_decay,
-            .ema_starts = o->ema_starts != 0,
-            .zero_grad = o->zero_grad != 0,
-            .max_threads = o->num_threads,
-        };
+        opt->args = step_args(o);
     return status;
 }
 
@@ -356,8 +317,12 @@ static fo_status set_grad(fo_optimizer *opt, int64_t i, const fo_array *grad)
         status = check_array("grad", grad, t->dtype.of.grad, NULL, t, GRAD);
     if (!status) {
         t->grad = grad ? grad->data : NULL;
-        if (grad)
+        t->row_size = grad ? grad->row_size : 0;
+        if (grad) {
             t->dtype.of.grad = (uint8_t)grad->dtype;
+            t->indices = grad->rows;
+            t->n_indices = grad->n_rows;
+        }
     }
     return status;
 }
@@ -441,7 +406,41 @@ static fo_status set_threading_layer(const char *name)
 
 static const char *get_threading_layer(void) { return fo_layer_name(fo_layer_active()); }
 
-static fo_status check_complete(const fo_optimizer *opt)
+/* Checks whether steps of a parameter go with a gradient of some rows. */
+static fo_status check_rows_allowed(const fo_optimizer *opt, int64_t i)
+{
+    const fo_tensor *t = &opt->tensors[i];
+    if (opt->args.accumulate > 1)
+        return fail(FO_UNSUPPORTED,
+                    "the gradient of parameter %lld is of some rows, which does not go with "
+                    "'accumulate'",
+                    (long long)i);
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (fo_storages[t->dtype.of.slot[j]].per != 0 && t->row_size % FO_SCALED != 0)
+            return fail(FO_UNSUPPORTED,
+                        "the gradient of parameter %lld is of some rows, of %lld elements: beside "
+                        "8-bit state a row must have a multiple of %d",
+                        (long long)i, (long long)t->row_size, FO_SCALED);
+    return FO_OK;
+}
+
+/* Sorts the rows that gradients are of, if there are any. */
+static fo_status take_rows(fo_optimizer *opt)
+{
+    int64_t i = 0, at = 0;
+    opt->prepared = false;
+    const fo_status status = fo_plan_take_rows(opt->plan, &i, &at);
+    const fo_tensor *t = &opt->tensors[i];
+    if (status == FO_BAD_INDEX)
+        return fail(FO_BAD_INDEX,
+                    "rows[%lld] of the gradient of parameter %lld must be between 0 and %lld, got "
+                    "%lld",
+                    (long long)at, (long long)i, (long long)(t->size / t->row_size) - 1,
+                    (long long)t->indices[at]);
+    return status ? fail(FO_NO_MEMORY, "out of memory") : FO_OK;
+}
+
+static fo_status check_complete(const fo_optimizer *opt, bool *by_rows)
 {
     const bool accumulates = opt->args.accumulate > 1;
     for (int64_t i = 0; i < opt->n_params; i++) {
@@ -454,11 +453,15 @@ static fo_status check_complete(const fo_optimizer *opt)
                         "the number of steps of parameter %lld must be >= 0 and < 2**63 - 1, got "
                         "%lld",
                         (long long)i, (long long)*t->step);
+        *by_rows = *by_rows || t->row_size != 0;
+        const fo_status fits = t->row_size != 0 ? check_rows_allowed(opt, i) : FO_OK;
+        if (fits)
+            return fits;
         if (accumulates && t->grad && !t->sum && t->size > 0)
             return fail(FO_INCOMPLETE, "parameter %lld lacks its sum", (long long)i);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if ((t->grad || t->has_sum) && !t->slot[j] && opt->needs[t->group] >> j & 1 &&
-                t->size > 0)
+            if ((t->grad || t->row_size || t->has_sum) && !t->slot[j] &&
+                opt->needs[t->group] >> j & 1 && t->size > 0)
                 return fail(FO_INCOMPLETE, "parameter %lld lacks its state '%s'", (long long)i,
                             opt->rule->slot_names[j]);
     }
@@ -471,13 +474,16 @@ static fo_status step(fo_optimizer *opt, fo_result *result)
     if (!opt)
         return null_pointer("opt");
     fo_status status = result ? check_size("fo_result", result->size, sizeof *result) : FO_OK;
+    bool by_rows = false;
     if (!status)
-        status = check_complete(opt);
+        status = check_complete(opt, &by_rows);
+    if (!status && by_rows)
+        status = take_rows(opt);
     if (status)
         return status;
-    if (!opt->prepared && fo_plan_prepare(opt->plan) != FO_OK)
+    if (!by_rows && !opt->prepared && fo_plan_prepare(opt->plan) != FO_OK)
         return fail(FO_NO_MEMORY, "out of memory");
-    opt->prepared = true;
+    opt->prepared = !by_rows;
 
     fo_step_args args = opt->args;
     if (args.max_threads == 0)

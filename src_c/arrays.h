@@ -65,10 +65,27 @@ static fo_status check_rounding(const char *name, const fo_array *a, int role)
     return fail(FO_UNSUPPORTED, "%s: 'rounding' must be 0 (FO_NEAREST): %s", name, why);
 }
 
+/* Checks a gradient of some rows; which they are, a step does. */
+static fo_status check_rows(const char *name, const fo_array *a, const fo_tensor *t)
+{
+    if (a->row_size < 0 || t->size % a->row_size != 0)
+        return fail(FO_BAD_VALUE,
+                    "%s: 'row_size' must be 0, or divide the parameter's size %lld, got %lld", name,
+                    (long long)t->size, (long long)a->row_size);
+    if (a->n_rows < 0)
+        return fail(FO_BAD_VALUE, "%s: 'n_rows' must be 0 or more, got %lld", name,
+                    (long long)a->n_rows);
+    if (a->n_rows > 0 && (!a->rows || !a->data))
+        return fail(FO_BAD_POINTER, "%s of %s must not be NULL: there are %lld rows",
+                    a->rows ? "data" : "rows", name, (long long)a->n_rows);
+    return FO_OK;
+}
+
 /* Checks what an array has beside its elements. */
 static fo_status check_fields(const char *name, const fo_array *a, const fo_tensor *t, int role)
 {
     static const char later[] = "this fastopt has no use for it";
+    static const char rows[] = "only a gradient of some rows has it, with 'row_size' above 0";
     const bool bits8 = fo_storages[a->dtype].per != 0;
     const bool bits16 = a->dtype == FO_BF16 || a->dtype == FO_F16;
     const struct {
@@ -78,9 +95,9 @@ static fo_status check_fields(const char *name, const fo_array *a, const fo_tens
         {"scales", "only 8-bit state has scales", a->scales && !bits8},
         {"master", "only a bfloat16 or float16 parameter has one",
          a->master && !(bits16 && role == PARAM)},
-        {"rows", later, a->rows != NULL},
-        {"n_rows", later, a->n_rows != 0},
-        {"row_size", later, a->row_size != 0},
+        {"rows", rows, a->rows && (role != GRAD || a->row_size == 0)},
+        {"n_rows", rows, a->n_rows != 0 && (role != GRAD || a->row_size == 0)},
+        {"row_size", rows, a->row_size != 0 && role != GRAD},
         {"seed", "the parameter's is used", a->seed != 0 && role != PARAM},
         {"reserved", later, (a->reserved[0] | a->reserved[1] | a->reserved[2]) != 0},
     };
@@ -92,7 +109,8 @@ static fo_status check_fields(const char *name, const fo_array *a, const fo_tens
         return fail(FO_BAD_POINTER,
                     "scales of %s must not be NULL: there is one for every %d 8-bit elements", name,
                     FO_SCALED);
-    return check_rounding(name, a, role);
+    const fo_status status = check_rounding(name, a, role);
+    return status || a->row_size == 0 ? status : check_rows(name, a, t);
 }
 
 /* Whether an array has nothing but elements. */

@@ -17,7 +17,7 @@ typedef struct {
     const fo_coding *coding;
     const fo_rows *rows; /* that the gradient is of; NULL: it is of all elements */
     double gscale, gmax;
-    int64_t step; /* its number, from 1 */
+    int64_t step;  /* its number, from 1 */
     uint32_t item; /* bytes of an element, in the type that the rule computes in */
     uint8_t type;  /* that type */
     bool coded;    /* something is stored otherwise */

@@ -15,12 +15,12 @@ typedef struct {
 } fo_row_block;
 
 typedef struct {
-    int64_t row_size;      /* elements */
-    int64_t n;             /* rows that are given */
-    int64_t n_distinct;    /* of which so many are distinct */
-    fo_row *sorted;        /* those that are given: by row, and of each row in the order given */
-    fo_row *spare;         /* as many, to sort with */
-    int64_t *first;        /* of each distinct row, the first in `sorted`; n at the end */
+    int64_t row_size;   /* elements */
+    int64_t n;          /* rows that are given */
+    int64_t n_distinct; /* of which so many are distinct */
+    fo_row *sorted;     /* those that are given: by row, and of each row in the order given */
+    fo_row *spare;      /* as many, to sort with */
+    int64_t *first;     /* of each distinct row, the first in `sorted`; n at the end */
     int64_t n_blocks;
     fo_row_block *blocks;
     int64_t room, block_room; /* rows, less than this, and blocks that there is memory for */

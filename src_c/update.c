@@ -303,8 +303,8 @@ void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, i
 
 /* Elements of one row; or of several that follow one another, in the parameter and as given. */
 typedef struct {
-    int64_t k, next;          /* distinct rows, from k on to before `next` */
-    int64_t begin, end, at;   /* elements, and where their gradient is given first */
+    int64_t k, next;        /* distinct rows, from k on to before `next` */
+    int64_t begin, end, at; /* elements, and where their gradient is given first */
 } run;
 
 /* Finds the run of row k within elements from `from` to `to`. */
@@ -361,7 +361,8 @@ void fo_scan_rows(const fo_step *s, const piece *p, int64_t block, int64_t begin
     const double scale = unscale(s, t);
     double sums[FO_LANES] = {0};
     bool finite = true;
-    for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end; k = r.next) {
+    for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end;
+         k = r.next) {
         r = find_run(rows, k, begin, end);
         const void *grad = run_grad(s, t, w, rows, &r, buffer);
         const int64_t n = r.end - r.begin;
@@ -406,7 +407,8 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
     fo_tensor summed = *t; /* whose gradient is in the buffer */
     summed.dtype.of.grad = w->type;
     (void)block;
-    for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end; k = r.next) {
+    for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end;
+         k = r.next) {
         r = find_run(rows, k, begin, end);
         for (int64_t ahead = k; ahead < r.next; ahead++)
             if (ahead + ROWS_AHEAD < rows->n_distinct)

@@ -41,6 +41,7 @@ COMMON = {
     "state_dtype": None,
     "stochastic_rounding": None,
     "seed": 0,
+    "rows": "lazy",
     "num_threads": None,
 }
 

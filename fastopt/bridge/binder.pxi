@@ -235,53 +235,59 @@ cdef class Binder:
         return 0
 
     @cython.final
-    cdef bint take_rows(
-        self, Py_ssize_t i, PyObject **item, cnp.ndarray param, bint zero_grad
-    ) except -1:
+    cdef bint take_rows(self, Py_ssize_t i, PyObject **item) except -1:
         """Take a gradient of some rows: keep its values, and note the rows; False: it is of none.
 
         Called before anything is read: it may run code of others.
         """
-        cdef cnp.ndarray values, ready
-        cdef str name = self.gradient_name(i)
-        given = <object>item[0]
-        rows = given_rows(given)
+        rows = given_rows(<object>item[0])
         if rows is None:
             return False
-        array = array_over(rows.values, name)
-        if not isinstance(array, cnp.ndarray):
-            raise TypeError(f"{name}: values: expected a numpy.ndarray, got {type(array).__name__}")
-        values = array
-        check_rows(rows, values, param, name)
-        ready = rows_as_param(values, param, name, zero_grad)
-        if zero_grad and not cnp.PyArray_ISWRITEABLE(ready):
-            raise ValueError(f"{name}: read-only, and zero_grad=True asks to zero it")
+        name = self.gradient_name(i)
+        values = array_over(rows.values, name)
+        if not isinstance(values, cnp.ndarray):
+            raise TypeError(
+                f"{name}: values: expected a numpy.ndarray, got {type(values).__name__}"
+            )
         if self.indices is None:
             self.indices = [None] * self.n
         # What C reads is a copy that nothing else changes, and stays until the step has ended.
         self.indices[i] = (np.array(rows.indices, np.int64), rows)
         self.by_rows = True
-        self.keep(item, <PyObject *>ready)
+        self.keep(item, <PyObject *>values)
         return True
 
     @cython.final
-    cdef int bind_rows(self, Py_ssize_t i, cnp.ndarray values, cnp.ndarray param) except -1:
+    cdef inline bint is_of_rows(self, Py_ssize_t i) noexcept:
+        return self.indices is not None and self.indices[i] is not None
+
+    @cython.final
+    cdef int bind_rows(
+        self, Py_ssize_t i, PyObject **item, cnp.ndarray param, bint zero_grad
+    ) except -1:
         """Check a gradient of some rows, but not whom it shares memory with; tell the C plan."""
         cdef fo_tensor *tensor = &self.tensors[i]
-        cdef cnp.ndarray numbers = <cnp.ndarray>self.indices[i][0]
         cdef Gradient *gradient = &self.gradients[i]
+        cdef cnp.ndarray values = <cnp.ndarray>item[0], numbers
+        cdef str name = self.gradient_name(i)
         cdef char *low
         cdef char *high
         gradient[0] = Gradient(NULL, NULL, False)
         tensor.row_size = 0
         self.gradients_apart = False
+        numbers, rows = self.indices[i]
         if not PyArray_CheckExact(values):
-            refuse_masked(values, self.gradient_name(i))
+            refuse_masked(values, name)
         if lender_of(<Borrowed *><PyObject *>values) != NULL:
-            refuse_moved(values, self.gradient_name(i))
-        tensor.grad_dtype = <uint8_t>exact_storage(values, param, self.gradient_name(i))
-        tensor.grad_ndim = 0
+            refuse_moved(values, name)
+        check_rows(rows, values, param, name)
+        tensor.grad_dtype = <uint8_t>exact_storage(values, param, name)
+        if zero_grad and not cnp.PyArray_ISWRITEABLE(values):
+            raise ValueError(f"{name}: read-only, and zero_grad=True asks to zero it")
+        values = rows_as_param(values, param, name, zero_grad)
+        self.keep(item, <PyObject *>values)
         tensor.grad = cnp.PyArray_BYTES(values)
+        tensor.grad_ndim = 0
         if tensor.size == 0:
             return 0
         if cnp.PyArray_SIZE(values) > 0:
@@ -290,6 +296,21 @@ cdef class Binder:
         tensor.row_size = tensor.size // cnp.PyArray_DIM(param, 0)
         tensor.n_indices = cnp.PyArray_SIZE(numbers)
         tensor.indices = <const int64_t *>cnp.PyArray_DATA(numbers)
+        self.check_scales_of_rows(i)
+        return 0
+
+    @cython.final
+    cdef int check_scales_of_rows(self, Py_ssize_t i) except -1:
+        """Raise if rows have state in 8 bits whose scales are shared with other rows."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        cdef int j
+        for j in range(FO_MAX_SLOTS):
+            if is_8bit(tensor.slot_dtype[j]) and tensor.row_size % FO_SCALED != 0:
+                raise ValueError(
+                    f"{self.gradient_name(i)}: some rows, of {tensor.row_size} elements each, with "
+                    f"state in 8 bits, of which {FO_SCALED} elements have a scale in common; such "
+                    f"rows need a multiple of {FO_SCALED} elements"
+                )
         return 0
 
     @cython.final
@@ -301,8 +322,8 @@ cdef class Binder:
             rows = self.indices[i][1]
             n_rows = self.tensors[i].size // self.tensors[i].row_size
             raise ValueError(
-                f"{self.gradient_name(i)}: indices[{at}] is {rows.indices[at]}, not the number of a "
-                f"row: 0 to {n_rows - 1}"
+                f"{self.gradient_name(i)}: indices[{at}] is {rows.indices[at]}, not the number of "
+                f"a row: 0 to {n_rows - 1}"
             )
         if status != FO_OK:
             raise MemoryError

@@ -41,8 +41,8 @@ cdef class FunctionalStep:
     options : tuple
         Functions of one value that return the number of a step, or that of each parameter's; a
         switch; a number of threads; and, from a dict of what was given of them, a master or list of
-        masters, whether to round at random, the seed, and a parameter's number or that of each; or
-        raise.
+        masters, whether to round at random, the seed, a parameter's number or that of each, and
+        what the rows are that gradients are of, or a list of that; or raise.
     unnumbered : int
         The number of a step for which the caller gives None; 0 if there has to be one.
     """
@@ -125,9 +125,9 @@ cdef class FunctionalStep:
                 named[k] = args[n_args + self.places[k]]
 
         step, out = <object>options[STEP], <object>options[WHERE_OUT]
-        master = index = None
+        master = index = indices = None
         if PyDict_GET_SIZE(options[STORAGE]) != 0:
-            master, stochastic, seed, index = self.options[3](<object>options[STORAGE])
+            master, stochastic, seed, index, indices = self.options[3](<object>options[STORAGE])
             wide = True
         if step is None and self.unnumbered != 0:
             number = self.unnumbered
@@ -151,6 +151,8 @@ cdef class FunctionalStep:
         params, grads = <object>args[0], <object>args[1]
         many = isinstance(params, (list, tuple))
         n = len(params) if many else 1
+        if indices is not None:
+            grads = as_rows(indices, grads, self.arguments[1], many, n)
         many_steps = type(step) is list
         if many_steps:
             self.check_list(step, "step", many, n)
@@ -167,9 +169,9 @@ cdef class FunctionalStep:
             or (wide and not workspace.wide)
         ):
             workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used, wide)
-        if not self.take(workspace, args, out, master, many, hypers):
+        if not self.take(workspace, args, grads, out, master, many, hypers):
             workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used, True)
-            self.take(workspace, args, out, master, many, hypers)
+            self.take(workspace, args, grads, out, master, many, hypers)
 
         workspace.from_jax = workspace.lenders is not None and any([
             is_from_jax(item) for place, _, item in workspace.lenders if place == workspace.grads
@@ -206,7 +208,7 @@ cdef class FunctionalStep:
         return 0
 
     cdef bint take(
-        self, Workspace workspace, PyObject **args, out, master, bint many, double *hypers
+        self, Workspace workspace, PyObject **args, grads, out, master, bint many, double *hypers
     ) except -1:
         """Take all arrays of a call; return False if the workspace has to be a wide one."""
         cdef int k, n_out = workspace.masters + (master is not None)
@@ -218,7 +220,7 @@ cdef class FunctionalStep:
                 if workspace.has_out:
                     workspace.take_none(workspace.out + k)
         workspace.take(0, <object>args[0])
-        workspace.take(workspace.grads, <object>args[1])
+        workspace.take(workspace.grads, grads)
         for k in range(1, workspace.masters):
             if args[workspace.argument[k]] == <PyObject *>None:
                 self.refuse_lack(workspace.argument[k] - 2, hypers)

@@ -191,7 +191,8 @@ cdef class Plan(Binder):
         self._read_owned()
         for k in range(self.n_groups):
             self.set_hypers(k, rows[k])
-        self._set_kept(accumulated_steps, self._as_flags(summed), self._as_fresh(fresh))
+        flags, sets = as_flags(summed, self.n), as_fresh(fresh, rule, self.n)
+        self._set_kept(accumulated_steps, flags, sets)
 
     # ---- the owned arrays ------------------------------------------------------------------------
 
@@ -309,11 +310,16 @@ cdef class Plan(Binder):
         return 0
 
     cdef int _bind_anew(self, Py_ssize_t i, PyObject *grad, bint zero_grad) except -1:
-        cdef bint rows = self.indices is not None and self.indices[i] is not None
+        cdef bint rows = self.is_of_rows(i)
         cdef Py_ssize_t k
         if rows:
-            self._check_rows_allowed(i)
-            self.bind_rows(i, <object>grad, self.owned[i])
+            if self.args.accumulate > 1:
+                raise ValueError(
+                    f"gradient of {self.names[i]}: some rows, with accumulate="
+                    f"{self.args.accumulate}; give one step the indices and values of all "
+                    "micro-batches instead, concatenated"
+                )
+            self.bind_rows(i, &self.items[i], self.owned[i], zero_grad)
         else:
             self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
         if self.gradients[i].known:
@@ -325,25 +331,6 @@ cdef class Plan(Binder):
                 f"gradient of {self.names[i]} overlaps {self._label(k)} in memory{own}; a gradient "
                 "needs memory of its own"
             )
-        return 0
-
-    cdef int _check_rows_allowed(self, Py_ssize_t i) except -1:
-        """Raise if a gradient of some rows does not go with how the parameter is stepped."""
-        cdef fo_tensor *tensor = &self.tensors[i]
-        cdef Py_ssize_t n_rows = max(1, cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0))
-        cdef int j
-        if self.args.accumulate > 1:
-            raise ValueError(
-                f"gradient of {self.names[i]}: some rows, with accumulate={self.args.accumulate}; "
-                "give one step the indices and values of all micro-batches instead, concatenated"
-            )
-        for j in range(len(self.rule.slots)):
-            if is_8bit(tensor.slot_dtype[j]) and tensor.size // n_rows % FO_SCALED != 0:
-                raise ValueError(
-                    f"gradient of {self.names[i]}: some rows, of {tensor.size // n_rows} elements "
-                    f"each, with state in 8 bits, of which {FO_SCALED} elements have a scale in "
-                    f"common; such rows need a multiple of {FO_SCALED} elements"
-                )
         return 0
 
     cdef int _check_gradients_apart(self) except -1:
@@ -385,8 +372,7 @@ cdef class Plan(Binder):
         return self.logs is not None and any([log.pending for log in self.logs])
 
     def refresh(self, which, rows):
-        """Have rows catch up: of one parameter or (None) all; those of these numbers, or (None) all.
-        """
+        """Have rows catch up: of one parameter or (None) all; of these numbers or (None) all."""
         cdef cnp.ndarray numbers
         cdef const int64_t *indices = NULL
         cdef int64_t n_indices = 0, at = 0
@@ -521,8 +507,8 @@ cdef class Plan(Binder):
             As for the constructor.
         """
         cdef Py_ssize_t k, n = len(to)
-        cdef list ready = list(values), flags = self._as_flags(summed)
-        cdef list sets = self._as_fresh(fresh)
+        cdef list ready = list(values), flags = as_flags(summed, self.n)
+        cdef list sets = as_fresh(fresh, self.rule, self.n)
         for k in range(n):
             value, array = values[k], to[k]
             if value.dtype != array.dtype or value.shape not in ((), array.shape):
@@ -539,28 +525,6 @@ cdef class Plan(Binder):
         self._set_kept(accumulated_steps, flags, sets)
         done[0] = True
         self.writing = 0
-
-    cdef list _as_flags(self, summed):
-        """Return which sums hold something, as ``True`` and ``False``; None: none does."""
-        cdef list flags = [False] * self.n
-        if summed is not None:
-            flags = []
-            for flag in summed:
-                flags.append(bool(flag))
-        if len(flags) != self.n:
-            raise ValueError(f"summed: expected {self.n}, one for each parameter")
-        return flags
-
-    cdef list _as_fresh(self, fresh):
-        """Return sets of slots as the C core has them; None: no slot is fresh."""
-        cdef list sets = [0] * self.n
-        if fresh is not None:
-            sets = [
-                sum([FO_SLOT(self.rule.slots.index(name)) for name in names]) for names in fresh
-            ]
-        if len(sets) != self.n:
-            raise ValueError(f"fresh: expected {self.n}, one for each parameter")
-        return sets
 
     cdef void _set_kept(self, int64_t accumulated_steps, list flags, list sets) noexcept:
         cdef Py_ssize_t i
@@ -636,7 +600,7 @@ cdef class Plan(Binder):
                 continue
             item = <object>grads[i]
             if item is not None and not isinstance(item, cnp.ndarray):
-                if self.take_rows(i, &grads[i], self.owned[i], zero_grad):
+                if self.take_rows(i, &grads[i]):
                     self._check_alone(writing)
                     continue
                 array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)

@@ -34,6 +34,20 @@ cdef given_rows(given):
     return rows_of(given)
 
 
+cdef as_rows(indices, grads, str name, bint many, Py_ssize_t n):
+    """Return gradients that are of rows of these numbers; of None, as they are."""
+    from fastopt._rows import Rows
+
+    if not many:
+        return Rows(indices, grads)
+    if not isinstance(indices, (list, tuple)) or len(indices) != n:
+        raise ValueError(f"indices: expected a list with an array, or None, for each of {n} {name}")
+    return [
+        grad if numbers is None or grad is None else Rows(numbers, grad)
+        for numbers, grad in zip(indices, grads, strict=True)
+    ]
+
+
 cdef int check_rows(rows, cnp.ndarray values, cnp.ndarray param, str name) except -1:
     """Raise unless values have the shape of so many of the parameter's rows."""
     shape, values_shape = (<object>param).shape, (<object>values).shape

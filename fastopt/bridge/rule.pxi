@@ -1,4 +1,5 @@
-# Rules: their hyperparameters and slots, as the C core lists them.
+# Rules: their hyperparameters and slots, as the C core lists them; and what a resumed run says of
+# its parameters.
 
 cdef tuple strings(const char *const *names):
     result = []
@@ -67,3 +68,25 @@ cdef class Rule:
 def rule_names():
     """Return the names of all rules."""
     return [fo_rules[i].name.decode() for i in range(fo_rule_count)]
+
+
+cdef list as_flags(summed, Py_ssize_t n):
+    """Return which of n sums hold something, as ``True`` and ``False``; None: none does."""
+    cdef list flags = [False] * n
+    if summed is not None:
+        flags = []
+        for flag in summed:
+            flags.append(bool(flag))
+    if len(flags) != n:
+        raise ValueError(f"summed: expected {n}, one for each parameter")
+    return flags
+
+
+cdef list as_fresh(fresh, Rule rule, Py_ssize_t n):
+    """Return n sets of slots as the C core has them; None: no slot is fresh."""
+    cdef list sets = [0] * n
+    if fresh is not None:
+        sets = [sum([FO_SLOT(rule.slots.index(name)) for name in names]) for names in fresh]
+    if len(sets) != n:
+        raise ValueError(f"fresh: expected {n}, one for each parameter")
+    return sets

@@ -159,6 +159,8 @@ cdef class Workspace(Binder):
         item = <object>items[i]
         if item is None or isinstance(item, cnp.ndarray):
             return True
+        if place == self.grads and self.take_rows(i, &items[i]):
+            return True
         array = array_over(item, self.item_name(place, i))
         self.lenders = self.lenders or []
         self.lenders.append((place, i, item))
@@ -188,7 +190,10 @@ cdef class Workspace(Binder):
                     self.bind_owned(k, i, <object>item)
                     changed |= k == 0  # then all else has to be like the new one
                 layout += 1
-            if not self.bound_before(i, grads[i], zero_grad, grad_must_not_alias):
+            if self.is_of_rows(i):
+                self.bind_rows(i, &grads[i], <object>params[i], zero_grad)
+                all_known = False
+            elif not self.bound_before(i, grads[i], zero_grad, grad_must_not_alias):
                 if grads[i] != <PyObject *>None and not PyArray_Check(grads[i]):
                     array = as_gradient(
                         <object>grads[i], <object>params[i], self.gradient_name(i), zero_grad
@@ -214,7 +219,10 @@ cdef class Workspace(Binder):
             all_known = False
         if not all_known:
             self.check_gradients_apart(grad_must_not_alias)
-        if not self.prepared:
+        if self.by_rows:
+            self.prepared = False
+            self.sort_rows()
+        elif not self.prepared:
             if fo_plan_prepare(self.plan) != FO_OK:
                 raise MemoryError
             self.prepared = True
@@ -348,7 +356,9 @@ cdef class Workspace(Binder):
         for i in range(self.n):
             if self.gradients[i].known:
                 continue
-            k = self.owned_under(i, self.list_of(self.grads)[i], grad_must_not_alias)
+            k = self.owned_under(
+                i, self.list_of(self.grads)[i], grad_must_not_alias or self.is_of_rows(i)
+            )
             if k >= 0:
                 raise ValueError(
                     f"{self.gradient_name(i)} overlaps {self.owned_name(k)} in memory; a gradient "

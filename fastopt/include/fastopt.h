@@ -82,6 +82,11 @@ enum { FO_PROPAGATE = 0, FO_SKIP = 1, FO_RAISE = 2 };
  * the parameter loses nothing; others may write to it, and steps go on from there. Without a master
  * (NULL), each step rounds the parameter.
  *
+ * `rows` is for a gradient that is zero but in some rows, as an embedding table's: stretches of row_size
+ * elements, of which `data` has n_rows, in any order; those of one number are added up in the order
+ * given. Elements that are in none of them do not take part in the step, and their state stays as it
+ * is. A step reads the numbers, and fails with FO_BAD_INDEX if there is no such row.
+ *
  * `rounding` is for a parameter of 16 bits without a master, and for state of 16 or 8 bits. `seed` is
  * the parameter's; with the parameter's number i, the number of its step and the number of the
  * element, it determines the random bits. */
@@ -91,9 +96,9 @@ typedef struct {
     void *data;     /* as many as the parameter has */
     void *scales;   /* of 8-bit state: uint8_t, one for every 64 elements and one for the rest */
     void *master;   /* of a parameter of 16 bits, or NULL */
-    const int64_t *rows;  /* reserved, for gradients of some rows: which rows, */
-    int64_t n_rows;       /* how many */
-    int64_t row_size;     /* and elements of each */
+    const int64_t *rows;  /* of a gradient of some rows: which they are, */
+    int64_t n_rows;       /* how many, */
+    int64_t row_size;     /* and elements of each; 0: the gradient is of all elements */
     uint64_t seed;        /* of a parameter, for all its arrays that are rounded at random */
     fo_rounding rounding; /* of a parameter or state, when a step stores it */
     int32_t reserved[3];
@@ -182,7 +187,8 @@ typedef struct {
     fo_status (*set_accumulated)(fo_optimizer *opt, int32_t steps);
 
     /* Updates everything or, if it fails or skips, nothing. `result` may be NULL. It takes no memory
-     * from the heap but in the first step after set_param. */
+     * from the heap but in the first step after set_param, and where gradients are of some rows, for
+     * more of these than before. */
     fo_status (*step)(fo_optimizer *opt, fo_result *result);
 
     /* The most threads that a step of the process may use: 1 in a program, until it says otherwise;

@@ -100,6 +100,7 @@ def test_every_option_is_accepted_by_every_class(cls):
         "ema_decay": 1,
         "accumulate": np.int64(2),
         "no_decay": lambda key, array: array.ndim < 2,
+        "rows": "exact",
         "num_threads": np.int64(1),
         "lr": 0,
         "weight_decay": 3,
