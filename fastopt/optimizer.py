@@ -453,7 +453,7 @@ class Optimizer:
         ...     opt.refresh(table, batch)
         ...     result = opt.step([fastopt.Rows(batch, np.ones((2, 2)))])
         >>> table[:, 0]  # row 0 has taken one step of three
-        array([ 0.5  , -0.25 , -0.25 ,  0.5  ])
+        array([ 0.5 , -0.25, -0.25,  0.5 ])
         >>> opt.refresh()
         >>> table[:, 0]
         array([ 0.125, -0.625, -0.25 ,  0.5  ])

@@ -316,17 +316,18 @@ cdef class Binder:
     @cython.final
     cdef int sort_rows(self) except -1:
         """Have the C plan go over the rows that the gradients of this step are of."""
-        cdef int64_t i = 0, at = 0
+        cdef int64_t i = 0, at = 0, n_rows
         cdef fo_status status = fo_plan_take_rows(self.plan, &i, &at)
         if status == FO_BAD_INDEX:
-            rows = self.indices[i][1]
-            n_rows = self.tensors[i].size // self.tensors[i].row_size
-            raise ValueError(
-                f"{self.gradient_name(i)}: indices[{at}] is {rows.indices[at]}, not the number of "
-                f"a row: 0 to {n_rows - 1}"
-            )
+            which = f"{self.gradient_name(i)}: indices[{at}]"
+            refuse_row(which, self.indices[i][1].indices[at], self.owned_array(i * self.spacing))
         if status != FO_OK:
             raise MemoryError
+        for i in range(self.n):
+            if self.tensors[i].log != NULL and self.tensors[i].row_size != 0:
+                n_rows = self.tensors[i].size // self.tensors[i].row_size
+                if not fo_row_log_prepare(self.tensors[i].log, n_rows):
+                    raise MemoryError
         self.by_rows = self.indices is not None
         return 0
 

@@ -345,16 +345,6 @@ cdef class Plan(Binder):
 
     # ---- rows that miss steps --------------------------------------------------------------------
 
-    cdef int _prepare_logs(self) except -1:
-        """Make room for what rows of this step's gradients are about to miss."""
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            if self.tensors[i].row_size != 0 and not fo_row_log_prepare(
-                self.tensors[i].log, cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0)
-            ):
-                raise MemoryError
-        return 0
-
     cdef void _catch_up(self) noexcept:
         """Have all rows catch up of parameters whose gradient is of all elements."""
         cdef fo_tensor *tensor = self.tensors
@@ -400,11 +390,7 @@ cdef class Plan(Binder):
                 with nogil:
                     status = fo_plan_refresh(self.plan, i, indices, n_indices, &self.args, &at)
                 if status == FO_BAD_INDEX:
-                    n_rows = cnp.PyArray_DIM(<cnp.ndarray>self.owned[i], 0)
-                    raise ValueError(
-                        f"rows[{at}] is {rows[at]}, not the number of a row of {self.names[i]}: 0 "
-                        f"to {n_rows - 1}"
-                    )
+                    refuse_row(f"rows[{at}]", rows[at], self.owned[i], f" of {self.names[i]}")
                 if status != FO_OK:
                     raise MemoryError
             if after is not None:
@@ -626,8 +612,6 @@ cdef class Plan(Binder):
             self._check_gradients_apart()
         if self.by_rows:
             self.sort_rows()
-        if self.logs is not None:
-            self._prepare_logs()
 
         if self.from_jax:
             wait_for_jax(self.owned[:self.n])

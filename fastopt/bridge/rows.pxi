@@ -86,3 +86,10 @@ cdef cnp.ndarray rows_as_param(cnp.ndarray values, cnp.ndarray param, str name, 
             "rows do, and zero_grad=True asks to zero them; give numpy.ascontiguousarray(values)"
         )
     return ordered.copy()
+
+
+cdef int refuse_row(str which, number, cnp.ndarray param, str whose="") except -1:
+    raise ValueError(
+        f"{which} is {number}, not the number of a row{whose}: 0 to "
+        f"{cnp.PyArray_DIM(param, 0) - 1}"
+    )
