@@ -204,6 +204,8 @@ void fo_log_missed(const fo_step *s, const fo_crew *crew)
             continue;
         const int64_t before = t->log->n;
         log_step(s, t, w);
+        if (t->log->n == t->log->current)
+            continue; /* no row has missed anything */
         for (int64_t k = 0; k < w->rows->n_distinct; k++)
             t->log->taken[fo_distinct_row(w->rows, k)] = (uint16_t)t->log->n;
         if (t->log->n != before)

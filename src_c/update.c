@@ -263,6 +263,44 @@ static bool is_zero(const array *a, int64_t offset, int64_t n)
     return memcmp(at, none, (size_t)n * storage->bytes) == 0;
 }
 
+/* Takes the steps from number j on, in n elements. */
+static void take_missed(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t j,
+                        int64_t begin, int64_t n)
+{
+    fo_update *const *const updates = s->table->update[w->type][s->plan->rule - fo_rules];
+    const size_t start = (size_t)begin * w->item;
+    void *slot[FO_MAX_SLOTS];
+    for (int k = 0; k < FO_MAX_SLOTS; k++)
+        slot[k] = t->slot[k] ? (char *)t->slot[k] + start : NULL;
+    for (; j < t->log->n; j++) {
+        const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
+        updates[m->variant](n, (char *)t->param + start, zeros, slot, m->consts, m->gscale,
+                            m->gmax);
+    }
+}
+
+/* The same where something is stored in another type: it is stored again after each step. */
+FO_APART void take_missed_coded(const fo_step *s, const fo_tensor *t, const tensor_work *now,
+                                int64_t j, int64_t begin, int64_t n)
+{
+    tensor_work w = *now;
+    fo_tensor missed = *t;
+    missed.grad = (void *)zeros;
+    missed.grad_ndim = 0;
+    missed.dtype.of.grad = w.type;
+    for (; j < t->log->n; j++) {
+        const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
+        w.update = s->table->update[w.type][s->plan->rule - fo_rules][m->variant];
+        w.variant = (uint8_t)m->variant;
+        w.slots = (uint8_t)slots_of(s->plan->rule, m->variant);
+        w.consts = m->consts;
+        w.gscale = m->gscale;
+        w.gmax = m->gmax;
+        w.step = m->step;
+        update_coded(s, &missed, &w, begin, 0, n);
+    }
+}
+
 void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, int64_t row,
                  int64_t begin, int64_t end)
 {
@@ -273,30 +311,19 @@ void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, i
     end = end < (row + 1) * size ? end : (row + 1) * size;
     if (behind == 0)
         return;
-    tensor_work w = *now;
-    fo_tensor missed = *t;
-    missed.grad = (void *)zeros;
-    missed.grad_ndim = 0;
-    missed.dtype.of.grad = w.type;
+    const int64_t n = end - begin;
     bool at_zero = true; /* all slots, so far */
     for (int j = 0; j < FO_MAX_SLOTS && at_zero; j++) {
-        const array a = array_of(t, w.coding, 1 + j);
-        at_zero = !a.data || is_zero(&a, begin, end - begin);
+        const array a = array_of(t, now->coding, 1 + j);
+        at_zero = !a.data || is_zero(&a, begin, n);
     }
-    for (int64_t j = log->n - behind; j < log->n; j++) {
-        const fo_missed *m = &log->steps[j % FO_ROW_LOG];
-        if (at_zero && m->rests)
-            continue;
-        at_zero = false;
-        w.update = s->table->update[w.type][s->plan->rule - fo_rules][m->variant];
-        w.variant = (uint8_t)m->variant;
-        w.slots = (uint8_t)slots_of(s->plan->rule, m->variant);
-        w.consts = m->consts;
-        w.gscale = m->gscale;
-        w.gmax = m->gmax;
-        w.step = m->step;
-        update_elements(s, &missed, &w, begin, 0, end - begin, NULL);
-    }
+    int64_t j = log->n - behind;
+    while (j < log->n && at_zero && log->steps[j % FO_ROW_LOG].rests)
+        j++;
+    if (now->coded)
+        take_missed_coded(s, t, now, j, begin, n);
+    else
+        take_missed(s, t, now, j, begin, n);
 }
 
 /* ---- the rows of a block that have a gradient ------------------------------------------------- */
@@ -414,7 +441,7 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
             if (ahead + ROWS_AHEAD < rows->n_distinct)
                 fetch_row(t, w, rows, ahead + ROWS_AHEAD);
         const int64_t n = r.end - r.begin;
-        if (t->log && !s->result->skipped)
+        if (t->log && t->log->n != t->log->current && !s->result->skipped)
             for (int64_t j = k; j < r.next; j++)
                 fo_catch_up(s, t, w, fo_distinct_row(rows, j), r.begin, r.end);
         if (!s->result->skipped && rows->first[r.next] - rows->first[k] == r.next - k) {
