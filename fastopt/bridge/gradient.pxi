@@ -38,8 +38,9 @@ cdef int exact_storage(cnp.ndarray grad, cnp.ndarray param, str name) except -1:
     if not is_exact(storage, arithmetic):
         raise TypeError(
             f"{name}: dtype {grad.dtype} ({grad.dtype.str}) is not the parameter's {param.dtype} "
-            "in native byte order, nor another floating-point type of which "
-            f"{'float64' if arithmetic == FO_F64 else 'float32'} has all values"
+            "in native byte order, nor another type of which "
+            f"{'float64' if arithmetic == FO_F64 else 'float32'} has all values: float32, bfloat16 "
+            "or float16"
         )
     return storage
 
