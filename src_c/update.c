@@ -10,7 +10,7 @@
 #define CACHE_LINE 64    /* bytes */
 #define MIN_TO_ALIGN 256 /* elements */
 #define MAX_FETCHED 256  /* elements of a row, of each array; the processor foresees the others */
-#define ROWS_AHEAD 2
+#define ROWS_AHEAD 4
 
 /* ---- all elements of a block ----------------------------------------------------------------- */
 
