@@ -24,7 +24,17 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from rows_contenders import SLOTS, Dense, Memory, check, check_formulas, contenders
+from rows_contenders import (
+    SLOTS,
+    Dense,
+    Exact,
+    Fastopt,
+    Memory,
+    check,
+    check_exact,
+    check_formulas,
+    contenders,
+)
 
 import fastopt
 from fastopt.bench.measure import Interleaved
@@ -55,6 +65,9 @@ def default_cases():
         yield Case("Adam", rows, 64, "uniform", lookups, "size")
     for rule, skew in itertools.product(SLOTS, SKEWS):
         yield Case(rule, 200_000, 64, skew, 1024, "rules")
+        yield Case(rule, 200_000, 64, skew, 1024, "exact")  # rows come again after 195 steps
+    for rule in SLOTS:
+        yield Case(rule, 10**4, 64, "uniform", 1024, "exact")  # after 10
 
 
 def all_cases():
@@ -74,19 +87,25 @@ def available():
 def measure(memory, case, threads, seconds):
     """Return the median seconds of each contender's step, and the rows that a batch touches."""
     rng = np.random.default_rng(1)
-    batches = memory.batches(case.lookups, case.skew, rng)
+    exact = case.series == "exact"
+    batches = memory.batches(case.lookups, case.skew, rng, least=Exact.WARM_STEPS if exact else 4)
     found, _ = contenders(case.rule)
-    if case.series == "size" and case.rows < 10**7:
+    if exact:
+        found = {"fastopt": Fastopt, "exact": Exact}
+    if exact or (case.series == "size" and case.rows < 10**7):
         found["dense"] = Dense
     subjects = {}
     for name, kind in found.items():
         subjects[name] = subject = kind(memory, threads)
         subject.take(batches, itertools.count())
-        if name != "dense":
+        if name not in ("exact", "dense"):
             check(name, subject, batches[:2])
     turns = itertools.cycle(range(len(batches)))  # of all: nobody finds rows that another fetched
     for subject in subjects.values():
         subject.turns = turns
+    if exact:
+        subjects["exact"].turns = itertools.cycle(range(len(batches)))
+        subjects["exact"].train()
     subjects["fastopt"].begin()
     warm = Interleaved({"fastopt": subjects["fastopt"]}, settle_s=0)
     for _ in range(warm.rounds(WARM_STEPS_S, 2, 20)):
@@ -106,6 +125,7 @@ def run(cases, counts, seconds):
         for threads in counts:
             if (rule, width, threads) not in checked:
                 check_formulas(rule, width, threads)
+                check_exact(rule, width, threads)
                 checked.add((rule, width, threads))
         needed, free = Memory.bytes(rule, rows, width), available()
         if free is not None and needed + RESERVE > free:
@@ -120,7 +140,7 @@ def run(cases, counts, seconds):
         del memory
 
 
-NAMES = ("limit", "fastopt", "numba", "torch", "numpy", "dense")
+NAMES = ("limit", "fastopt", "numba", "torch", "numpy", "exact", "dense")
 TITLES = {
     "limit": "limit: the same rows\nread and written",
     "fastopt": "fastopt, Rows",
@@ -133,14 +153,20 @@ OTHER_STYLES = {
     "limit": {"color": "0.7", "marker": "_", "linewidth": 5, "zorder": 1},
     "dense": {"color": "#D55E00", "marker": "o", "linestyle": "dotted"},
 }
-RATIOS = ("numba/f", "torch/f", "numpy/f")
-LINE = "{:8} {:>9} {:>6} {:>8} {:>8} {:>8} {:>3}" + " {:>9}" * len(NAMES) + "{:>8}" * 4
+RATIOS = (
+    ("fastopt", "limit"),
+    ("numba", "fastopt"),
+    ("torch", "fastopt"),
+    ("numpy", "fastopt"),
+    ("exact", "fastopt"),
+    ("dense", "exact"),
+)
+LINE = "{:8} {:>9} {:>6} {:>8} {:>8} {:>8} {:>3}" + " {:>9}" * len(NAMES) + " {:>8}" * len(RATIOS)
 
 
 def print_result(result):
     us = {name: s * 1e6 for name, s in result["seconds"].items()}
-    pairs = ("fastopt", "limit"), *((name, "fastopt") for name in ("numba", "torch", "numpy"))
-    ratios = [f"{us[a] / us[b]:.2f}" if a in us and b in us else "" for a, b in pairs]
+    ratios = [f"{us[a] / us[b]:.2f}" if a in us and b in us else "" for a, b in RATIOS]
     print(
         LINE.format(
             *(result[key] for key in ("rule", "rows", "width", "skew", "lookups")),
@@ -226,9 +252,9 @@ def main():
     _, missing = contenders("Adam")
     for name, why in missing.items():
         print(f"{name}: left out, {why}")
-    print(f"{processor()}; microseconds, medians; the last columns: fastopt over the limit, "
-          "numba, torch and numpy over fastopt")  # fmt: skip
-    print(LINE.format(*Case._fields[:-1], "touched", "th", *NAMES, "f/limit", *RATIOS))
+    print(f"{processor()}; microseconds, medians; f: fastopt, th: threads, up to")
+    ratios = [f"{a}/{b}".replace("fastopt", "f") for a, b in RATIOS]
+    print(LINE.format(*Case._fields[:-1], "touched", "th", *NAMES, *ratios))
     results = []
     for result in run(cases, args.threads, args.seconds):
         print_result(result)

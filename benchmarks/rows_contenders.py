@@ -44,11 +44,11 @@ class Memory:
     def bytes(rule, rows, width):
         return 4 * rows * width * (1 + len(SLOTS[rule]))
 
-    def batches(self, lookups, skew, rng):
+    def batches(self, lookups, skew, rng, least=4):
         """Return as many batches as touch 256 MB: a row that is rare has left the near caches."""
         width = self.table.shape[1]
         each = 4 * width * lookups * len(self.arrays)
-        count = max(4, BYTES_APART // each)
+        count = max(least, BYTES_APART // each)
         values = [
             rng.uniform(0.5, 1.5, (lookups, width)).astype(np.float32) for _ in range(VALUES)
         ]  # of one sign: no sum of duplicates cancels, so that their order matters little
@@ -190,6 +190,36 @@ class Torch(Contender):
         self.opt.step()
 
 
+class Exact(Fastopt):
+    """With ``rows="exact"``, a step preceded by the refresh of the rows that it looks up."""
+
+    WARM_STEPS = 1100  # more than may be missed
+
+    def __init__(self, memory, threads):
+        super().__init__(memory, threads)
+        options = OPTIONS[memory.rule]
+        self.opt = getattr(fastopt, memory.rule)([memory.table], lr=LR, rows="exact", **options)
+        self.arrays = [memory.table, *(self.opt.state[0][name] for name in SLOTS[memory.rule])]
+        self.t = 0
+
+    def train(self):
+        """Let rows miss as many steps as they do in the long run; others get a dense state."""
+        self.begin()
+        for _ in range(self.WARM_STEPS):
+            self.step()
+        self.opt.refresh()
+        for ours, own in zip(self.memory.arrays[1:], self.arrays[1:], strict=True):
+            ours[...] = own
+        for _ in range(self.WARM_STEPS):
+            self.step()
+
+    def step(self):
+        self.t += 1
+        indices, values = self.next()
+        self.opt.refresh(self.memory.table, indices)
+        self.opt.step([fastopt.Rows(indices, values)])
+
+
 class Dense(Fastopt):
     """fastopt's step over the whole table, with a gradient that is zero in most rows."""
 
@@ -279,3 +309,23 @@ def check_formulas(rule, width, threads):
         assert len(same) >= 50
         if not (memory.table[same] == before[same]).all():
             raise AssertionError(f"{name} ({rule}): rows that no batch looked up have changed")
+
+
+def check_exact(rule, width, threads):
+    """Hold ``rows="exact"`` to the bits of dense steps, of few rows on a small table."""
+    rng = np.random.default_rng(0)
+    exact, dense = Memory(rule, 300, width), Memory(rule, 300, width)
+    contender = Exact(exact, threads)
+    batches = exact.batches(8, "uniform", rng)[:100]
+    contender.take(batches, itertools.count())
+    contender.begin()
+    for array in dense.arrays[1:]:
+        array.fill(0)
+    for batch in batches:
+        grad = np.zeros_like(dense.table)
+        np.add.at(grad, batch.indices, batch.values)
+        contender.step()
+        dense.opt.step([grad])
+        for got, want in zip(contender.arrays, dense.arrays, strict=True):
+            if not (got[batch.indices] == want[batch.indices]).all():
+                raise AssertionError(f'rows="exact" ({rule}) is not the dense run')

@@ -82,6 +82,39 @@ def test_the_gradients_by_hand_are_the_slopes_of_the_loss(name, parameters):
     assert checked >= 58
 
 
+def test_the_gradients_of_a_factorization_are_the_slopes_of_its_loss():
+    source = (EXAMPLES / "numpy_matrix_factorization.py").read_text()
+    model = {}
+    exec(source[: source.index("\nsize, epochs =")].replace("float32", "float64"), model)
+    rng = np.random.default_rng(0)
+    params = model["opt"].params
+    for p in params:
+        p += 0.3 * rng.standard_normal(p.shape)
+    u, f = np.array([7, 2, 7, 7, 11]), np.array([3, 3, 5, 3, 2])  # a pair that occurs twice, too
+    rating = model["rating"][:5]
+
+    def error():
+        return model["predict"](u, f) - rating
+
+    checked = 0
+    for param, grad in zip(params, model["gradients"](u, f, error()), strict=True):
+        dense = np.zeros_like(param)
+        if type(grad) is fastopt.Rows:
+            np.add.at(dense, grad.indices, grad.values)
+        else:
+            dense[...] = grad
+        places = np.unique([*np.flatnonzero(dense), 0])
+        for i in places:
+            value, loss = param.flat[i], []
+            for h in (1e-6, -1e-6):
+                param.flat[i] = value + h
+                loss.append((error() ** 2).sum() / 2)
+            param.flat[i] = value
+            assert (loss[0] - loss[1]) / 2e-6 == pytest.approx(dense.flat[i], abs=1e-7)
+            checked += 1
+    assert checked == 13 + 13 + 4 + 4 + 1  # three rows of each table, and the first element
+
+
 def test_a_factorization_predicts_almost_as_well_as_the_noise_allows():
     text = output("numpy_matrix_factorization")
     noise = number(r"Noise of the ratings: ([\d.]+)", text)
