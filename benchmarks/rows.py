@@ -95,8 +95,8 @@ def measure(memory, case, threads, seconds):
     if exact or (case.series == "size" and case.rows < 10**7):
         found["dense"] = Dense
     subjects = {}
-    for name, kind in found.items():
-        subjects[name] = subject = kind(memory, threads)
+    for name, contender in found.items():
+        subjects[name] = subject = contender(memory, threads)
         subject.take(batches, itertools.count())
         if name not in ("exact", "dense"):
             check(name, subject, batches[:2])
@@ -142,7 +142,7 @@ def run(cases, counts, seconds):
 
 NAMES = ("limit", "fastopt", "numba", "torch", "numpy", "exact", "dense")
 TITLES = {
-    "limit": "limit: the same rows\nread and written",
+    "limit": "limit: the same rows read and written",
     "fastopt": "fastopt, Rows",
     "numba": "numba, a loop by hand",
     "torch": "PyTorch, sparse",
@@ -202,7 +202,7 @@ def draw(path, results):
         ("lookups", "touched", "rows that a batch touches, of 1,000,000 x 64", "Zipf"),
         ("size", "rows", "rows of the table, of which a batch looks up 1024", 1024),
     )
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     for axes, (series, x, label, kind) in zip(figure.subplots(1, 2), panels, strict=True):
         shown = [r for r in results if r["series"] == series and kind in (r["skew"], r["lookups"])]
         for name in NAMES:
@@ -215,6 +215,7 @@ def draw(path, results):
                 axes.plot(*zip(*sorted(points.items()), strict=True), label=TITLES[name],
                           **{**LOOK, **STYLES.get(name, OTHER_STYLES.get(name, {}))})  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="microseconds a step")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(axis="y", color="0.9", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     most = max(r["threads"] for r in results)
@@ -224,7 +225,7 @@ def draw(path, results):
     handles = {}
     for axes in figure.axes:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
 
 

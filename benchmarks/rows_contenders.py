@@ -60,7 +60,7 @@ class Memory:
             return rng.integers(0, rows, lookups)
         if self._cumulated is None:  # the k-th most frequent row has 1/k of the first one's chance
             self._cumulated = np.cumsum(1 / np.arange(1.0, rows + 1))
-            self._ranks = rng.permutation(rows)
+            self._ranks = np.random.default_rng(0).permutation(rows)
         chosen = rng.random(lookups) * self._cumulated[-1]
         return self._ranks[np.searchsorted(self._cumulated, chosen)]
 
