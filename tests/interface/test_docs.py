@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -52,6 +53,26 @@ def test_the_examples_of_embedding_run():
     assert ran == 4
     assert (namespace["new"][0] == 1 - 0.1 / (1 + 1e-8)).all()
     assert namespace["P"].round(6)[:, 0].tolist() == [0.5, 1, 1, 0.5, 1]
+
+
+def test_the_examples_of_rows_run_and_exact_is_the_dense_run():
+    text = (ROOT / "docs" / "rows.md").read_text()
+    lazy, exact = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = []
+    for change in (("", ""), ('rows="exact"', 'rows="lazy"'), ("fastopt.Rows(", "dense(")):
+        names = {}
+        exec(lazy, names)
+        names["dense"] = partial(dense_of, names["table"])
+        exec(exact.replace(*change), names)
+        found.append(names["table"])
+    assert np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[1])
+
+
+def dense_of(table, rows, values):
+    grad = np.zeros_like(table)
+    np.add.at(grad, rows, values)
+    return grad
 
 
 def test_readme_example():
