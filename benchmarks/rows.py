@@ -86,6 +86,7 @@ def available():
 
 def measure(memory, case, threads, seconds):
     """Return the median seconds of each contender's step, and the rows that a batch touches."""
+    memory.reset()
     rng = np.random.default_rng(1)
     exact = case.series == "exact"
     batches = memory.batches(case.lookups, case.skew, rng, least=Exact.WARM_STEPS if exact else 4)
@@ -150,7 +151,7 @@ TITLES = {
     "dense": "fastopt, dense",
 }
 OTHER_STYLES = {
-    "limit": {"color": "0.7", "marker": "_", "linewidth": 5, "zorder": 1},
+    "limit": {"color": "0.7", "linewidth": 5, "zorder": 1},
     "dense": {"color": "#D55E00", "marker": "o", "linestyle": "dotted"},
 }
 RATIOS = (
@@ -199,7 +200,7 @@ def write(folder, results, missing):
 def draw(path, results):
     """Draw the time over the rows that a batch touches, and over those that the table has."""
     panels = (
-        ("lookups", "touched", "rows that a batch touches, of 1,000,000 x 64", "Zipf"),
+        ("lookups", "touched", "rows that a batch touches, of 1,000,000 x 64, Zipf", "Zipf"),
         ("size", "rows", "rows of the table, of which a batch looks up 1024", 1024),
     )
     figure = Figure(figsize=(10, 5), layout="constrained")

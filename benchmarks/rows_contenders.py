@@ -33,12 +33,16 @@ class Memory:
     def __init__(self, rule, rows, width):
         self.rule = rule
         self.table = np.empty((rows, width), np.float32)
-        self.table.fill(0.1)
+        self.reset()
         self.opt = getattr(fastopt, rule)([self.table], lr=LR, **OPTIONS[rule])
         self.arrays = [self.table, *(self.opt.state[0][name] for name in SLOTS[rule])]
         for array in self.arrays[1:]:
             array.fill(1e-4)
         self._cumulated = None
+
+    def reset(self):
+        """Put weights back to where ulps are small, after many steps in one direction."""
+        self.table.fill(0.1)
 
     @staticmethod
     def bytes(rule, rows, width):
