@@ -7,7 +7,7 @@ writes those rows and computes nothing. Each is held to ``fastopt.reference`` fi
 on the same memory, after a pause in which nobody's threads spin any more; no row is still in cache
 when it is looked up again. A figure is the median, in microseconds.
 
-Without arguments, a few minutes: Adam over the number of look-ups (`lookups`) and over the table's
+Without arguments, some minutes: Adam over the number of look-ups (`lookups`) and over the table's
 size (`size`), all rules on one table (`rules`), and rows whose steps are made up for (`exact`).
 ``--all`` takes an hour: each rule, size, width, distribution and number of look-ups. ``--out
 FOLDER`` writes rows.json and rows.png (needs matplotlib).
