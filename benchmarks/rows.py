@@ -4,8 +4,8 @@ An embedding table of float32; a batch looks rows up, some of them more than onc
 gradient of each look-up. Timed are fastopt (``fastopt.Rows``), NumPy on the rows, PyTorch's sparse
 gradients (SGD, Adagrad, and SparseAdam for Adam), a loop of numba, and the limit, which reads and
 writes those rows and computes nothing. Each is held to ``fastopt.reference`` first. They take turns
-on the same memory, after a pause in which nobody's threads spin any more; no row is still in cache
-when it is looked up again. A figure is the median, in microseconds.
+on the same memory, after a pause in which nobody's threads spin any more; batches touch 256 MB of
+rows before they come again. A figure is the median, in microseconds.
 
 Without arguments, some minutes: Adam over the number of look-ups (`lookups`) and over the table's
 size (`size`), all rules on one table (`rules`), and rows whose steps are made up for (`exact`).
