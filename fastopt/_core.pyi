@@ -5,6 +5,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fastopt._rows import Rows
+
 BLOCK: int
 SCALED: int
 TORN: str
@@ -140,7 +142,7 @@ class Plan:
         fresh: Sequence[Sequence[str]] | None = None,
     ) -> None: ...
     def step(
-        self, grads: Sequence[NDArray[Any] | None], loss_scale: float, zero_grad: bool
+        self, grads: Sequence[NDArray[Any] | Rows | None], loss_scale: float, zero_grad: bool
     ) -> StepResult: ...
 
 class GroupMemory:

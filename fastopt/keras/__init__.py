@@ -2,9 +2,9 @@
 
 ``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``
 and ``Adamax``: subclasses of Keras's own, which keep its arguments, defaults, variables and
-checkpoints, and take options for what is stored in fewer bits. Of a training step only the update
-of the variables, with its weight decay, is done here: all of them in one step. Clipping, averaging,
-accumulation and loss scaling are Keras's.
+checkpoints, and take options for what is stored in fewer bits and for sparse gradients. Of a
+training step only the update of the variables, with its weight decay, is done here: all of them in
+one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
 ``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
 ``deserialize`` give the classes of this module where they are asked for one of these.
@@ -71,6 +71,9 @@ class SGD(KernelOptimizer, _SGD):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -100,6 +103,9 @@ class SGD(KernelOptimizer, _SGD):
     def _hypers(self) -> dict[str, Any]:
         return {"momentum": _backend.rounded(self.momentum), "nesterov": self.nesterov}
 
+    def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
+        return bool(hypers["momentum"] == 0)
+
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return (self.momentums if self.momentum != 0 else None,)
 
@@ -121,6 +127,9 @@ class Adagrad(KernelOptimizer, _Adagrad):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -149,6 +158,9 @@ class Adagrad(KernelOptimizer, _Adagrad):
     def _hypers(self) -> dict[str, Any]:
         return {"eps": self.epsilon}
 
+    def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
+        return bool(hypers["eps"] > 0)  # else a row with a sum of zero becomes 0/0
+
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return (self._accumulators,)
 
@@ -170,6 +182,9 @@ class RMSprop(KernelOptimizer, _RMSprop):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -231,6 +246,9 @@ class Adam(KernelOptimizer, _Adam):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -300,6 +318,9 @@ class AdamW(Adam, _AdamW):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 
@@ -339,6 +360,9 @@ class Adamax(KernelOptimizer, _Adamax):
         `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
     seed : int, optional
         On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
     **kwargs
         What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
 

@@ -48,6 +48,14 @@ class Backend(Protocol):
         """Return why the kernels cannot update a variable; without a gradient, with a dense one."""
         ...
 
+    def is_sparse(self, grad: Any) -> bool:
+        """Tell whether a gradient is of some rows, and zero everywhere else."""
+        ...
+
+    def clipped(self, grads: list[Any], clip: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """Return gradients as Keras clips them, if the sparse ones were dense."""
+        ...
+
     def share_memory(self, some: list[Pair], others: list[Pair]) -> bool:
         """Tell whether the order in which these and those are updated may matter."""
         ...

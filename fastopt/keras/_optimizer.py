@@ -15,6 +15,7 @@ import keras
 
 from fastopt import FallbackWarning, _core
 from fastopt._framework import Options, checked_options, form_of
+from fastopt._options import choice
 from fastopt.keras._backend import Backend
 from fastopt.keras._step import Array, RefusedError, Settings, Unfit
 from fastopt.keras._storage import (
@@ -49,6 +50,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
     _has_warned = False
     _decisions: Any = None
     _updates: Any = None
+    _is_lazy = False
     _stored = Stored(Options(), {})
 
     def __init__(
@@ -58,6 +60,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         master_weights: bool | None = None,
         stochastic_rounding: bool | None = None,
         seed: int = 0,
+        rows: str | None = None,
         **kwargs: Any,
     ) -> None:
         options = checked_options(master_weights, state_dtype, stochastic_rounding, seed)
@@ -69,8 +72,10 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 None if stochastic_rounding is None else options.stochastic_rounding
             ),
             "seed": options.seed or None,
+            "rows": _checked_rows(rows, options, self.gradient_accumulation_steps),
         }
         self._stored = Stored(options, {k: v for k, v in given.items() if v is not None})
+        self._is_lazy = rows is not None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -89,6 +94,10 @@ class KernelOptimizer(keras.optimizers.Optimizer):
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
         raise NotImplementedError
+
+    def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
+        """Tell whether a step without decay leaves rows as they are where the gradient is zero."""
+        return False
 
     def build(self, variables: Any) -> None:
         """Make the optimizer's variables, as Keras does."""
@@ -235,6 +244,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
     def _apply_weight_decay(self, variables: Any) -> None:
         """Leave it to the update, which is always next: the kernels decay in the same pass."""
 
+    def _clip_gradients(self, grads: Any) -> Any:
+        clip = super()._clip_gradients
+        clips = self.clipnorm or self.global_clipnorm or self.clipvalue
+        if not clips or not any(map(backend.is_sparse, grads)) or self._has_own_update():
+            return clip(grads)
+        return clip(grads) if backend.unfit_step() else backend.clipped(grads, clip)
+
     def _backend_update_step(
         self, grads: Any, trainable_variables: Any, learning_rate: Any
     ) -> None:
@@ -264,6 +280,17 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 self._decide(pairs, indices, reasons)
         if left:
             self._run_parents(left, learning_rate)
+
+    def _updates_by_rows(
+        self, grad: Any, hypers: dict[str, Any], decay: float, scales: Sequence[Any]
+    ) -> bool:
+        """Tell whether the rows of a gradient are all that a step changes."""
+        if not backend.is_sparse(grad):
+            return False
+        if self._is_lazy:
+            return True
+        in_8bit = any(own is not None for own in scales)  # where rows may have a scale in common
+        return decay == 0 and not in_8bit and self._leaves_rows(hypers)
 
     def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
         grads, variables = _unzipped(pairs)
@@ -303,15 +330,14 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         self, pairs: list[tuple[Any, Any]], indices: list[int], reasons: list[Unfit | None]
     ) -> None:
         """Remember what is to be done, and warn, once, where it is little that the kernels do."""
+        for (grad, variable), reason in zip(pairs, reasons, strict=True):
+            if reason is not None and self._is_lazy and backend.is_sparse(grad):
+                raise self._refused(variable, "rows='lazy'", reason)
         if self._decisions.latest == (indices, reasons):
             return
         for (_, variable), reason in zip(pairs, reasons, strict=True):
             if reason is not None and not self._stored.is_keras(self._rule, variable):
-                raise RuntimeError(
-                    f"{name_of(variable)}: Keras's own update would have to run, which does not "
-                    f"have {self._stored.options}, since {reason.why}; nothing was updated. "
-                    f"{reason.cure}".rstrip()
-                )
+                raise self._refused(variable, str(self._stored.options), reason)
         if not self._has_warned:
             text = self._complaint([v for _, v in pairs], reasons)
             if text is not None:
@@ -322,6 +348,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 self._has_warned = True
         self._decisions.latest = indices, reasons
         self._decisions.reasons.update(zip(indices, reasons, strict=True))
+
+    @staticmethod
+    def _refused(variable: Any, what: str, reason: Unfit) -> RuntimeError:
+        return RuntimeError(
+            f"{name_of(variable)}: Keras's own update would have to run, which does not have "
+            f"{what}, since {reason.why}; nothing was updated. {reason.cure}".rstrip()
+        )
 
     def _complaint(self, variables: list[Any], reasons: list[Unfit | None]) -> str | None:
         """Return what to warn of, if the kernels update less than half of the elements."""
@@ -349,18 +382,21 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         indices = [self._get_variable_index(v) for v in variables]
         slots = self._slots()
         decay = 0.0 if self.weight_decay is None else backend.rounded(self.weight_decay)
-        rows = []
-        for index in indices:
+        decays = tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables)
+        rows, by_rows = [], []
+        for index, grad, own_decay in zip(indices, grads, decays, strict=True):
             own = [None if slot is None else slot[index] for slot in slots]
-            scales = (self._stored.scales.get(id(slot)) for slot in own)
+            scales = [self._stored.scales.get(id(slot)) for slot in own]
             rows.append([*own, self._stored.masters.get(index), *scales])
+            by_rows.append(self._updates_by_rows(grad, hypers, own_decay, scales))
         settings = Settings(
             self._rule,
             tuple((name, float(value)) for name, value in hypers.items()),
             tuple(tuple(own is not None for own in row) for row in rows),
             tuple(indices),
-            tuple(decay if self._use_weight_decay(v) else 0.0 for v in variables),
+            decays,
             tuple(v.name for v in variables),
+            tuple(by_rows),
             self._correction,
             self._stored.options.stochastic_rounding,
             self._stored.options.seed,
@@ -386,6 +422,28 @@ class _Decisions:
 
 
 _KERAS_NAMES = {"alpha": "rho", "beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
+
+
+def _checked_rows(rows: Any, options: Options, accumulated: int | None) -> Any:
+    if rows is None:
+        return None
+    if rows == "exact":
+        raise ValueError(
+            "rows='exact' is not for Keras: rows would have to be brought up to date before a "
+            "model looks them up, where Keras calls no optimizer. By default (None) a step has "
+            "the numbers of a dense one; rows='lazy' leaves rows without a gradient as they are"
+        )
+    if choice("rows", rows, ("lazy",)) and options.state_dtype == "8bit":
+        raise ValueError(
+            "rows='lazy' does not go with state_dtype='8bit', in which rows may have a scale in "
+            "common; give another state_dtype, or rows=None"
+        )
+    if accumulated:
+        raise ValueError(
+            "rows='lazy' does not go with gradient_accumulation_steps: Keras adds gradients up as "
+            "dense ones, which are of all rows; give one of the two"
+        )
+    return rows
 
 
 def _refusal(refused: RefusedError) -> Unfit:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core
+from fastopt import Rows, _core
 from fastopt.reference import one_minus_power
 
 Array = NDArray[Any]
@@ -49,6 +49,9 @@ def arithmetic_of(dtype: Any) -> type[Any]:
     return np.float64 if dtype == np.float64 else np.float32
 
 
+UNLIKE = Unfit("its gradient has another shape", "")
+
+
 def unfit_shape(shape: Sequence[int], gradients: Sequence[int | None]) -> Unfit:
     """Return why a gradient of another shape is not for the kernels.
 
@@ -56,10 +59,10 @@ def unfit_shape(shape: Sequence[int], gradients: Sequence[int | None]) -> Unfit:
     """
     pairs = zip(reversed(shape), reversed(gradients), strict=False)
     if len(gradients) <= len(shape) and all(n in (1, None, size) for size, n in pairs):
-        cure = "fastopt's kernels run with a gradient of the variable's shape."
-    else:
-        cure = ""
-    return Unfit("its gradient has another shape", cure)
+        return UNLIKE._replace(
+            cure="fastopt's kernels run with a gradient of the variable's shape."
+        )
+    return UNLIKE
 
 
 class RefusedError(Exception):
@@ -76,6 +79,7 @@ class Settings(NamedTuple):
     indices: tuple[int, ...]  # of the variables, by which Keras knows them
     decays: tuple[float, ...]  # their weight decay
     names: tuple[str, ...]
+    by_rows: tuple[bool, ...]  # which of them only the rows of their gradient are updated of
     correction: Correction | None
     stochastic: bool
     seed: int
@@ -120,7 +124,7 @@ class Step:
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
 
-    def __call__(self, grads: Sequence[Array], learning_rate: Any, iterations: Any) -> None:
+    def __call__(self, grads: Sequence[Array | Rows], learning_rate: Any, iterations: Any) -> None:
         """Update everything, or raise RefusedError and change nothing."""
         for number, (group, dtype) in enumerate(self._groups):
             row = self._rates(self._correction, group, dtype, learning_rate, iterations)

@@ -2,11 +2,13 @@
 
 TensorFlow's tensors are immutable, and a variable's value is one: whoever has read the variable has
 the same memory, and relies on it. So a step makes new values, in memory of its own, and TensorFlow
-takes that memory over as the variables' new tensors, without a copy.
+takes that memory over as the variables' new tensors, without a copy. What is updated by rows
+(``_slices``) is the exception: those rows are read, and written by TensorFlow.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +19,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
+from fastopt import Rows
 from fastopt._memory import CACHE_LINE, aligned_zeros
+from fastopt.keras import _slices
+from fastopt.keras._slices import clipped as clipped
+from fastopt.keras._slices import is_sparse as is_sparse
 from fastopt.keras._step import (
     Array,
     Correction,
@@ -80,6 +86,8 @@ def unfit(variable: Any, grad: Any) -> Unfit | None:
         )
     if grad is None:
         return None
+    if is_sparse(grad):
+        return _slices.unfit(variable, grad)
     if not isinstance(grad, (tf.Tensor, np.ndarray, np.generic)):
         return Unfit(
             f"its gradient is of type {type(grad).__name__}",
@@ -125,28 +133,64 @@ def _rates(
     return with_rate(row, rate, step)
 
 
+class _Layout:
+    """How values of variables lie in memory: all of some, and of others the rows of a step."""
+
+    def __init__(self, settings: Settings, specs: Sequence[tf.TensorSpec]) -> None:
+        self.specs = specs
+        self.n = len(settings.names)  # the model's variables; then comes what each has beside it
+        owners = [*range(self.n)]
+        owners += [i for i, row in enumerate(settings.kept) for kept in row if kept]
+        self.by_rows = [settings.by_rows[i] for i in owners]
+        self.params = [i for i in range(self.n) if settings.by_rows[i]]
+        # For each variable, which of those it is whose rows are read: -1 if it is read as a whole.
+        self.which = [self.params.index(i) if settings.by_rows[i] else -1 for i in owners]
+        self.places: dict[int, tuple[int, int, int]] = {}  # which dtype, first element, size
+        self.dtypes: list[Any] = []  # of the memory that variables share
+        self.ends: list[int] = []
+        for k, spec in enumerate(specs):
+            dtype = spec.dtype.as_numpy_dtype
+            if self.by_rows[k]:
+                continue
+            if dtype not in self.dtypes:
+                self.dtypes.append(dtype)
+                self.ends.append(0)
+            which, size = self.dtypes.index(dtype), spec.shape.num_elements()
+            self.places[k] = (which, self.ends[which], size)
+            self.ends[which] += size + -size % _ALIGNMENT
+        self.row_dtypes = [
+            spec.dtype.as_numpy_dtype for k, spec in enumerate(specs) if self.by_rows[k]
+        ]
+
+
 class _Memory:
     """Memory for new values of variables, and the step that makes them there.
 
     TensorFlow is given views, which live for as long as any tensor has their memory.
     """
 
-    def __init__(self, settings: Settings, variables: Sequence[tf.TensorSpec]) -> None:
-        dtypes = [v.dtype.as_numpy_dtype for v in variables]
-        self.dtypes = list(dict.fromkeys(dtypes))
-        self.places: list[tuple[int, int, int]] = []  # which dtype, first element, size
-        ends = [0] * len(self.dtypes)
-        for variable, dtype in zip(variables, dtypes, strict=True):
-            which, size = self.dtypes.index(dtype), variable.shape.num_elements()
-            self.places.append((which, ends[which], size))
-            ends[which] += size + -size % _ALIGNMENT
-        self._wholes = [aligned_zeros(end, d) for d, end in zip(self.dtypes, ends, strict=True)]
-        self._arrays = [
-            self._wholes[which][start : start + size].reshape(variable.shape)
-            for variable, (which, start, size) in zip(variables, self.places, strict=True)
+    def __init__(self, settings: Settings, layout: _Layout, counts: Sequence[int]) -> None:
+        self._layout = layout
+        # Room for some more rows: numbers vary, and few steps are to need other memory.
+        self._room = [1 << max(0, count - 1).bit_length() for count in counts]
+        self._wholes = [
+            aligned_zeros(end, dtype) for end, dtype in zip(layout.ends, layout.dtypes, strict=True)
         ]
+        self._arrays = [self._array(k) for k in range(len(layout.specs))]
         self._step = Step(settings, self._arrays, _rates)
         self._lent: list[weakref.ref[Array]] = []
+
+    def _array(self, k: int) -> Array:
+        spec = self._layout.specs[k]
+        if k in self._layout.places:
+            which, start, size = self._layout.places[k]
+            return self._wholes[which][start : start + size].reshape(spec.shape)
+        rows = (self._room[self._layout.which[k]], *spec.shape[1:])
+        return aligned_zeros(math.prod(rows), spec.dtype.as_numpy_dtype).reshape(rows)
+
+    def fits(self, counts: Sequence[int]) -> bool:
+        """Tell whether there is room for so many rows."""
+        return all(count <= room for count, room in zip(counts, self._room, strict=True))
 
     def is_free(self) -> bool:
         """Tell whether no tensor has the memory any more."""
@@ -155,20 +199,42 @@ class _Memory:
     def update(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return views of new values: of all together, or of each variable, for DLPack.
 
-        The arrays are the learning rate, the number of iterations, gradients, and values.
+        The arrays are the learning rate, the number of iterations, gradients, for those of rows
+        which of the rows read each is of, and values. Views of rows come last.
         """
-        n = len(arrays) - len(self._arrays)
-        for to, array in zip(self._arrays, arrays[n:], strict=True):
-            to[...] = array
-        params = self._arrays[: n - 2]
-        grads = [
-            grad if grad.shape == param.shape else np.broadcast_to(grad, param.shape)
-            for grad, param in zip(arrays[2:n], params, strict=True)
-        ]
-        self._step(grads, arrays[0], arrays[1])
-        views = [array[...] for array in self._wholes] if whole else [*map(_lent, self._arrays)]
+        layout = self._layout
+        now, grads, places, values = _split(arrays, 2, layout.n, len(layout.params))
+        for to, array, by_rows in zip(self._arrays, values, layout.by_rows, strict=True):
+            (to[: len(array)] if by_rows else to)[...] = array
+        self._step(
+            [
+                _fitting(grad, param) if which < 0 else Rows(places[which], grad)
+                for grad, param, which in zip(grads, self._arrays, layout.which, strict=False)
+            ],
+            *now,
+        )
+        if whole:
+            views = [array[...] for array in self._wholes]
+        else:
+            views = [_lent(self._arrays[k]) for k in layout.places]
+        for to, array, by_rows in zip(self._arrays, values, layout.by_rows, strict=True):
+            if by_rows:
+                views.append(to[: len(array)] if whole else _lent(to[: len(array)]))
         self._lent = [weakref.ref(view) for view in views]
         return views
+
+
+def _fitting(grad: Array, param: Array) -> Array:
+    return grad if grad.shape == param.shape else np.broadcast_to(grad, param.shape)
+
+
+def _split(arrays: Sequence[Array], *sizes: int) -> list[Sequence[Array]]:
+    """Return so many at a time, and the rest."""
+    parts = []
+    for size in sizes:
+        parts.append(arrays[:size])
+        arrays = arrays[size:]
+    return [*parts, arrays]
 
 
 def _lent(array: Array) -> Array:
@@ -188,74 +254,110 @@ class _Update:
     def __init__(self, settings: Settings, variables: list[Any]) -> None:
         self._settings = settings
         self._variables = variables  # alive: nothing else may have their ids
-        self._specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-        self._memories = [_Memory(settings, self._specs)]
+        self._layout = _Layout(settings, [tf.TensorSpec(v.shape, v.dtype) for v in variables])
+        self._memories = [_Memory(settings, self._layout, [0] * len(self._layout.params))]
         self._lock = threading.Lock()
         self._calls = 0
         self._traced: Any = None
         self._inputs: list[Array] = []  # of the traced function
         self._inputs_lock = threading.Lock()
 
-    def __call__(self, inputs: list[Any]) -> None:
+    def __call__(self, inputs: list[Any], numbers: list[Any]) -> None:
+        """Update from the rate, the iterations, and gradients; and the numbers of their rows."""
         if not tf.executing_eagerly():
             _keep_with_graph(self)
-            self._in_graph(inputs)
+            self._in_graph(inputs, numbers)
         elif self._calls < _CALLS_BEFORE_TRACING:
             self._calls += 1
-            self._eagerly(inputs)
+            self._eagerly(inputs, numbers)
         else:
-            self._by_traced_function(inputs)
+            self._by_traced_function(inputs, numbers)
 
-    def _eagerly(self, inputs: list[Any]) -> None:
-        arrays = [_array(tensor) for tensor in (*inputs, *_values(self._variables))]
-        views = self.updated(arrays, whole=False)
+    def _eagerly(self, inputs: list[Any], numbers: list[Any]) -> None:
+        rows, read = self._read(numbers)
+        views = self.updated([_array(tensor) for tensor in (*inputs, *read)], whole=False)
         tensors = [tf.experimental.dlpack.from_dlpack(view.__dlpack__()) for view in views]
+        order = [*self._layout.places, *(k for k, by in enumerate(self._layout.by_rows) if by)]
+        specs = [self._layout.specs[k] for k in order]
         self._assign(
             [
                 tensor if tensor.dtype == spec.dtype else tf.bitcast(tensor, spec.dtype)
-                for tensor, spec in zip(tensors, self._specs, strict=True)
-            ]
+                for tensor, spec in zip(tensors, specs, strict=True)
+            ],
+            rows,
         )
 
-    def _by_traced_function(self, inputs: list[Any]) -> None:
+    def _by_traced_function(self, inputs: list[Any], numbers: list[Any]) -> None:
         """Do what ``_eagerly`` does, with variables read and assigned several times as fast.
 
-        The function has no arguments, which would cost as much as is gained.
+        The function has few arguments, which would cost as much as is gained.
         """
         with self._inputs_lock:
             self._inputs = [_array(tensor) for tensor in inputs]
             if self._traced is None:
-                traced = tf.function(lambda: self._in_graph([]), autograph=False)
+                traced = tf.function(
+                    lambda *numbers: self._in_graph([], numbers),
+                    autograph=False,
+                    input_signature=[tf.TensorSpec([None], tf.int64)] * len(numbers),
+                )
                 self._traced = traced.get_concrete_function()
-            self._traced()
+            self._traced(*numbers)
             self._inputs = []
 
-    def _in_graph(self, inputs: list[Any]) -> None:
-        variables, first = self._variables, self._memories[0]
-        wholes = tf.numpy_function(
-            _called_from_graphs(weakref.ref(self)), [*inputs, *_values(variables)], first.dtypes
+    def _in_graph(self, inputs: Sequence[Any], numbers: Sequence[Any]) -> None:
+        layout = self._layout
+        rows, read = self._read(numbers)
+        made = tf.numpy_function(
+            _called_from_graphs(weakref.ref(self)),
+            [*inputs, *read],
+            [*layout.dtypes, *layout.row_dtypes],
         )
+        wholes, rest = made[: len(layout.dtypes)], made[len(layout.dtypes) :]
         tensors = [
-            tf.reshape(tf.slice(wholes[which], [start], [size]), variable.shape)
-            for variable, (which, start, size) in zip(variables, first.places, strict=True)
+            tf.reshape(tf.slice(wholes[which], [start], [size]), layout.specs[k].shape)
+            for k, (which, start, size) in layout.places.items()
         ]
-        self._assign(tensors)
+        self._assign([*tensors, *rest], rows)
 
-    def _assign(self, tensors: list[Any]) -> None:
-        places = self._memories[0].places
-        for variable, tensor, (_, _, size) in zip(self._variables, tensors, places, strict=True):
+    def _read(self, numbers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return the numbers of rows read; and where among them each gradient's are, and values."""
+        rows, places = [], []
+        for some in numbers:
+            unique = tf.unique(some, out_idx=tf.int64)
+            rows.append(unique.y)
+            places.append(unique.idx)
+        values = [
+            tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+            if which < 0
+            else _slices.read(variable, rows[which])
+            for variable, which in zip(self._variables, self._layout.which, strict=True)
+        ]
+        return rows, [*places, *values]
+
+    def _assign(self, tensors: list[Any], rows: list[Any]) -> None:
+        """Give variables their new values: first those that have them whole, then the others."""
+        rest = iter(tensors)
+        for k, (_, _, size) in self._layout.places.items():
+            tensor = next(rest)
             if size * tensor.dtype.size < _SHARED_FROM:
                 tensor = tf.raw_ops.DeepCopy(x=tensor)
-            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)
+            tf.raw_ops.AssignVariableOp(resource=self._variables[k].handle, value=tensor)
+        for variable, which in zip(self._variables, self._layout.which, strict=True):
+            if which >= 0:
+                _slices.write(variable, rows[which], next(rest))
 
     def updated(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return new values, from the arrays that a memory's update takes."""
-        if len(arrays) == len(self._specs):
+        layout = self._layout
+        if len(arrays) == len(layout.params) + len(layout.specs):
             arrays = [*self._inputs, *arrays]
+        values = arrays[len(arrays) - len(layout.specs) :]
+        counts = [len(values[i]) for i in layout.params]
         with self._lock:
+            self._memories = [memory for memory in self._memories if memory.fits(counts)]
             memory = next((m for m in self._memories if m.is_free()), None)
             if memory is None:
-                memory = _Memory(self._settings, self._specs)
+                memory = _Memory(self._settings, layout, counts)
                 self._memories = [*self._memories[-1:], memory]
             return memory.update(arrays, whole=whole)
 
@@ -301,22 +403,23 @@ class Updates:
         if update is None:
             update = self._by_key[key] = _Update(settings, variables)
         self._latest = update
-        params = variables[: len(grads)]
-        grads = [
-            g if g.dtype == p.dtype else tf.cast(g, p.dtype)
-            for g, p in zip(grads, params, strict=True)
-        ]
-        return lambda *now: update([*map(tf.convert_to_tensor, now), *grads])
+        inputs, numbers = [], []
+        for by_rows, grad, param in zip(settings.by_rows, grads, variables, strict=False):
+            if by_rows:
+                some, grad = _slices.numbers_and_values(param, grad)
+                numbers.append(some)
+            elif is_sparse(grad):
+                grad = _slices.dense(param, grad)
+            elif grad.dtype != param.dtype:
+                grad = tf.cast(grad, param.dtype)
+            inputs.append(grad)
+        return lambda *now: update([*map(tf.convert_to_tensor, now), *inputs], numbers)
 
 
 def _array(tensor: Any) -> Array:
     if isinstance(tensor, tf.Tensor) and tensor.shape.rank == 0:
         return np.asarray(tensor.numpy())  # asarray() fails for a tensor of bfloat16
     return np.asarray(tensor)
-
-
-def _values(variables: list[Any]) -> list[Any]:
-    return [tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in variables]
 
 
 if TYPE_CHECKING:  # that this module is a backend

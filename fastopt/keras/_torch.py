@@ -78,6 +78,16 @@ def unfit(variable: Any, grad: Any) -> Unfit | None:
     return None
 
 
+def is_sparse(grad: Any) -> bool:
+    """Tell whether a gradient is of some rows; Keras's layers make none on this backend."""
+    return isinstance(grad, torch.Tensor) and grad.layout is torch.sparse_coo
+
+
+def clipped(grads: list[Any], clip: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """Return gradients as Keras clips them; it sums the rows of sparse ones by itself."""
+    return clip(grads)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -390,6 +390,27 @@ def what_keras_does():
                 assert_close([variables[i] for i in which], [peers[i] for i in which], ulps)
 
 
+def sparse_gradients():
+    """Keras's layers make none on this backend; those that it is given its own update takes."""
+    grad = torch.sparse_coo_tensor([[0, 3, 0]], torch.ones(3, 5), (4, 5), check_invariants=True)
+    results = []
+    for classes in OURS, THEIRS:
+        variables = make_variables()[:1]
+        opt = classes["Adam"](0.1, clipnorm=0.5)
+        with torch.no_grad(), one_fallback(opt, "its gradient's layout is torch.sparse_coo"):
+            opt.apply([grad], variables)
+        results.append(variables)
+    assert_close(*results, ulps=0)
+    lazy = OURS["Adam"](0.1, rows="lazy")
+    lazy.build(variables)
+    before = values(variables + lazy.variables)
+    text = "does not have rows='lazy', since its gradient's layout is torch.sparse_coo; nothing was"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=text):
+        lazy.apply([grad], variables)
+    for a, b in zip(before, values(variables + lazy.variables), strict=True):
+        assert np.array_equal(a, b)
+
+
 def devices_without_memory():
     """Stands for a GPU, which few machines have."""
     with keras.device("meta"):
@@ -601,6 +622,7 @@ assert keras.backend.backend() == "torch"
 stateless()
 what_keras_does()
 what_the_kernels_refuse()
+sparse_gradients()
 devices_without_memory()
 a_subclass_with_an_update_of_its_own()
 compiled_steps()

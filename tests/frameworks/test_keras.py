@@ -105,14 +105,15 @@ def test_signature_defaults_and_config_are_keras_own(name):
     assert issubclass(OURS[name], THEIRS[name])
     ours, theirs = (inspect.signature(c[name]) for c in (OURS, THEIRS))
     *arguments, rest = ours.parameters.values()
-    assert [*arguments[:-4], rest] == [*theirs.parameters.values()]
-    options = {parameter.name: parameter.default for parameter in arguments[-4:]}
-    assert {parameter.kind for parameter in arguments[-4:]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert [*arguments[:-5], rest] == [*theirs.parameters.values()]
+    options = {parameter.name: parameter.default for parameter in arguments[-5:]}
+    assert {parameter.kind for parameter in arguments[-5:]} == {inspect.Parameter.KEYWORD_ONLY}
     assert options == {
         "state_dtype": None,
         "master_weights": None,
         "stochastic_rounding": None,
         "seed": 0,
+        "rows": None,
     }
     assert OURS[name](name="x").get_config() == THEIRS[name](name="x").get_config()
 
@@ -550,30 +551,6 @@ def test_two_memories_take_turns_unless_tensors_are_kept(loop, shape, monkeypatc
 
 
 # ---- what Keras's own update does ----------------------------------------------------------------
-
-
-@falls_back
-@each_loop
-def test_sparse_gradients_run_keras_own_update(loop, parents_updates):
-    results = []
-    for classes in THEIRS, OURS:
-        parents_updates.clear()
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential(
-            [keras.Input((4,)), keras.layers.Embedding(20, 8), keras.layers.Dense(2)]
-        )
-        model.compile(
-            classes["Adam"](0.01, weight_decay=0.1),
-            "mse",
-            run_eagerly=loop == "eager",
-            jit_compile=False,
-        )
-        rng = np.random.default_rng(0)
-        x, y = rng.integers(0, 20, (32, 4)), rng.standard_normal((32, 4, 2))
-        model.fit(x, y, epochs=3, verbose=0, shuffle=False)
-        results.append(model.weights)
-    assert set(parents_updates) == {model.layers[0].embeddings.value.name}
-    assert_close(*results)
 
 
 @falls_back

@@ -86,14 +86,6 @@ class MoreThanHalfOfAnotherDtype(FewOfAnotherDtype):
     size, warns = 21, True
 
 
-class Sparse(Case):
-    why = "its gradient is of type IndexedSlices"
-
-    def gradients(self, step):
-        first, *others = super().gradients(step)
-        return [tf.IndexedSlices(first[:2], tf.constant([3, 1]), tf.constant(first.shape)), *others]
-
-
 class Broadcast(Case):
     why = "its gradient has another shape"
 
@@ -164,7 +156,6 @@ CASES = (
     FewOfAnotherDtype,
     HalfOfAnotherDtype,
     MoreThanHalfOfAnotherDtype,
-    Sparse,
     Broadcast,
     OfChangingShape,
     OfTensors,
@@ -305,14 +296,13 @@ def test_fastopt_info_of_an_optimizer_that_is_built_anew():
 
 def test_fastopt_info_is_about_the_latest_step_in_which_a_variable_had_a_gradient():
     variables = make_variables(["float32"], [(4, 5), (5,)])
-    optimizer = OURS["SGD"](0.1)
+    optimizer = OURS["Adam"](0.1)
     optimizer.build(variables)
-    sparse = tf.IndexedSlices(tf.ones((1, 5)), [2], (4, 5))
     optimizer.apply([tf.ones(5)], variables[1:])
     assert runs(optimizer) == ["fastopt", "fastopt"]
     with fallbacks() as found:
         for _ in range(2):
-            optimizer.apply([sparse], variables[:1])
+            optimizer.apply([tf.constant(2.0)], variables[:1])  # to be broadcast
             assert runs(optimizer) == ["keras", "fastopt"]
             optimizer.apply([tf.ones(5)], variables[1:])
             assert runs(optimizer) == ["keras", "fastopt"]
@@ -408,4 +398,4 @@ def test_what_was_told_and_warned_of_is_neither_saved_nor_copied():
 
 
 def test_how_many_cases():
-    assert len(CASES) == 12
+    assert len(CASES) == 11
