@@ -1,10 +1,14 @@
 """fastopt.keras beside Keras's own optimizers: the time of ``apply()``.
 
     [KERAS_BACKEND=torch] python benchmarks/adapter_keras.py [--classes Adam ...] [--most 1e7]
+    python benchmarks/adapter_keras.py --table 200_000 64 1024 [--classes Adam ...]
 
 On TensorFlow eagerly, in a traced function, and, for Keras alone, in one that XLA compiles; on
 PyTorch eagerly. Float32, a number of variables of one size. All are timed in turns, in one process,
 after a few steps that must give the same numbers; what is reported is the median turn.
+
+With ``--table``, on TensorFlow alone, the variable is a table of so many rows of such a width; a
+turn looks some of them up, no two the same, and has a sparse gradient of these.
 """
 
 import argparse
@@ -56,22 +60,61 @@ def candidates(name, count, size):
     return {key: step for key, (_, step) in made.items()}
 
 
+def look_ups(name, rows, width, looked_up):
+    """Return the same for steps with a sparse gradient, each after a look-up."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((rows, width), np.float32)
+    numbers = tf.constant(rng.permutation(rows)[:looked_up])
+    grads = tf.constant(rng.standard_normal((looked_up, width), np.float32))
+
+    def make(module, options, how):
+        table, opt = keras.Variable(first), getattr(module, name)(**options)
+        opt.build([table])
+
+        def step():
+            found = tf.reduce_sum(keras.ops.take(table, numbers, axis=0))
+            opt.apply([tf.IndexedSlices(grads, numbers, tf.constant((rows, width)))], [table])
+            return found
+
+        return table, tf.function(step) if how == "traced" else step
+
+    made = {
+        (who, how): make(module, options, how)
+        for who, module, options in (
+            ("Keras", keras.optimizers, {}),
+            ("fastopt", fastopt.keras, {}),
+            ("lazily", fastopt.keras, {"rows": "lazy"}),
+        )
+        for how in ("eager", "traced")
+    }
+    for _, step in made.values():
+        for _ in range(4):
+            step()
+    expected = keras.ops.take(made["Keras", "eager"][0], numbers, axis=0)
+    for (who, _), (table, _) in made.items():  # these rows are in each step, so lazily too
+        got = keras.ops.take(table, numbers, axis=0)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6, err_msg=f"{name}, {who}")
+    return {key: step for key, (_, step) in made.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=["Adam", "SGD"])
     parser.add_argument("--most", type=float, default=1e7, help="elements (1e7)")
     parser.add_argument("--budget", type=float, default=3.0, help="seconds for each row")
+    parser.add_argument("--table", nargs=3, type=int, metavar=("ROWS", "WIDTH", "LOOKED_UP"))
     args = parser.parse_args()
 
     print(f"Keras {keras.__version__} on {BACKEND}, fastopt {fastopt.build_info()}; microseconds")
     for name in args.classes:
-        for count, size in CASES:
-            if count * size > args.most:
-                continue
-            steps = candidates(name, count, size)
+        cases = [case for case in CASES if case[0] * case[1] <= args.most]
+        for case in [args.table] if args.table else cases:
+            steps = (look_ups if args.table else candidates)(name, *case)
             found = zip(steps, medians(list(steps.values()), args.budget), strict=True)
             columns = [f"{who} {how} {s * 1e6:,.0f}" for (who, how), s in found]
-            print(f"{name} {count} x {size}: {'; '.join(columns)}", flush=True)
+            print(f"{name} {' x '.join(map(str, case))}: {'; '.join(columns)}", flush=True)
 
 
 if __name__ == "__main__":
