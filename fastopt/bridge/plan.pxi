@@ -359,7 +359,11 @@ cdef class Plan(Binder):
     @property
     def behind(self):
         """Whether rows of any parameter may have missed a step."""
-        return self.logs is not None and any([log.pending for log in self.logs])
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if self.tensors[i].log != NULL and self.tensors[i].log.n != self.tensors[i].log.current:
+                return True
+        return False
 
     def refresh(self, which, rows):
         """Have rows catch up: of one parameter or (None) all; of these numbers or (None) all."""
@@ -368,7 +372,7 @@ cdef class Plan(Binder):
         cdef int64_t n_indices = 0, at = 0
         cdef fo_status status = FO_OK
         cdef Py_ssize_t i
-        if self.logs is None:
+        if not self.behind:
             return
         self._begin_writing()
         try:
