@@ -305,7 +305,8 @@ cdef class Plan(Binder):
         """Check the gradients that are not as at the last step; tell the C plan where they are."""
         cdef Py_ssize_t i
         for i in range(self.n):
-            if not self.bound_before(i, self.items[i], zero_grad, zero_grad):
+            # Values of rows may lie where a whole gradient did at the last step, and as it did.
+            if self.is_of_rows(i) or not self.bound_before(i, self.items[i], zero_grad, zero_grad):
                 self._bind_anew(i, self.items[i], zero_grad)
         return 0
 
@@ -410,15 +411,21 @@ cdef class Plan(Binder):
         self._read_owned()
 
     def check_gradients(self, list grads not None):
-        """Raise if a step with these arrays, one or None for each parameter, would."""
+        """Raise if a step with these arrays, rows of arrays, or None would."""
+        cdef Py_ssize_t i
         if len(grads) != self.n:
             raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
         self._begin_writing()
         try:
             self.keep_all(self.items, grads)
+            for i in range(self.n):
+                if not (self.items[i] == <PyObject *>None or is_array(self.items[i])):
+                    self.take_rows(i, &self.items[i])
             self._read_lent()
             self._read_owned()
             self._bind(False)
+            if self.by_rows:
+                self.sort_rows()
         finally:
             self.release()
             self.writing = 0
