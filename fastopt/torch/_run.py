@@ -152,6 +152,7 @@ class Run:
             used = self.used
             self.read_groups(optimizer)
             if self.used != used:
+                self.plan = None  # whoever asks next has to hear the same
                 return False
             for number, row in enumerate(self.rows):
                 self.plan.set_hypers(number, row)

@@ -219,6 +219,7 @@ def test_momentum_switched_on_and_off():
     for momentum in (0, 0.9, 0, 0.5):
         for opt in (pair.peer, pair.opt):
             opt.param_groups[0]["momentum"] = momentum
+        assert pair.runs() == ["fastopt"] * 5  # which looks whether the last step will do
         pair.step(2)
         pair.check()
 
