@@ -20,6 +20,8 @@ from libc.string cimport memcmp, memcpy
 
 import numpy as np
 
+from fastopt._rows import Rows
+
 cnp.import_array()
 
 include "bridge/extents.pxi"
@@ -156,6 +158,9 @@ cdef class Gradients:
         values float32 has, or beside float64 any.
     without : list
         Parameters that are expected to have no gradient.
+    by_rows : list of bool, optional
+        For each of `params`, whether its gradient is expected to be one of some rows: a sparse
+        tensor, by the first axis.
 
     Attributes
     ----------
@@ -168,6 +173,7 @@ cdef class Gradients:
     cdef tuple params
     cdef tuple arrays
     cdef tuple without
+    cdef tuple by_rows
     cdef list own   # an ndarray for each gradient so far, or None
     cdef Seen *seen  # how those lay that PyTorch's functions can look at
     cdef bint direct
@@ -177,10 +183,11 @@ cdef class Gradients:
 
     def __cinit__(
         self, kind not None, tuple kinds not None, list params not None,
-        list arrays not None, list without not None,
+        list arrays not None, list without not None, list by_rows=None,
     ):
         self.reader = reader(kind)
         self.kinds = kinds
+        self.by_rows = (False,) * len(params) if by_rows is None else tuple(by_rows)
         self.params, self.arrays, self.without = tuple(params), tuple(arrays), tuple(without)
         self.count = len(params)
         self.own = [None] * self.count
@@ -198,7 +205,7 @@ cdef class Gradients:
         PyMem_Free(self.seen)
 
     def read(self):
-        """Return an ndarray or None for each gradient; or None, if one is not fit for a plan.
+        """Return an ndarray, Rows or None for each gradient; or None, if one is not fit for a plan.
 
         The gradients are kept alive until `release`.
         """
@@ -218,6 +225,12 @@ cdef class Gradients:
             if not is_one_of(grad, self.kinds):
                 self.release()
                 return None
+            if self.by_rows[i]:
+                result[i] = self._read_rows(i, grad)
+                if result[i] is None:
+                    self.release()
+                    return None
+                continue
             seen = &self.seen[i]
             data = find_alike(seen, handle_of(<PyObject *>grad)) if seen.direct else NULL
             if data != NULL:
@@ -236,6 +249,28 @@ cdef class Gradients:
         cdef Py_ssize_t i
         for i in range(self.count):
             self.held[i] = None
+
+    cdef _read_rows(self, Py_ssize_t i, grad):
+        """Return a sparse gradient as Rows, of which the values are a view; None: it is not fit."""
+        cdef DLTensor now
+        cdef cnp.ndarray param = self.arrays[i]
+        if not grad.is_sparse or grad.sparse_dim() != 1 or grad.shape != (<object>param).shape:
+            return None
+        values = grad._values()
+        try:
+            indices = grad._indices()[0].numpy()
+            self.reader(<PyObject *>values, &now)
+        except Exception:  # the library's own: of another device, say
+            return None
+        if (
+            now.device_type != DL_CPU
+            or not is_float(&now)
+            or (now.bits == 64 and cnp.PyArray_TYPE(param) != cnp.NPY_FLOAT64)
+            or values.is_neg()
+        ):
+            return None
+        self.held[i] = grad, values
+        return Rows(indices, view(&now))
 
     cdef bint _bind(self, Py_ssize_t i, grad):
         """Make own[i] a view of this gradient; tell whether it is fit."""
@@ -283,7 +318,7 @@ cdef class Gradients:
 
 
 cdef class Counters:
-    """Step counters that are floats in a tensor, and integers to a plan.
+    """Step counters that are floats in a tensor or integers in a dict, and integers to a plan.
 
     Parameters
     ----------
@@ -292,14 +327,17 @@ cdef class Counters:
         what `starts` says.
     starts : list of int
         Used where there is None.
+    dicts : list of dict, optional
+        Where integers are, under ``"step"``, and no arrays.
     """
 
     cdef tuple floats
+    cdef list dicts
     cdef cnp.ndarray integers
     cdef int64_t *count
 
-    def __cinit__(self, list arrays not None, list starts not None):
-        self.floats = tuple(arrays)
+    def __cinit__(self, list arrays not None, list starts not None, list dicts=None):
+        self.floats, self.dicts = tuple(arrays), dicts
         self.integers = np.array(starts, np.int64)
         self.count = <int64_t *>cnp.PyArray_DATA(self.integers)
 
@@ -309,9 +347,16 @@ cdef class Counters:
         return [self.integers[i, ...] for i in range(len(self.floats))]
 
     def read(self):
-        """Take over the floats; tell whether all of them are whole numbers."""
+        """Take over the counters; tell whether all of them are whole numbers, as expected."""
         cdef Py_ssize_t i
         cdef double value
+        if self.dicts is not None:
+            for i in range(len(self.floats)):
+                step = self.dicts[i].get("step")
+                if type(step) is not int or not 0 <= step < 2**62:
+                    return False
+                self.count[i] = step
+            return True
         for i in range(len(self.floats)):
             array = self.floats[i]
             if array is None:
@@ -326,8 +371,12 @@ cdef class Counters:
         return True
 
     def write(self):
-        """Set the floats to the integers."""
+        """Set the counters to the plan's integers."""
         cdef Py_ssize_t i
+        if self.dicts is not None:
+            for i in range(len(self.floats)):
+                self.dicts[i]["step"] = self.count[i]
+            return
         for i in range(len(self.floats)):
             array = self.floats[i]
             if array is None:
@@ -345,14 +394,18 @@ cdef class Snapshot:
     ----------
     containers : list of dict or list
         They are watched, and kept alive with what they hold.
+    except_for : str, optional
+        A key of dicts under which there may be another object.
     """
 
+    cdef str except_for
     cdef tuple containers
     cdef tuple held    # what they held, one after the other; of a dict, keys and values by turns
     cdef list lengths  # of their parts of `held`
 
-    def __cinit__(self, list containers not None):
+    def __cinit__(self, list containers not None, str except_for=None):
         cdef list held = [], lengths = []
+        self.except_for = except_for
         for container in containers:
             parts = container
             if isinstance(container, dict):
@@ -375,7 +428,10 @@ cdef class Snapshot:
                     return False
                 position = 0
                 while PyDict_Next(container, &position, &key, &value):
-                    if <PyObject *>parts[k] != key or <PyObject *>parts[k + 1] != value:
+                    if <PyObject *>parts[k] != key or (
+                        <PyObject *>parts[k + 1] != value
+                        and not (type(parts[k]) is str and parts[k] == self.except_for)
+                    ):
                         return False
                     k += 2
             else:

@@ -3,7 +3,8 @@
 Each class is a subclass of its namesake in ``torch.optim``, with the same signature, defaults,
 errors and state; only the update differs. Dense float32, float64, bfloat16 and float16 tensors in
 the CPU's memory are updated in place by fastopt's kernels, all of them in one call; for every other
-parameter the namesake's own update runs.
+parameter the namesake's own update runs. Sparse gradients update the rows that they are of, where
+they do so in PyTorch, or where ``rows=``, another keyword of every class, says so.
 
 State lives where PyTorch keeps it, in ``optimizer.state``, under PyTorch's names, and as PyTorch
 stores it, unless one of these keywords of every class says otherwise:
@@ -25,6 +26,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 from fastopt import _core
+from fastopt.torch._fitness import DENSE
 from fastopt.torch._optimizer import KernelOptimizer
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Adamax",
     "Optimizer",
     "RMSprop",
+    "SparseAdam",
     "lr_scheduler",
     "swa_utils",
 ]
@@ -68,6 +71,9 @@ class SGD(KernelOptimizer, torch.optim.SGD):
         buffer = torch.zeros_like(param, memory_format=torch.preserve_format)
         self.state[param]["momentum_buffer"] = buffer
 
+    def _namesake_goes_by_rows(self, group: Mapping[str, Any]) -> bool:
+        return not group["momentum"] and not group["weight_decay"]
+
 
 class Adagrad(KernelOptimizer, torch.optim.Adagrad):
     """:class:`torch.optim.Adagrad`, updated by fastopt.
@@ -88,6 +94,9 @@ class Adagrad(KernelOptimizer, torch.optim.Adagrad):
     _rule = _core.Rule("adagrad")
     _namesake = torch.optim.Adagrad
     _state_lists = 4
+
+    def _namesake_goes_by_rows(self, group: Mapping[str, Any]) -> bool:
+        return not group["weight_decay"]
 
 
 class RMSprop(KernelOptimizer, torch.optim.RMSprop):
@@ -184,3 +193,46 @@ class Adamax(KernelOptimizer, torch.optim.Adamax):
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         beta1, beta2 = group["betas"]
         return super()._row({**group, "beta1": beta1, "beta2": beta2})
+
+
+class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):
+    """:class:`torch.optim.SparseAdam`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's. It is Adam for parameters of which each
+    gradient is that of some rows: it updates these rows, of parameters and state, alone.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> table = torch.nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True)
+    >>> optimizer = optim.SparseAdam(table.parameters(), lr=0.5)
+    >>> table(torch.tensor([2, 0, 2])).sum().backward()
+    >>> optimizer.step()
+    >>> table.weight.detach()[:, 0]
+    tensor([0.5000, 1.0000, 0.5000, 1.0000])
+    """
+
+    _rule = _core.Rule("adam")
+    _namesake = torch.optim.SparseAdam
+    _semantics = 1  # Keras's: eps is added to the root of what is not corrected
+    _counts_in_ints = True
+    _takes_rows_alone = True
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        own = {"beta1": beta1, "beta2": beta2, "weight_decay": 0.0, "amsgrad": False}
+        return super()._row({"maximize": False, **group, **own})
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        zeros = {
+            slot: torch.zeros_like(param, memory_format=torch.preserve_format)
+            for slot in ("exp_avg", "exp_avg_sq")
+        }
+        self.state[param].update({"step": 0, **zeros})
+
+    def _namesake_goes_by_rows(self, group: Mapping[str, Any]) -> bool:
+        return True
+
+    def _warn(self, left: list[tuple[torch.Tensor, str]], size: int) -> None:
+        if all(why != DENSE for _, why in left):  # which PyTorch is about to refuse
+            super()._warn(left, size)

@@ -12,12 +12,14 @@ import torch
 from fastopt import _core, _tensors
 from fastopt._storage import Storage
 from fastopt._warnings import FallbackWarning
+from fastopt.torch._rows import takes_rows, unfit_rows
 from fastopt.torch._storage import DTYPES, NARROW, array_of, form_of, layout, shape_of
 
 KINDS = (torch.Tensor, torch.nn.Parameter)  # subclasses may have an arithmetic of their own
 SHARES = "it shares memory with another parameter"
 MIXED = "others of its group share memory and differ in dtype: their order depends on all of it"
 COMPILED = "the step is inside of torch.compile"
+DENSE = "its gradient is dense"
 DISPATCHED = "a dispatch mode (FakeTensorMode, say) is to see every operation of the step"
 
 
@@ -32,10 +34,11 @@ def reasons(optimizer: Any) -> tuple[list[str | None], set[int]]:
     for group in optimizer.param_groups:
         reason = unfit_group(group)
         used = () if reason else optimizer._rule.used_slots(optimizer._row(group))
+        by_rows = reason is None and takes_rows(optimizer, group)
         ranges.append(range(len(params), len(params) + len(group["params"])))
         for param in group["params"]:
             params.append(param)
-            why.append(reason or unfit(optimizer, param, used))
+            why.append(reason or unfit(optimizer, param, used, by_rows))
     sharing, mixed = _sharing(params)
     for i in sharing:
         why[i] = why[i] or SHARES
@@ -147,8 +150,11 @@ def _tensor_options(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tenso
                     yield name, number
 
 
-def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...]) -> str | None:
-    """Return why this parameter, its gradient or its state is not for the kernels, if so."""
+def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...], by_rows: bool) -> str | None:
+    """Return why this parameter, its gradient or its state is not for the kernels, if so.
+
+    `by_rows` tells whether a sparse gradient is to update its rows alone.
+    """
     if (why := _unfit_tensor(param)) is not None:
         return f"its {why}"
     try:
@@ -157,11 +163,18 @@ def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...]) -> str | N
         return str(error)
     if param.is_inference():
         return "it is an inference tensor"
-    if param.grad is not None:
-        if (why := _unfit_tensor(param.grad)) is not None:
+    if (grad := param.grad) is not None:
+        values = grad
+        if by_rows and type(grad) in KINDS and grad.is_sparse:
+            if (why := unfit_rows(param, grad)) is not None:
+                return why
+            values = grad.detach()._values()
+        elif optimizer._takes_rows_alone:
+            return DENSE
+        if (why := _unfit_tensor(values)) is not None:
             return f"its gradient's {why}"
-        if param.grad.shape != param.shape or (
-            param.grad.dtype == torch.float64 != param.dtype  # float32 has all values of the others
+        if grad.shape != param.shape or (
+            grad.dtype == torch.float64 != param.dtype  # float32 has all values of the others
         ):
             return "its gradient has another dtype or shape"
     state = optimizer.state.get(param)
@@ -188,7 +201,10 @@ def _unfit_state(
         if tensor.dtype != dtype or tensor.shape != shape or not lies:
             return f"its state: {name} has another dtype, shape or memory order"
     step = state.get("step")
-    if step is not None and not (
+    if optimizer._counts_in_ints:
+        if type(step) is not int or step < 0:
+            return "its state: step is not a whole number of Python's"
+    elif step is not None and not (
         isinstance(step, torch.Tensor)
         and _unfit_tensor(step) is None
         and step.dtype not in NARROW
@@ -283,10 +299,10 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
             "get it from .to_empty(device='cpu'))."
         )
     if "sparse" in why:
-        return (
-            "fastopt's kernels take dense parameters and gradients, as of Embedding(sparse=False). "
-            f"{own}."
-        )
+        lazily = "; with rows='lazy', sparse gradients too" if "gradient" in why else ""
+        if why.startswith("its gradient is"):
+            lazily = "; sparse gradients, if their first axis alone is, and its rows are contiguous"
+        return f"fastopt's kernels take dense parameters and gradients{lazily}. {own}."
     if why.startswith(("its type", "its device", "its gradient's type", "its gradient's device")):
         return f"fastopt's kernels take plain tensors in the CPU's memory. {own}{faster}"
     if why in (SHARES, MIXED):
@@ -310,7 +326,10 @@ def _fast(name: str, param: torch.Tensor) -> str:
     """Return the option that makes PyTorch's own update of a parameter fast."""
     if param.is_complex():  # fused=True refuses it
         return ""
-    if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters:
+    options = inspect.signature(getattr(torch.optim, name)).parameters
+    if "foreach" not in options:
+        return ""
+    if "fused" not in options:
         return "foreach=True (it has no fused=True)"
     if name == "SGD" and param.dtype in (torch.bfloat16, torch.float16):
         return "foreach=True (not fused=True, which in 16 bits writes only the tail of an array)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from fastopt import _core
 from fastopt._framework import Options, checked_options, is_frameworks, rounds_at_random
 from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
+from fastopt.torch._rows import checked_rows, is_sparse
 from fastopt.torch._run import RefusedError, Run
 from fastopt.torch._storage import (
     NARROW,
@@ -34,7 +36,10 @@ class KernelOptimizer(torch.optim.Optimizer):
     _rule: ClassVar[_core.Rule]
     _namesake: ClassVar[type[torch.optim.Optimizer]]
     _state_lists: ClassVar[int]  # that the namesake's _init_group takes
+    _semantics: ClassVar[int] = 0  # as the core numbers them: PyTorch's
     _counts: ClassVar[bool] = True  # steps, in state["step"]
+    _counts_in_ints: ClassVar[bool] = False  # of Python's, not in tensors
+    _takes_rows_alone: ClassVar[bool] = False  # sparse gradients, and refuses dense ones
     _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True, "decoupled_weight_decay": False}
 
     param_groups: list[dict[str, Any]]
@@ -43,6 +48,7 @@ class KernelOptimizer(torch.optim.Optimizer):
     _refused: tuple[int, int] = (0, 0)  # the parameters and elements of that step
     _has_warned = False
     _options = Options()
+    _rows: str | None = None  # what a sparse gradient means, if not what it does to the namesake
 
     def __init__(
         self,
@@ -51,8 +57,10 @@ class KernelOptimizer(torch.optim.Optimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool | None = None,
         seed: int = 0,
+        rows: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._rows = checked_rows(rows)
         self._options = checked_options(master_weights, state_dtype, stochastic_rounding, seed)
         super().__init__(*args, **kwargs)
         for group in self.param_groups:
@@ -160,13 +168,18 @@ class KernelOptimizer(torch.optim.Optimizer):
             self.param_groups = groups
 
     def _refuse_namesake(self, left: list[tuple[torch.Tensor, str]]) -> None:
-        """Raise if PyTorch's own update is to run for what it cannot store as the options say."""
-        params = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
+        """Raise if PyTorch's own update is to run for what it does not do as the options say."""
+        groups = [(p, group) for group in self.param_groups for p in group["params"]]
+        places = {p: (i, group) for i, (p, group) in enumerate(groups)}
         for param, why in left:
-            if not is_frameworks(self._storage_of(param), self._options):
+            number, group = places[param]
+            lacks = "" if is_frameworks(self._storage_of(param), self._options) else self._options
+            if self._rows is not None and is_sparse(param.grad) and not lacks:
+                lacks = "" if self._namesake_goes_by_rows(group) else f"rows={self._rows!r}"
+            if lacks:
                 raise RuntimeError(
-                    f"parameter {params[param]}: PyTorch's own update would have to run, which "
-                    f"does not have {self._options}, since {why}; nothing was updated"
+                    f"parameter {number}: PyTorch's own update would have to run, which "
+                    f"does not have {lacks}, since {why}; nothing was updated"
                 )
 
     def _leave_to_namesake(self, why: str) -> None:
@@ -272,7 +285,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         tensor([ 6., -4.])
         """
         storage, state = self._storage_of(param), self.state.get(param) or {}
-        decoded = {"step": state["step"].clone()} if "step" in state else {}
+        decoded = {"step": copy.deepcopy(state["step"])} if "step" in state else {}
         if storage.master in state:
             decoded["master"] = weights(storage, param, state)
         for slot in storage.slots:
@@ -316,7 +329,7 @@ class KernelOptimizer(torch.optim.Optimizer):
             last.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_options": self._options}
+        return {**super().__getstate__(), "_options": self._options, "_rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -329,7 +342,7 @@ class KernelOptimizer(torch.optim.Optimizer):
     # ---- how it is stored -----------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if own := sorted({*Options._fields} & {*param_group}):
+        if own := sorted({*Options._fields, "rows"} & {*param_group}):
             raise ValueError(
                 f"{own[0]} is an option of the whole optimizer, not of a group: "
                 f"{type(self).__name__}(params, {own[0]}={param_group[own[0]]!r})"
@@ -374,6 +387,10 @@ class KernelOptimizer(torch.optim.Optimizer):
         if "step" in lacking:  # which PyTorch's class does not count
             state["step"] = torch.tensor(0.0 if new or not used else 1.0)
 
+    def _namesake_goes_by_rows(self, group: Mapping[str, Any]) -> bool:
+        """Tell whether PyTorch's own update takes a sparse gradient, and updates its rows alone."""
+        return False
+
     # ---- what a rule needs to know --------------------------------------------------------------
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
@@ -384,7 +401,13 @@ class KernelOptimizer(torch.optim.Optimizer):
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
         """Make the state of a parameter that has a gradient, as the namesake does."""
         lists: list[list[Any]] = [[] for _ in range(self._state_lists)]
-        self._init_group({**group, "params": [param]}, *lists)
+        grad = param.grad
+        try:
+            if grad is not None and grad.is_sparse:  # which the namesake may refuse
+                param.grad = param.detach().to(grad.dtype)
+            self._init_group({**group, "params": [param]}, *lists)
+        finally:
+            param.grad = grad
 
 
 def _constructor(namesake: type[torch.optim.Optimizer]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from fastopt import _core, _tensors
 from fastopt._framework import Options, rounds_at_random
 from fastopt._pytorch import share_threads
+from fastopt._rows import Rows
 from fastopt._storage import Storage
 from fastopt.torch._fitness import (
     KINDS,
@@ -27,6 +28,7 @@ from fastopt.torch._fitness import (
     unfit,
     unfit_group,
 )
+from fastopt.torch._rows import is_sparse, takes_rows
 from fastopt.torch._storage import DTYPES
 
 
@@ -34,13 +36,20 @@ class Owner(Protocol):
     """What a run knows of its optimizer."""
 
     _rule: ClassVar[_core.Rule]
+    _semantics: ClassVar[int]
     _counts: ClassVar[bool]
+    _counts_in_ints: ClassVar[bool]
+    _takes_rows_alone: ClassVar[bool]
     state: Any
     param_groups: list[dict[str, Any]]
 
     _options: Options
 
+    _rows: str | None
+
     def _row(self, group: Mapping[str, Any]) -> list[float]: ...
+
+    def _namesake_goes_by_rows(self, group: Mapping[str, Any]) -> bool: ...
 
     def _storage_of(self, param: torch.Tensor) -> Storage: ...
 
@@ -77,6 +86,7 @@ class Run:
         waiting = []  # for their first gradient
         # Those that had a gradient before are not waited for: they may get one in every other step.
         active = set() if previous is None else {*previous.params, *previous.others}
+        sparse: set[torch.Tensor] = set() if previous is None else previous.sparse
         self.lists = [group["params"] for group in self.groups]
         self.unfit_groups = [unfit_group(group) for group in self.groups]
         self.by_dtype = [is_by_dtype(group) for group in self.groups]
@@ -104,7 +114,14 @@ class Run:
         self.watched = _tensors.Tensors(torch.Tensor, plain, False) if plain else None
         self.extents = [(p, extents(p)) for p in watched if not is_plain(p)]
         arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
-        self.gradients = _tensors.Gradients(torch.Tensor, KINDS, self.params, arrays, waiting)
+        # Those that have none now are expected to get another one of the kind that they had.
+        self.sparse: set[torch.Tensor] = {
+            p for p in self.params if (p in sparse if p.grad is None else is_sparse(p.grad))
+        }
+        by_rows = [param in self.sparse for param in self.params]
+        self.gradients = _tensors.Gradients(
+            torch.Tensor, KINDS, self.params, arrays, waiting, by_rows
+        )
         self.grads: list[Any] | None = None
         self.full_size: int = sum(param.numel() for param in self.params)
 
@@ -115,6 +132,10 @@ class Run:
             for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
         ]
         self.used = [optimizer._rule.used_slots(row) for row in self.rows]
+        self.by_rows = [
+            not unfit and takes_rows(optimizer, group)
+            for group, unfit in zip(self.groups, self.unfit_groups, strict=True)
+        ]
         # Only when all of it could be read: what raised has to raise again.
         self.seen_groups = _tensors.Snapshot([self.groups, *self.groups])
         self.look_again = not all(
@@ -149,9 +170,9 @@ class Run:
                 or self.by_dtype != [is_by_dtype(group) for group in self.groups]
             ):
                 return False
-            used = self.used
+            before = self.used, self.by_rows
             self.read_groups(optimizer)
-            if self.used != used:
+            if (self.used, self.by_rows) != before:
                 self.plan = None  # whoever asks next has to hear the same
                 return False
             for number, row in enumerate(self.rows):
@@ -160,7 +181,7 @@ class Run:
             param.grad is None
             or self.unfit_groups[number]
             or param.dtype not in DTYPES
-            or unfit(optimizer, param, self.used[number])
+            or unfit(optimizer, param, self.used[number], self.by_rows[number])
             for param, number in self.unfit
         )
 
@@ -200,7 +221,7 @@ class Run:
             scales = [has[names[1]] if len(names) > 1 else None for names in kept]
             beside.append([has.get(storage.master), *scales])
             counted = optimizer._counts or rounds_at_random(storage, options)
-            steps.append(has.get("step") if counted else None)
+            steps.append(has.get("step") if counted and not optimizer._counts_in_ints else None)
             new = not {name for names in kept for name in names}.isdisjoint(lacking)
             fresh.append(rule.begins if new else ())
             starts.append(0 if new else 1)  # which is all that a rule without `step` looks at
@@ -212,9 +233,12 @@ class Run:
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
         arrays = self.tensors.arrays
         array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
-        self.counters = _tensors.Counters([array_of.get(id(step)) for step in steps], starts)
         states = [state[param] for param in self.params if param in state]
-        self.seen = _tensors.Snapshot([state, *states, *self.lists])
+        of_ints = optimizer._counts_in_ints
+        self.counters = _tensors.Counters(
+            [array_of.get(id(step)) for step in steps], starts, states if of_ints else None
+        )
+        self.seen = _tensors.Snapshot([state, *states, *self.lists], "step" if of_ints else None)
         plan = _core.Plan(
             rule,
             arrays[: len(self.params)],
@@ -224,7 +248,7 @@ class Run:
             self.group_of,
             self.rows,
             [f"parameter {i}" for i in range(len(self.params))],
-            semantics=0,
+            semantics=optimizer._semantics,
             clip=0,
             clip_limit=0.0,
             nonfinite=0,
@@ -271,7 +295,8 @@ class Run:
         written = pieces([*others, *slots])
         read = pieces([param.grad for param in others if param.grad is not None])
         owned = self.tensors.arrays
-        return _tensors.meet(torch.Tensor, written, [*owned, *(self.grads or ())]) or (
+        grads = [g.values if isinstance(g, Rows) else g for g in self.grads or ()]
+        return _tensors.meet(torch.Tensor, written, [*owned, *grads]) or (
             _tensors.meet(torch.Tensor, read, owned)
         )
 
@@ -303,5 +328,6 @@ class Run:
             updated = [p for p, grad in zip(updated, grads, strict=True) if grad is not None]
         increment_version(updated)
         if grad_scale is not None:  # as fused=True leaves them
+            held = [param.grad for param in updated if param.grad is not None]
             with torch.no_grad():
-                torch._foreach_div_([param.grad for param in updated], scale)
+                torch._foreach_div_([g._values() if g.is_sparse else g for g in held], scale)

@@ -109,11 +109,11 @@ def test_steps_equal_torchs_to_a_few_ulp(name, kwargs):
 def test_the_interface_is_torchs(name):
     ours, theirs = getattr(fastopt.torch, name), getattr(torch.optim, name)
     assert issubclass(ours, theirs)
-    *same, a, b, c, d = inspect.signature(ours).parameters.values()
+    *same, a, b, c, d, e = inspect.signature(ours).parameters.values()
     assert same == [*inspect.signature(theirs).parameters.values()]
-    assert str(inspect.Signature([a, b, c, d])) == (
+    assert str(inspect.Signature([a, b, c, d, e])) == (
         "(*, master_weights: 'bool | None' = None, state_dtype: 'str | None' = None, "
-        "stochastic_rounding: 'bool | None' = None, seed: 'int' = 0)"
+        "stochastic_rounding: 'bool | None' = None, seed: 'int' = 0, rows: 'str | None' = None)"
     )
     assert str(inspect.signature(ours.step)).startswith("(self, closure:")
     a, b = Pair(name).opt, Pair(name).peer
@@ -541,9 +541,8 @@ def test_sparse_gradients_come_and_go():
                 opt.step()
             close(nets[1].weight, nets[0].weight)
             close(extra[1], extra[0])
-            expected = ["torch" if net.sparse else "fastopt", "fastopt"]
-            assert [info["runs"] for info in opts[1].fastopt_info()] == expected
-            assert len(opts[1]._run.others) == expected.count("torch")  # what did run
+            assert [info["runs"] for info in opts[1].fastopt_info()] == ["fastopt"] * 2
+            assert opts[1]._run.others == []  # what did run
 
 
 @may_fall_back
