@@ -299,7 +299,7 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
             "get it from .to_empty(device='cpu'))."
         )
     if "sparse" in why:
-        lazily = "; with rows='lazy', sparse gradients too" if "gradient" in why else ""
+        lazily = "; with rows='lazy' or 'exact', sparse gradients too" if "gradient" in why else ""
         if why.startswith("its gradient is"):
             lazily = "; sparse gradients, if their first axis alone is, and its rows are contiguous"
         return f"fastopt's kernels take dense parameters and gradients{lazily}. {own}."

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch.autograd import profiler
+from torch.autograd.graph import increment_version
 from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
 from fastopt._framework import Options, checked_options, is_frameworks, rounds_at_random
+from fastopt._rows import row_numbers
 from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
-from fastopt.torch._rows import checked_rows, is_sparse
+from fastopt.torch._rows import are_rows, checked_rows, is_sparse, watch_lookups
 from fastopt.torch._run import RefusedError, Run
 from fastopt.torch._storage import (
     NARROW,
@@ -49,6 +51,7 @@ class KernelOptimizer(torch.optim.Optimizer):
     _has_warned = False
     _options = Options()
     _rows: str | None = None  # what a sparse gradient means, if not what it does to the namesake
+    _logs: dict[torch.Tensor, _core.RowLog]  # of the steps that rows have missed
 
     def __init__(
         self,
@@ -60,7 +63,13 @@ class KernelOptimizer(torch.optim.Optimizer):
         rows: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self._rows = checked_rows(rows)
+        self._rows, self._logs = checked_rows(rows), {}
+        if self._rows == "exact":
+            if self._takes_rows_alone:
+                raise ValueError(
+                    f"{type(self).__name__} updates rows alone; rows='exact' is for Adam"
+                )
+            watch_lookups(self)
         self._options = checked_options(master_weights, state_dtype, stochastic_rounding, seed)
         super().__init__(*args, **kwargs)
         for group in self.param_groups:
@@ -102,6 +111,8 @@ class KernelOptimizer(torch.optim.Optimizer):
             return loss
         run = self._run
         if run is None or not (run.is_current(self) and run.read_gradients()):
+            if run is not None:
+                run.catch_up()
             self._run = self._refusal = None
             run = Run(self, run)
             run.read_gradients()
@@ -126,6 +137,7 @@ class KernelOptimizer(torch.optim.Optimizer):
                 run.step(self, grad_scale)
             self._run = run
         except RefusedError as refused:
+            run.catch_up()
             self._leave_to_namesake(str(refused))
             if rest is None:
                 _own_step(self._namesake)(self)
@@ -173,9 +185,15 @@ class KernelOptimizer(torch.optim.Optimizer):
         places = {p: (i, group) for i, (p, group) in enumerate(groups)}
         for param, why in left:
             number, group = places[param]
-            lacks = "" if is_frameworks(self._storage_of(param), self._options) else self._options
-            if self._rows is not None and is_sparse(param.grad) and not lacks:
-                lacks = "" if self._namesake_goes_by_rows(group) else f"rows={self._rows!r}"
+            lacks: object = ""
+            if not is_frameworks(self._storage_of(param), self._options):
+                lacks = self._options
+            elif self._is_behind(param) or (
+                self._rows is not None
+                and is_sparse(param.grad)
+                and not self._namesake_goes_by_rows(group)
+            ):
+                lacks = f"rows={self._rows!r}"
             if lacks:
                 raise RuntimeError(
                     f"parameter {number}: PyTorch's own update would have to run, which "
@@ -184,6 +202,8 @@ class KernelOptimizer(torch.optim.Optimizer):
 
     def _leave_to_namesake(self, why: str) -> None:
         """Remember that all of this step is PyTorch's, and warn, once, before it begins."""
+        if self._run is not None:
+            self._run.catch_up()
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         self._refuse_namesake([(param, why) for param in params])
         size = sum(p.numel() for p in params)
@@ -284,6 +304,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         >>> optimizer.decoded_state(w)["momentum_buffer"]
         tensor([ 6., -4.])
         """
+        self.refresh()
         storage, state = self._storage_of(param), self.state.get(param) or {}
         decoded = {"step": copy.deepcopy(state["step"])} if "step" in state else {}
         if storage.master in state:
@@ -293,9 +314,88 @@ class KernelOptimizer(torch.optim.Optimizer):
                 decoded[slot] = values_of(storage, state, slot)
         return decoded
 
+    # ---- rows that miss steps -------------------------------------------------------------------
+
+    def refresh(self, param: torch.Tensor | None = None, rows: Any = None) -> None:
+        """Bring rows up to date that have had no gradient, with ``rows="exact"``.
+
+        After it, parameter and state have there the bits that they would have if the gradients had
+        been dense, and zero in all other rows. ``torch.nn.Embedding`` and ``EmbeddingBag`` do it
+        for the rows that they look up, and what saves or copies an optimizer for all. Call it
+        before anything else reads or writes a table or its state. Without ``rows="exact"`` there
+        is nothing to do.
+
+        Parameters
+        ----------
+        param : torch.Tensor, optional
+            One of the parameters. None: all.
+        rows : array_like of int, optional
+            Numbers of rows of `param`, from 0; one axis, in any order. None: all.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such parameter or row; nothing is changed.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> table = torch.nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True)
+        >>> optimizer = fastopt.torch.SGD(table.parameters(), 0.5, momentum=0.5, rows="exact")
+        >>> for batch in ([0, 1], [1, 2], [2, 3]):
+        ...     optimizer.zero_grad()
+        ...     table(torch.tensor(batch)).sum().backward()
+        ...     optimizer.step()
+        >>> optimizer.refresh()
+        >>> table.weight.detach()[:, 0]
+        tensor([ 0.1250, -0.6250, -0.2500,  0.5000])
+        """
+        if param is None and rows is not None:
+            raise TypeError("rows: given, but not of which param; give both")
+        params = [p for group in self.param_groups for p in group["params"]]
+        if param is not None:
+            params = [p for p in params if p is param][:1]
+            if not params:
+                raise ValueError("param: expected one of this optimizer's parameters")
+            if rows is not None and not are_rows(rows := row_numbers("rows", rows), len(param)):
+                raise ValueError(f"rows: expected numbers of rows, from 0 to {len(param) - 1}")
+        for one in params:
+            if self._is_behind(one):
+                self._catch_up(one, rows)
+                increment_version(one)
+
+    def _is_behind(self, param: torch.Tensor) -> bool:
+        """Tell whether rows of a parameter may have missed steps."""
+        return param in self._logs and self._logs[param].pending
+
+    def _catch_up(self, param: torch.Tensor, rows: Any) -> None:
+        """Have rows of a parameter take the steps that they have missed; None: all.
+
+        The parameter's version stays: nobody can have looked up rows that were behind.
+        """
+        run = self._run
+        if run is None or not run.is_current(self):
+            if run is not None:
+                run.catch_up()
+            run = Run(self, run)  # over other state, or other memory
+        which = next((i for i, one in enumerate(run.params) if one is param), None)
+        if which is None:
+            raise RuntimeError(
+                "rows of a parameter have missed steps, which they cannot take any more: the "
+                "kernels do not take the parameter as it is now, or its state"
+            )
+        try:
+            with torch.no_grad():
+                run.plan = run.plan or run.make_plan(self)
+            run.refresh(which, None if rows is None else row_numbers("rows", rows))
+        finally:
+            run.undo()
+        self._run = None if run.plan is None else run
+
     # ---- what is saved --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        self.refresh()
         state_dict: dict[str, Any] = super().state_dict()
         if self._options.stochastic_rounding:
             for group in state_dict["param_groups"]:
@@ -322,6 +422,7 @@ class KernelOptimizer(torch.optim.Optimizer):
         def prepare(_: Any, saved: dict[str, Any]) -> dict[str, Any]:
             return prepared(self._rule, self._options, self.param_groups, saved, convert)
 
+        self.refresh()  # parameters stay
         last = self.register_load_state_dict_pre_hook(prepare)
         try:
             super().load_state_dict(state_dict)
@@ -329,11 +430,15 @@ class KernelOptimizer(torch.optim.Optimizer):
             last.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self.refresh()
         return {**super().__getstate__(), "_options": self._options, "_rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._run = self._refusal = None
+        self._logs = {}
+        if self._rows == "exact":
+            watch_lookups(self)
         for own in self.state.values():
             if isinstance(own, dict):
                 kept = {k: v.tensor for k, v in own.items() if isinstance(v, Kept)}

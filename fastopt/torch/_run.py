@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch.autograd.graph import increment_version
 
 from fastopt import _core, _tensors
@@ -46,6 +47,7 @@ class Owner(Protocol):
     _options: Options
 
     _rows: str | None
+    _logs: dict[torch.Tensor, _core.RowLog]
 
     def _row(self, group: Mapping[str, Any]) -> list[float]: ...
 
@@ -173,6 +175,7 @@ class Run:
             before = self.used, self.by_rows
             self.read_groups(optimizer)
             if (self.used, self.by_rows) != before:
+                self.catch_up()
                 self.plan = None  # whoever asks next has to hear the same
                 return False
             for number, row in enumerate(self.rows):
@@ -260,9 +263,28 @@ class Run:
             stochastic=options.stochastic_rounding,
             seed=options.seed,
             indices=self.indices,
+            logs=self.logs_of(optimizer),
         )
         plan.unshared = True
         return plan
+
+    def logs_of(self, optimizer: Owner) -> list[_core.RowLog] | None:
+        """Return what the rows of each parameter have missed, if they may."""
+        if optimizer._rows != "exact":
+            return None
+        return [optimizer._logs.setdefault(param, _core.RowLog()) for param in self.params]
+
+    def catch_up(self) -> None:
+        """Have all rows take the steps that they have missed, where memory is what it was."""
+        if self.plan is not None and self.plan.behind and self.tensors.in_place():
+            self.refresh(None, None)
+            increment_version(self.params)
+
+    def refresh(self, which: int | None, rows: NDArray[Any] | None) -> None:
+        """Have rows of one parameter, or of all, take the steps that they have missed."""
+        assert self.plan is not None
+        share_threads(self.plan)
+        self.plan.refresh(which, rows)
 
     def prepare(
         self, optimizer: Owner, others: list[torch.Tensor] | None = None
