@@ -73,7 +73,10 @@ def quietly(make, *args):
         (torch.zeros(2, dtype=torch.float8_e5m2), DTYPE.format("float8_e5m2")),
         (torch.zeros(2, dtype=torch.int64), DTYPE.format("int64")),
         (torch.zeros(2, device="meta"), r"on the meta device, .* no memory; .*\.to_empty\(dev.*$"),
-        (torch.zeros(2).to_sparse(), r"is sparse \(torch\.sparse_coo\); give its \.to_dense\(\)$"),
+        (  # in both axes; in the first alone, it would be a gradient of rows
+            torch.zeros(2, 2).to_sparse(),
+            r"is sparse \(torch\.sparse_coo\); give its \.to_dense\(\)$",
+        ),
         (
             quietly(torch.zeros(2, 2).to_sparse_csr),
             r"is sparse \(torch\.sparse_csr\); give its \.to_dense",
