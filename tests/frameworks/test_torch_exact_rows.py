@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from tables import ROWS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastopt.torch
 from fastopt.torch import _rows
@@ -18,6 +19,11 @@ every_config = pytest.mark.parametrize(
     ("name", "kwargs"), CONFIGS, ids=[f"{n}-{'-'.join(k)}" for n, k in CONFIGS]
 )
 OWING = ("AdamW", {"lr": 0.01, "weight_decay": 0.1})  # what changes every row in every step
+
+
+class PassingMode(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
 
 
 class Twins:
@@ -347,6 +353,35 @@ def test_a_dense_step_of_torchs_follows_what_rows_have_missed():
         opt.step()
     assert twins.opt.fastopt_info()[0]["runs"] == "torch"
     torch.testing.assert_close(twins.sparse.weight, twins.dense.weight, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
+def test_a_step_in_a_dispatch_mode_follows_what_rows_have_missed():
+    twins = Twins(*OWING)
+    twins.step(10)
+    grad = torch.randn(60, 5, generator=twins.random)
+    for opt, table in zip(twins.opts, (twins.sparse, twins.dense), strict=True):
+        table.weight.grad = grad.clone()
+        with PassingMode():
+            opt.step()
+    torch.testing.assert_close(twins.sparse.weight, twins.dense.weight, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
+def test_a_gradient_in_the_memory_of_a_table_has_what_rows_have_missed():
+    """The kernels refuse it, with all of the step."""
+    twins = Twins(*OWING)
+    others = [torch.ones(60, 5), torch.ones(60, 5)]
+    for opt, other in zip(twins.opts, others, strict=True):
+        opt.add_param_group({"params": [other], "lr": 0.5})
+        other.grad = torch.ones(60, 5)
+    twins.step(10)
+    assert twins.is_behind()
+    for opt, other, table in zip(twins.opts, others, (twins.sparse, twins.dense), strict=True):
+        table.weight.grad, other.grad = None, table.weight.detach()
+        opt.step()
+    assert not twins.is_behind()
+    assert torch.equal(*others)
 
 
 def test_bad_calls_of_refresh():
