@@ -410,11 +410,10 @@ static const char *get_threading_layer(void) { return fo_layer_name(fo_layer_act
 static fo_status check_rows_allowed(const fo_optimizer *opt, int64_t i)
 {
     const fo_tensor *t = &opt->tensors[i];
-    if (opt->args.accumulate > 1)
+    if (opt->args.accumulate > 1 || t->sum)
         return fail(FO_UNSUPPORTED,
-                    "the gradient of parameter %lld is of some rows, which does not go with "
-                    "'accumulate'",
-                    (long long)i);
+                    "the gradient of parameter %lld is of some rows, which does not go with %s",
+                    (long long)i, t->sum ? "a sum" : "'accumulate'");
     for (int j = 0; j < FO_MAX_SLOTS; j++)
         if (fo_storages[t->dtype.of.slot[j]].per != 0 && t->row_size % FO_SCALED != 0)
             return fail(FO_UNSUPPORTED,

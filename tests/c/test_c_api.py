@@ -711,3 +711,16 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_of_a_parameter_with_a_sum_are_refused():
+    handle, table, sums = create("sgd", 1, 1), np.zeros(8), np.zeros(8)
+    step, rows = np.zeros((), np.int64), np.array([1, 0, 1])
+    fo.set_param(handle, 0, 0, table.size, dense(table), step.ctypes.data)
+    fo.set_sum(handle, 0, dense(sums), 0)
+    grad = dense(np.ones((3, 2)), rows=rows.ctypes.data, n_rows=3, row_size=2)
+    assert fo.set_grad(handle, 0, grad) == OK
+    assert fo.step(handle, result()) == UNSUPPORTED
+    assert b"of some rows, which does not go with a sum" in fo.last_error()
+    assert not table.any()
+    fo.destroy(handle)
