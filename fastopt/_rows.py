@@ -121,10 +121,16 @@ def _of_jax(array: Any) -> Rows | None:
     indices, values = np.asarray(array.indices)[:, 0], np.asarray(array.data)
     there = indices < array.shape[0]  # JAX fills up with what is not
     if not there.all():
-        indices, values = indices[there], values[there]
+        indices, values = indices[there], _read_only(values[there])
     return _of_shape(Rows(indices, values), array.shape)
 
 
 def _of_scipy(matrix: Any) -> Rows:
     indices = np.flatnonzero(np.diff(matrix.indptr))
-    return _of_shape(Rows(indices, matrix[indices].toarray()), matrix.shape)
+    return _of_shape(Rows(indices, _read_only(matrix[indices].toarray())), matrix.shape)
+
+
+def _read_only(values: Array) -> Array:
+    """Return a copy of what was given so that no step zeroes it in place of that."""
+    values.flags.writeable = False
+    return values
