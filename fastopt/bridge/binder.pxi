@@ -243,6 +243,8 @@ cdef class Binder:
         rows = given_rows(<object>item[0])
         if rows is None:
             return False
+        from fastopt._rows import row_numbers
+
         name = self.gradient_name(i)
         values = array_over(rows.values, name)
         if not isinstance(values, cnp.ndarray):
@@ -252,7 +254,7 @@ cdef class Binder:
         if self.indices is None:
             self.indices = [None] * self.n
         # What C reads is a copy that nothing else changes, and stays until the step has ended.
-        self.indices[i] = (np.array(rows.indices, np.int64), rows)
+        self.indices[i] = (np.array(row_numbers(f"{name}: indices", rows.indices), np.int64), rows)
         self.by_rows = True
         self.keep(item, <PyObject *>values)
         return True
@@ -280,7 +282,7 @@ cdef class Binder:
             refuse_masked(values, name)
         if lender_of(<Borrowed *><PyObject *>values) != NULL:
             refuse_moved(values, name)
-        check_rows(rows, values, param, name)
+        check_rows(rows, numbers, values, param, name)
         tensor.grad_dtype = <uint8_t>exact_storage(values, param, name)
         if zero_grad and not cnp.PyArray_ISWRITEABLE(values):
             raise ValueError(f"{name}: read-only, and zero_grad=True asks to zero it")
@@ -335,9 +337,11 @@ cdef class Binder:
     cdef void forget_rows(self) noexcept:
         """Have no gradient of some rows; the next step tells the C plan."""
         cdef Py_ssize_t i
-        self.indices = None
         for i in range(self.n):
+            if self.is_of_rows(i):  # values are not where a gradient of all elements would be
+                self.gradients[i].known = False
             self.tensors[i].row_size = 0
+        self.indices = None
 
     @cython.final
     cdef Py_ssize_t owned_under(

@@ -373,16 +373,16 @@ cdef class Plan(Binder):
         cdef int64_t n_indices = 0, at = 0
         cdef fo_status status = FO_OK
         cdef Py_ssize_t i
+        if rows is not None:
+            numbers = row_indices(rows, self.owned[which], self.names[which])
+            indices = <const int64_t *>cnp.PyArray_DATA(numbers)
+            n_indices = cnp.PyArray_SIZE(numbers)
         if not self.behind:
             return
         self._begin_writing()
         try:
             self._read_lent()
             self._read_owned()
-            if rows is not None:
-                numbers = np.array(rows, np.int64)
-                indices = <const int64_t *>cnp.PyArray_DATA(numbers)
-                n_indices = cnp.PyArray_SIZE(numbers)
             self.args.max_threads = self.num_threads or fo_get_num_threads()
             written = [
                 i for i in ([which] if which is not None else range(self.n))
@@ -394,8 +394,6 @@ cdef class Plan(Binder):
             for i in written:
                 with nogil:
                     status = fo_plan_refresh(self.plan, i, indices, n_indices, &self.args, &at)
-                if status == FO_BAD_INDEX:
-                    refuse_row(f"rows[{at}]", rows[at], self.owned[i], f" of {self.names[i]}")
                 if status != FO_OK:
                     raise MemoryError
             if after is not None:

@@ -48,17 +48,19 @@ cdef as_rows(indices, grads, str name, bint many, Py_ssize_t n):
     ]
 
 
-cdef int check_rows(rows, cnp.ndarray values, cnp.ndarray param, str name) except -1:
+cdef int check_rows(
+    rows, cnp.ndarray numbers, cnp.ndarray values, cnp.ndarray param, str name
+) except -1:
     """Raise unless values have the shape of so many of the parameter's rows."""
     shape, values_shape = (<object>param).shape, (<object>values).shape
     if cnp.PyArray_NDIM(param) == 0:
         raise ValueError(f"{name}: a 0-d parameter has no rows")
     if rows._shape is not None and rows._shape != shape:
         raise ValueError(f"{name}: shape {rows._shape} is not the parameter's {shape}")
-    if values_shape != (len(rows.indices), *shape[1:]):
+    if values_shape != (len(numbers), *shape[1:]):
         raise ValueError(
-            f"{name}: values of shape {values_shape}, not {(len(rows.indices), *shape[1:])}: for "
-            f"each of {len(rows.indices)} indices a row of the parameter's shape {shape}"
+            f"{name}: values of shape {values_shape}, not {(len(numbers), *shape[1:])}: for "
+            f"each of {len(numbers)} indices a row of the parameter's shape {shape}"
         )
     return 0
 
@@ -93,3 +95,13 @@ cdef int refuse_row(str which, number, cnp.ndarray param, str whose="") except -
         f"{which} is {number}, not the number of a row{whose}: 0 to "
         f"{cnp.PyArray_DIM(param, 0) - 1}"
     )
+
+
+cdef cnp.ndarray row_indices(rows, cnp.ndarray param, str name):
+    """Return a copy of numbers of a parameter's rows, as int64; raise if one is none of them."""
+    if cnp.PyArray_NDIM(param) == 0:
+        raise ValueError(f"rows: {name} is 0-d and has none")
+    wrong = np.flatnonzero((rows < 0) | (rows >= cnp.PyArray_DIM(param, 0)))
+    if len(wrong) > 0:
+        refuse_row(f"rows[{wrong[0]}]", rows[wrong[0]], param, f" of {name}")
+    return np.array(rows, np.int64)
