@@ -346,16 +346,29 @@ cdef class Plan(Binder):
 
     # ---- rows that miss steps --------------------------------------------------------------------
 
+    cdef bint _has_to_catch_up(self, Py_ssize_t i) noexcept:
+        """Whether rows are behind of a parameter whose gradient is of all elements."""
+        cdef fo_tensor *tensor = &self.tensors[i]
+        return (
+            tensor.grad != NULL and tensor.row_size == 0 and tensor.log.n != tensor.log.current
+        )
+
+    cdef _counter_of_behind(self):
+        """Return what tells PyTorch of parameters that catch up, even in a step that skips."""
+        if self.lent is None:
+            return None
+        return version_counter(
+            [lender for i, lender in self.lent.of.items() if self._has_to_catch_up(i)]
+        )
+
     cdef void _catch_up(self) noexcept:
         """Have all rows catch up of parameters whose gradient is of all elements."""
-        cdef fo_tensor *tensor = self.tensors
         cdef int64_t at = 0
         cdef Py_ssize_t i
         self.args.max_threads = self.num_threads or fo_get_num_threads()
         for i in range(self.n):
-            if tensor[i].grad != NULL and tensor[i].row_size == 0:
-                if tensor[i].log.n != tensor[i].log.current:
-                    fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
+            if self._has_to_catch_up(i):
+                fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
 
     @property
     def behind(self):
@@ -597,6 +610,9 @@ cdef class Plan(Binder):
             if item is not None and not isinstance(item, cnp.ndarray):
                 if self.take_rows(i, &grads[i]):
                     self._check_alone(writing)
+                    if zero_grad:
+                        zeroed = zeroed or []
+                        zeroed.append(self.indices[i][1].values)
                     continue
                 array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
                 self._check_alone(writing)
@@ -639,7 +655,10 @@ cdef class Plan(Binder):
             after_zeroing = version_counter(zeroed)
         self._check_alone(writing)
         if self.logs is not None:
+            after_catching_up = self._counter_of_behind()
             self._catch_up()
+            if after_catching_up is not None:
+                after_catching_up()
         if not keeps_gil(self.plan):
             # Held twice: NumPy's resize() lets an array have one other owner.
             _held = [<object>grads[i] for i in range(self.n)]
