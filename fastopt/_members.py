@@ -121,9 +121,10 @@ class Members(NamedTuple):
         for i, (one, array) in enumerate(zip(given, self.params, strict=True)):
             if param is one or param is array:
                 return i
-        if isinstance(param, (str, int)) and param in self.keys:
+        by_key = isinstance(param, (str, int, np.integer)) and not isinstance(param, bool)
+        if by_key and param in self.keys:
             return self.keys.index(param)
-        what = repr(param) if isinstance(param, (str, int)) else type(param).__name__
+        what = repr(param) if by_key else type(param).__name__
         raise ValueError(
             f"param: this optimizer has no such parameter: {what}; give one of those that it was "
             "made for, or its name"

@@ -72,6 +72,8 @@ class Rows:
 
 def row_numbers(name: str, given: Any) -> Array:
     """Return numbers of rows as an array of integers with one axis."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked one; give .compressed()")
     numbers = np.asarray(given)
     if numbers.size == 0 and not isinstance(given, np.ndarray):
         numbers = numbers.astype(np.int64)  # an empty list is one of float64 to NumPy
@@ -118,10 +120,10 @@ def _of_torch(tensor: Any) -> Rows | None:
 def _of_jax(array: Any) -> Rows | None:
     if array.n_batch != 0 or array.indices.shape[1] != 1:
         return None
-    indices, values = np.asarray(array.indices)[:, 0], np.asarray(array.data)
+    indices, values = np.asarray(array.indices)[:, 0], array.data
     there = indices < array.shape[0]  # JAX fills up with what is not
     if not there.all():
-        indices, values = indices[there], _read_only(values[there])
+        indices, values = indices[there], _read_only(np.asarray(values)[there])
     return _of_shape(Rows(indices, values), array.shape)
 
 

@@ -110,7 +110,10 @@ class Optimizer:
 
     @property
     def state(self) -> list[ParameterState]:
-        """Each parameter's state: arrays under PyTorch's names, and ``step``, a 0-d int64 array."""
+        """Each parameter's state: arrays under PyTorch's names, and ``step``, a 0-d int64 array.
+
+        With ``rows="exact"``, :meth:`refresh` brings rows of them up to date.
+        """
         return list(self._members.state)
 
     @property
@@ -358,8 +361,8 @@ class Optimizer:
         grads : list, tuple, iterable or dict of numpy.ndarray or None
             The gradients, structured as the parameters were given: in the order of ``params``, or
             a dict with the same keys, or the same containers in one another, and for a named
-            tuple one with the same fields. Each has its parameter's shape and dtype; None leaves
-            its parameter out of this step.
+            tuple one with the same fields. Each has its parameter's shape and dtype, or is one of
+            :class:`Rows`; None leaves its parameter out of this step.
             With ``accumulate=k`` every k-th call updates, with the sum of k calls divided by k, in
             which None counts as zero, unless all k are None.
         loss_scale : float, optional

@@ -240,11 +240,10 @@ cdef class Binder:
 
         Called before anything is read: it may run code of others.
         """
-        rows = given_rows(<object>item[0])
+        import_rows()
+        rows = rows_of(<object>item[0])
         if rows is None:
             return False
-        from fastopt._rows import row_numbers
-
         name = self.gradient_name(i)
         values = array_over(rows.values, name)
         if not isinstance(values, cnp.ndarray):
@@ -256,6 +255,7 @@ cdef class Binder:
         # What C reads is a copy that nothing else changes, and stays until the step has ended.
         self.indices[i] = (np.array(row_numbers(f"{name}: indices", rows.indices), np.int64), rows)
         self.by_rows = True
+        self.from_jax |= is_from_jax(rows.values)
         self.keep(item, <PyObject *>values)
         return True
 

@@ -173,7 +173,7 @@ cdef class FunctionalStep:
             workspace = Workspace.__new__(Workspace, self.rule, self.arguments, n, used, True)
             self.take(workspace, args, grads, out, master, many, hypers)
 
-        workspace.from_jax = workspace.lenders is not None and any([
+        workspace.from_jax |= workspace.lenders is not None and any([
             is_from_jax(item) for place, _, item in workspace.lenders if place == workspace.grads
         ])
         workspace.bind(zero_grad)
@@ -214,6 +214,7 @@ cdef class FunctionalStep:
         cdef int k, n_out = workspace.masters + (master is not None)
         cdef bint fits = True
         workspace.many, workspace.has_out, workspace.lenders = many, out is not None, None
+        workspace.from_jax = False
         if workspace.wide:
             for k in range(workspace.masters, workspace.n_written):
                 workspace.take_none(k)

@@ -325,7 +325,7 @@ cdef class Plan(Binder):
             self.bind_gradient(i, <object>grad, self.owned[i], zero_grad, zero_grad)
         if self.gradients[i].known:
             return 0
-        k = self.owned_under(i, grad, zero_grad or rows)
+        k = self.owned_under(i, self.items[i], zero_grad or rows)
         if k >= 0:
             own = " (with zero_grad=True also its own)" if k == i and zero_grad else ""
             raise ValueError(

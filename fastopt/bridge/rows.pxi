@@ -21,27 +21,30 @@ cdef class RowLog:
         """Note that no row has missed anything."""
         fo_row_log_clear(&self.log)
 
-cdef object rows_of = None  # fastopt._rows's, once it was needed
+# Of fastopt._rows, once they were needed.
+cdef object Rows = None
+cdef object rows_of = None
+cdef object row_numbers = None
 
 
-cdef given_rows(given):
-    """Return a gradient of some rows as `Rows`, or None. May run code of the gradient's type."""
-    global rows_of
-    if rows_of is None:
-        from fastopt._rows import rows_of as function
+cdef int import_rows() except -1:
+    global Rows, rows_of, row_numbers
+    if Rows is None:
+        from fastopt import _rows
 
-        rows_of = function
-    return rows_of(given)
+        rows_of, row_numbers, Rows = _rows.rows_of, _rows.row_numbers, _rows.Rows
+    return 0
 
 
 cdef as_rows(indices, grads, str name, bint many, Py_ssize_t n):
     """Return gradients that are of rows of these numbers; of None, as they are."""
-    from fastopt._rows import Rows
-
+    import_rows()
     if not many:
-        return Rows(indices, grads)
+        return grads if grads is None else Rows(indices, grads)
     if not isinstance(indices, (list, tuple)) or len(indices) != n:
         raise ValueError(f"indices: expected a list with an array, or None, for each of {n} {name}")
+    if not isinstance(grads, (list, tuple)) or len(grads) != n:
+        return grads  # which is refused as it is without indices
     return [
         grad if numbers is None or grad is None else Rows(numbers, grad)
         for numbers, grad in zip(indices, grads, strict=True)
@@ -62,6 +65,8 @@ cdef int check_rows(
             f"{name}: values of shape {values_shape}, not {(len(numbers), *shape[1:])}: for "
             f"each of {len(numbers)} indices a row of the parameter's shape {shape}"
         )
+    if cnp.PyArray_SIZE(param) == 0:  # of which the C plan takes no rows
+        row_indices(numbers, param, name)
     return 0
 
 
@@ -99,9 +104,12 @@ cdef int refuse_row(str which, number, cnp.ndarray param, str whose="") except -
 
 cdef cnp.ndarray row_indices(rows, cnp.ndarray param, str name):
     """Return a copy of numbers of a parameter's rows, as int64; raise if one is none of them."""
+    cdef cnp.ndarray numbers = np.array(rows, np.int64)
+    cdef const int64_t *number = <const int64_t *>cnp.PyArray_DATA(numbers)
+    cdef Py_ssize_t k
     if cnp.PyArray_NDIM(param) == 0:
         raise ValueError(f"rows: {name} is 0-d and has none")
-    wrong = np.flatnonzero((rows < 0) | (rows >= cnp.PyArray_DIM(param, 0)))
-    if len(wrong) > 0:
-        refuse_row(f"rows[{wrong[0]}]", rows[wrong[0]], param, f" of {name}")
-    return np.array(rows, np.int64)
+    for k in range(cnp.PyArray_SIZE(numbers)):
+        if not 0 <= number[k] < cnp.PyArray_DIM(param, 0):
+            refuse_row(f"rows[{k}]", rows[k], param, f" of {name}")
+    return numbers
