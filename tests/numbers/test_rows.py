@@ -68,7 +68,7 @@ def gradients(rng, params, steps, dtype=None):
 
 
 def run_everywhere(cls, kwargs, params, steps, **step_options):
-    """Step optimizers over copies with each instruction set and team; compare with the reference."""
+    """Step over copies with each instruction set and team; compare with the reference."""
     twin = Lazy(cls([p.copy(order="K") for p in params], **kwargs), **kwargs)
     for grads in steps:
         twin.step(grads, **step_options)
