@@ -8,7 +8,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint32, c_ui
 
 import numpy as np
 
-from fastopt import _core
+from fastopt import Rows, _core
 
 ABI = 1
 VALUES = {
@@ -151,6 +151,13 @@ def dense(array, **fields):
     return Array(**{"size": ctypes.sizeof(Array), **given})
 
 
+def of_rows(rows, numbers, **fields):
+    """Return what the interface takes a gradient of some rows as; `numbers` has to stay."""
+    size = rows.values.size // len(rows.values) if len(rows.values) else 1
+    fields = {"n_rows": len(numbers), "row_size": size, **fields}
+    return dense(rows.values, rows=numbers.ctypes.data, **fields)
+
+
 def options(**given):
     return Options(size=ctypes.sizeof(Options), **given)
 
@@ -190,8 +197,14 @@ class COptimizer:
         assert status == OK, fo.last_error()
 
     def step(self, grads):
+        numbers = []
         for i, grad in enumerate(grads):
-            self.do("set_grad", i, dense(grad))
+            if isinstance(grad, Rows):
+                numbers.append(np.array(grad.indices, np.int64))
+                row_size = self.params[i][:1].size
+                self.do("set_grad", i, of_rows(grad, numbers[-1], row_size=row_size))
+            else:
+                self.do("set_grad", i, dense(grad))
         self.options.ema_starts = self.steps == 0
         self.do("set_options", self.options)
         outcome = result()
