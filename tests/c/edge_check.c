@@ -77,6 +77,75 @@ static void allocations(void)
     fo_plan_destroy(NULL);
 }
 
+/* Memory that fails for want of which rows are sorted, logged, or catch up: nothing is written, and
+ * with memory all goes on. */
+static void rows_that_lack_memory(void)
+{
+    enum { ROWS = 3, SIZE = 2 };
+    static const int64_t few[] = {2}, more[] = {1, 0, 1};
+    const fo_step_args args = {.loss_scale = 1, .accumulate = 1, .max_threads = 1};
+    int failures = 0;
+    for (int n = 0;; n++) { /* the first that fails is number n */
+        float param[ROWS * SIZE] = {0}, buffer[ROWS * SIZE] = {0},
+                           grad[3 * SIZE] = {1, 1, 1, 1, 1, 1};
+        int64_t step = 0, which = 0, at = 0;
+        int failed = 0;
+        fo_row_log log = {0};
+        fo_step_result result;
+        fo_plan *plan = fo_plan_create(fo_find_rule("sgd"), 1, 1);
+        fo_tensor *t = fo_plan_tensor(plan, 0);
+        fo_plan_hypers(plan, 0)[0] = 1; /* lr */
+        *t = (fo_tensor){.param = param,
+                         .slot = {buffer},
+                         .step = &step,
+                         .size = ROWS * SIZE,
+                         .log = &log,
+                         .grad = grad,
+                         .row_size = SIZE};
+        for (int j = 0; fo_find_rule("sgd")->hyper_names[j]; j++)
+            if (strcmp(fo_find_rule("sgd")->hyper_names[j], "momentum") == 0)
+                fo_plan_hypers(plan, 0)[j] = 0.5;
+        EXPECT(fo_plan_refresh(plan, 0, NULL, 0, &args, &at) == FO_OK); /* nothing is missed yet */
+        until_failure = n;
+        for (int s = 0; s < 3; s++) { /* of few rows, of more, which take more memory, of few */
+            t->indices = s == 1 ? more : few;
+            t->n_indices = s == 1 ? COUNT(more) : COUNT(few);
+            while (!fo_row_log_prepare(&log, ROWS))
+                failed++;
+            for (fo_status status; (status = fo_plan_take_rows(plan, &which, &at)) != FO_OK;) {
+                EXPECT(status == FO_NO_MEMORY);
+                failed++;
+            }
+            fo_plan_step(plan, &args, &result);
+        }
+        const int64_t missing[] = {0, 0, ROWS}, rows[] = {0, 2, 0};
+        EXPECT(param[0] == -1 && param[2] == -2); /* of the second step */
+        EXPECT(fo_plan_refresh(plan, 0, missing, COUNT(missing), &args, &at) == FO_BAD_INDEX);
+        EXPECT(at == 2 && param[0] == -1);
+        for (fo_status status;
+             (status = fo_plan_refresh(plan, 0, rows, COUNT(rows), &args, &at)) != FO_OK;) {
+            EXPECT(status == FO_NO_MEMORY && param[0] == -1);
+            failed++;
+        }
+        until_failure = -1;
+        EXPECT(param[0] == -1.5F && param[2] == -2 && param[4] == -1 - 0.5F - 1.25F);
+        EXPECT(fo_plan_refresh(plan, 0, NULL, 0, &args, &at) == FO_OK && param[2] == -3);
+        EXPECT(fo_plan_refresh(plan, 0, NULL, 0, &args, &at) == FO_OK && param[2] == -3);
+        fo_row_log_clear(&log);
+        EXPECT(fo_plan_refresh(plan, 0, NULL, 0, &args, &at) == FO_OK && param[2] == -3);
+        t->size = 0;
+        EXPECT(fo_plan_refresh(plan, 0, NULL, 0, &args, &at) == FO_OK);
+        fo_row_log_free(&log);
+        fo_row_log_clear(&log); /* of one that was never needed */
+        fo_plan_destroy(plan);
+        EXPECT(failed <= 1);
+        if (failed == 0)
+            break;
+        failures += failed;
+    }
+    EXPECT(failures == 19);
+}
+
 /* Arrays in fewer bits through the C interface: an optimizer whose first step fails for want of memory
  * goes on; what it was told of is gone with it, and other memory takes its place. */
 static void stored_arrays(void)
@@ -590,6 +659,7 @@ int main(void)
     }
     ranges();
     allocations();
+    rows_that_lack_memory();
     stored_arrays();
     gradients_that_widen();
     steps();

@@ -56,7 +56,7 @@ compile() {
 # programs COMPILER FOLDER FLAG...: links the checks to what was compiled there.
 programs() {
     local out=$2 name wrap
-    for name in driver_check storage_check edge_check team_check train; do
+    for name in driver_check storage_check rows_check edge_check team_check train; do
         case $name in
             storage_check) wrap=-Wl,--wrap=fo_active_table ;;
             edge_check) wrap=-Wl,--wrap=calloc ;;
@@ -68,10 +68,10 @@ programs() {
     done
 }
 
-# digests "EMULATOR" FOLDER "ARGUMENTS": runs the two checks that print a digest.
+# digests "EMULATOR" FOLDER "ARGUMENTS": runs the checks that print a digest.
 digests() {
     local name
-    for name in driver_check storage_check; do
+    for name in driver_check storage_check rows_check; do
         # shellcheck disable=SC2086 # these are several words, or none
         $1 "$2/$name" $3 || return
     done
@@ -79,7 +79,7 @@ digests() {
 
 # same_digests WHAT HERE: whether what was printed has the digests of what was printed here.
 same_digests() {
-    if [[ $(grep -c '^digest' <<< "$2") != 2 || $(grep '^digest' <<< "$1") != $(grep '^digest' <<< "$2") ]]; then
+    if [[ $(grep -c '^digest' <<< "$2") != 3 || $(grep '^digest' <<< "$1") != $(grep '^digest' <<< "$2") ]]; then
         echo "other bits than here: $2"
         return 1
     fi
@@ -192,7 +192,7 @@ bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/
 # need be.
 plain=("${flags[@]}" -O3 -Wno-unknown-pragmas -DFO_ISA=base)
 
-# build FOLDER COMPILER FLAG...: builds the two checks.
+# build FOLDER COMPILER FLAG...: builds the checks that print a digest.
 build() {
     local source
     mkdir -p "$1"
@@ -202,6 +202,7 @@ build() {
     "${@:2}" "${plain[@]}" tests/c/driver_check.c "$1"/*.o -o "$1/driver_check" -lm
     "${@:2}" "${plain[@]}" tests/c/storage_check.c "$1"/*.o -Wl,--wrap=fo_active_table \
         -o "$1/storage_check" -lm
+    "${@:2}" "${plain[@]}" tests/c/rows_check.c "$1"/*.o -o "$1/rows_check" -lm
 }
 build "$folder/here" gcc
 here=$(digests "" "$folder/here" "")
@@ -238,7 +239,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({bandwidth,gradient,machine,missed,plan,rules,step,team}.c tuner.h)
+    files=({bandwidth,gradient,machine,missed,plan,rows,rules,step,team,update}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)
