@@ -42,11 +42,15 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "bitwise",
     "storage",
     "c_storage",
+    "c_rows",
+    "rows",
+    "rows_exact",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
 TESTS_OF |= {file: ["c_api", "c_storage"] for file in ("api.c", "arrays.h")}
 TESTS_OF |= {file: ["storage"] for file in ("codecs.inc", "fused.inc", "random.h")}
+TESTS_OF |= {file: ["rows", "rows_exact", "c_rows"] for file in ("rows.c", "missed.c")}
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
@@ -1195,6 +1199,169 @@ MUTATIONS = [
         "(fo_tensor){.param = param->data,",
         "(fo_tensor){.slot = {fo_plan_tensor(opt->plan, i)->slot[0]}, .param = param->data,",
     ),
+    # ---- gradients of some rows
+    Mutation(
+        "rows: a negative row is taken",
+        "rows.c",
+        "if (row < 0 || row >= n_rows)",
+        "if (row >= n_rows)",
+    ),
+    Mutation(
+        "rows: the row after the last is taken",
+        "rows.c",
+        "row >= n_rows)",
+        "row > n_rows)",
+    ),
+    Mutation(
+        "rows: the order of those of one row is lost in a short sort",
+        "rows.c",
+        "rows[k - 1].row > moved.row",
+        "rows[k - 1].row >= moved.row",
+    ),
+    Mutation(
+        "rows: the last digits of row numbers are not sorted by",
+        "rows.c",
+        "while (highest >> bits)",
+        "while (highest >> bits > 1)",
+    ),
+    Mutation(
+        "rows: sorted rows are left in the spare array",
+        "rows.c",
+        "!sorted && sort_by_radix(rows->sorted, rows->spare, n, highest) != rows->sorted",
+        "!sorted && sort_by_radix(rows->sorted, rows->spare, n, highest) == rows->spare + 1",
+    ),
+    Mutation(
+        "rows: each row that is given is a distinct one",
+        "rows.c",
+        "rows->sorted[i].row != rows->sorted[i - 1].row",
+        "rows->sorted[i].row >= rows->sorted[i - 1].row",
+    ),
+    Mutation(
+        "rows: the block that a row ends in is left out",
+        "rows.c",
+        "last = (begin + size - 1) / FO_BLOCK",
+        "last = begin / FO_BLOCK",
+    ),
+    Mutation(
+        "rows: blocks without a row are not averaged",
+        "rows.c",
+        "for (; tensor->ema && next < all; next++)",
+        "for (; tensor->ema && next < 0; next++)",
+    ),
+    Mutation(
+        "rows: the sum of those of one row misses the last",
+        "update.c",
+        "for (const int64_t first = given->at; ++given < end;) {",
+        "for (const int64_t first = given->at; ++given < end - 1;) {",
+    ),
+    Mutation(
+        "rows: a run goes on over rows that are given twice",
+        "update.c",
+        "first[r.next + 1] - first[r.next] == 1 &&",
+        "first[r.next + 1] - first[r.next] >= 1 &&",
+    ),
+    Mutation(
+        "rows: a run goes on where values do not follow one another",
+        "update.c",
+        "given[1].at == given->at + 1)",
+        "given[1].at > 0)",
+    ),
+    Mutation(
+        "rows: a row's squares are added from the first lane on",
+        "update.c",
+        "scale, (r.begin - begin) % FO_LANES, sums);",
+        "scale, 0, sums);",
+    ),
+    Mutation(
+        "rows: a NaN in a row is overlooked",
+        "update.c",
+        "finite = finite && s->table->all_finite[w->type](n, grad, scale);",
+        "finite = finite || s->table->all_finite[w->type](n, grad, scale);",
+    ),
+    Mutation(
+        "rows: of a row that is given twice one gradient is zeroed",
+        "update.c",
+        "for (int64_t i = rows->first[r->k]; i < rows->first[r->next]; i++)",
+        "for (int64_t i = rows->first[r->k]; i < rows->first[r->k] + 1; i++)",
+    ),
+    Mutation(
+        "rows: a gradient beside 8-bit state may share scales",
+        "api.c",
+        "t->row_size % FO_SCALED != 0)",
+        "t->row_size % FO_SCALED == FO_SCALED)",
+    ),
+    Mutation(
+        "rows: the number of a step that was missed is the last one's",
+        "update.c",
+        "w.step = m->step;",
+        "w.step = now->step;",
+    ),
+    Mutation(
+        "rows: the constants of a step that was missed are the last one's",
+        "update.c",
+        "w.consts = m->consts;",
+        "w.consts = now->consts;",
+    ),
+    Mutation(
+        "rows: a factor of a step that was missed is the last one's",
+        "update.c",
+        "w.gscale = m->gscale;",
+        "w.gscale = now->gscale;",
+    ),
+    Mutation(
+        "rows: rows rest whose slots are not zero",
+        "update.c",
+        "while (j < log->n && at_zero && log->steps[j % FO_ROW_LOG].rests)",
+        "while (j < log->n && log->steps[j % FO_ROW_LOG].rests)",
+    ),
+    Mutation(
+        "rows: rows rest though weights decay",
+        "missed.c",
+        "if (w->consts[L2] != 0 || w->consts[KEEP] != 1)",
+        "if (w->consts[KEEP] != 1)",
+    ),
+    Mutation(
+        "rows: rows rest though weights decay, decoupled",
+        "missed.c",
+        "if (w->consts[L2] != 0 || w->consts[KEEP] != 1)",
+        "if (w->consts[L2] != 0)",
+    ),
+    Mutation(
+        "rows: no step that was missed is logged if rows would rest at zero",
+        "missed.c",
+        "if (rests && fo_rule_slots_stay(s->plan->rule, w->variant))",
+        "if (rests)",
+    ),
+    Mutation(
+        "rows: those that have a gradient take its step once more",
+        "missed.c",
+        "            t->log->taken[fo_distinct_row(w->rows, k)] = (uint16_t)t->log->n;\n",
+        "            t->log->taken[fo_distinct_row(w->rows, k)] = (uint16_t)before;\n",
+    ),
+    Mutation(
+        "rows: those that catch up in turn are too few",
+        "missed.c",
+        "log->n_rows / (FO_ROW_LOG - 1) + 1;",
+        "log->n_rows / (8 * FO_ROW_LOG) + 1;",
+    ),
+    Mutation(
+        "rows: none catches up in turn",
+        "missed.c",
+        "            sweep(s, t, crew);\n",
+        "            (void)sweep, (void)crew;\n",
+    ),
+    Mutation(
+        "rows: who catches up all does not note it",
+        "missed.c",
+        "        log->current = log->n;\n",
+        "        log->current = 0;\n",
+    ),
+    Mutation(
+        "rows: a gradient of some rows takes all of the row before",
+        "missed.c",
+        "from + FO_BLOCK < t->size ? from + FO_BLOCK : t->size;",
+        "t->size;",
+    ),
 ]
 
 
@@ -1262,14 +1429,15 @@ def stress_of_threads(folder: Path) -> str:
 
 
 def checks_of_driver(folder: Path) -> str:
-    """Run driver_check.c and storage_check.c in a copy: '' if they pass, or what one found."""
+    """Run the checks that print a digest in a copy: '' if they pass, or what one found."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-DFO_TEST_STORAGE"]
     flags += ["-DFO_ISA=base", "-Wno-unknown-pragmas", "-Isrc_c", "-Ifastopt/include"]
     sources = [f"src_c/{path.name}" for path in sorted((folder / "src_c").glob("*.c"))]
     checked_run(folder, *compiler, *flags, "-c", *sources)
     objects = [f"{Path(source).stem}.o" for source in sources]
-    for name, wrap in (("driver_check", []), ("storage_check", ["-Wl,--wrap=fo_active_table"])):
+    for name in ("driver_check", "storage_check", "rows_check"):
+        wrap = ["-Wl,--wrap=fo_active_table"] if name == "storage_check" else []
         linked = [f"tests/c/{name}.c", *objects, *wrap, "-lm", "-o", name]
         checked_run(folder, *compiler, *flags, *linked)
         done = run(folder, f"./{name}", "few")
