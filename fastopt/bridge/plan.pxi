@@ -654,15 +654,15 @@ cdef class Plan(Binder):
         if zeroed is not None:
             after_zeroing = version_counter(zeroed)
         self._check_alone(writing)
-        if self.logs is not None:
-            after_catching_up = self._counter_of_behind()
-            self._catch_up()
-            if after_catching_up is not None:
-                after_catching_up()
+        after_catching_up = None if self.logs is None else self._counter_of_behind()
         if not keeps_gil(self.plan):
             # Held twice: NumPy's resize() lets an array have one other owner.
             _held = [<object>grads[i] for i in range(self.n)]
+        if self.logs is not None:
+            self._catch_up()
         self.run(args, self.num_threads, out)
+        if after_catching_up is not None:
+            after_catching_up()
         if after_zeroing is not None and not (out.skipped and args.nonfinite == FO_RAISE):
             after_zeroing()
         if not out.skipped:
