@@ -22,6 +22,7 @@ ROOT = Path(fastopt.__file__).parents[1]
 SCRIPT = """
 import copy, ctypes, gc, sys
 import numpy as np
+from fastopt import Rows
 from support import Run, differences, everything, make_grads
 gc.disable()
 allocator = ctypes.CDLL(sys.argv[1])
@@ -66,11 +67,22 @@ def reset(run):
 def deepcopy(run):
     copy.deepcopy(run.opt)
 
+def step_of_rows(run):
+    run.step(run.of_rows, zero_grad=True)
+
+def refresh_of_rows(run):
+    run.opt.refresh(run.params[4], list(range(0, 4000, 7)))
+
+def refresh(run):
+    run.opt.refresh()
+
 def construct(run):
     arrays = dict(zip(run.keys, run.params)) if run.given == "dict" else run.params
     type(run.opt)(arrays, ema_decay=0.5)
 
 def prepare(act):
+    if by_rows:
+        return prepare_rows()
     run = Run(config, accumulate=int(sys.argv[3]))
     group = run.opt.param_groups[-1]
     if act is step_with_new_hyperparameters:
@@ -84,12 +96,28 @@ def prepare(act):
     run.opt.param_groups[0]["lr"] = 0.5  # so that what _refresh does is among it
     return run
 
-failures = 0
-for act in (
+def some_rows(k, n):
+    return Rows(np.arange(n)[::-1] % 5, np.ones(n, np.float32 if k == 1 else np.float64))
+
+def prepare_rows():
+    # All rows are behind; the next step has more rows than the last, and all of another array.
+    run = Run(config, rows="exact")
+    few = list(run.grads)
+    few[1], few[4] = some_rows(1, 1), some_rows(4, 1)
+    run.step(few)
+    run.of_rows = list(run.grads)
+    run.of_rows[4] = some_rows(4, 100)
+    run.grads = [g.values if isinstance(g, Rows) else g for g in run.of_rows]
+    return run
+
+by_rows = sys.argv[3] == "rows"
+acts = (
     step, scaled_step, step_of_a_generator, step_with_new_hyperparameters,
     step_that_needs_more_state, step_of_new_layouts, add_param_group, state_dict, load_state_dict,
     reset, deepcopy, construct,
-):
+)
+failures = 0
+for act in (step_of_rows, refresh_of_rows, refresh) if by_rows else acts:
     clean = prepare(act)
     act(clean)
     for count in (1, 40):
@@ -141,11 +169,14 @@ def several(w, g, m, v, new):
 def elsewhere(w, g, m, v, new):
     functional.adam([a[::-1] for a in w], g, m, v, step=2, lr=0.1, out=(new, m, v))
 
+def of_rows(w, g, m, v, new):
+    functional.adam(w, g, m, v, step=2, lr=0.1, indices=[[2, 0, 2], [4, 1, 0, 3, 1]])
+
 def scalar(w, g, m, v, new):
     functional.sgd(w[0][:1].reshape(()), np.float64(2), lr=0.1)
 
 failures = 0
-for act in (one, several, elsewhere, scalar):
+for act in (one, several, elsewhere, of_rows, scalar):
     for warm in (False, True):
         clean = arrays()
         act(*clean)
@@ -207,6 +238,11 @@ def run(script, allocator, *arguments):
 def test_an_allocation_that_fails_changes_nothing(config, accumulate, allocator):
     # (The first configuration is of groups, the second of a dict.)
     assert run(SCRIPT, allocator, config, str(accumulate)) > 2000
+
+
+@pytest.mark.slow
+def test_an_allocation_that_fails_amid_rows_changes_nothing(allocator):
+    assert run(SCRIPT, allocator, "rmsprop", "rows") > 50
 
 
 @pytest.mark.slow

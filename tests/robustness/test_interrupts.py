@@ -10,9 +10,10 @@ import threading
 
 import numpy as np
 import pytest
+from sparse import as_dense
 from support import contents, everything, python
 
-from fastopt import SGD, Adam, _core, _members, _saved, optimizer
+from fastopt import SGD, Adam, Rows, _core, _members, _saved, optimizer
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
 
@@ -69,6 +70,33 @@ def test_interrupted_training_is_some_number_of_whole_steps(kind):
         while twin.completed_steps < opt.completed_steps:
             step(twin)
         assert contents(opt) == contents(twin), f"interrupt {number}"
+    assert opt.completed_steps > STORM / 4
+
+
+def test_interrupted_steps_and_refreshes_of_rows_are_whole():
+    """What rows have missed is neither lost nor taken twice."""
+    rng, delay = np.random.default_rng(2), random.Random(2)
+    start = rng.standard_normal((1000, 8))
+    steps = [Rows(rng.integers(0, 1000, 200), rng.standard_normal((200, 8))) for _ in range(5)] + [
+        rng.standard_normal(start.shape)
+    ]
+    opt, twin = (Adam([start.copy()], lr=moving, rows=rows) for rows in ("exact", "lazy"))
+    _core.force_threads(3)
+    param = opt.params[0]
+
+    def step():
+        grad = steps[opt.completed_steps % 6]
+        if isinstance(grad, Rows):
+            opt.refresh(param, grad.indices)
+        opt.step([grad])
+
+    for number in range(STORM):
+        interrupt(step, after=delay.uniform(5e-5, 2e-3))
+        while twin.completed_steps < opt.completed_steps:
+            twin.step([as_dense(steps[twin.completed_steps % 6], start)])
+        if number % 4 == 0:
+            opt.refresh()
+            assert contents(opt) == contents(twin), f"interrupt {number}"
     assert opt.completed_steps > STORM / 4
 
 

@@ -343,6 +343,33 @@ for number in range(50):
     check(number)
     assert succeeded(pid), f"child {number}"
 """
+ROWS_AFTER_FORK = """
+_core.force_threads(3)
+_core.select_layer(LAYER)
+rng = np.random.default_rng(0)
+start = rng.standard_normal((3000, 16))
+batches = [rng.integers(0, 3000, 500) for _ in range(20)]
+grads = [rng.standard_normal((500, 16)) for _ in range(20)]
+
+def train(opt, begin, end):
+    for number in range(begin, end):
+        opt.refresh(opt.params[0], batches[number])
+        opt.step([fastopt.Rows(batches[number], grads[number])])
+
+whole, forked = (fastopt.Adam([start.copy()], rows="exact") for _ in range(2))
+train(whole, 0, 20)
+whole.refresh()
+
+def check():  # of rows that miss steps before the fork, and take them after it
+    train(forked, 10, 20)
+    forked.refresh()
+    assert forked.params[0].tobytes() == whole.params[0].tobytes(), "other bits"
+
+train(forked, 0, 10)
+pids = [child(check) for _ in range(3)]
+check()
+assert all([succeeded(pid) for pid in pids]), "children beside their parent"
+"""
 TORN_BY_FORK = """
 import copy, pickle, time
 SIZE = 1 << 20
@@ -493,13 +520,22 @@ assert succeeded(pid), "child"
     "script",
     [
         *[f"LAYER = {layer!r}\n{STEP_AFTER_FORK}" for layer in FORKED_LAYERS],
+        *[f"LAYER = {layer!r}\n{ROWS_AFTER_FORK}" for layer in FORKED_LAYERS],
         FIFTY_FORKS,
         FORK_AMID_STEPS,
         TORN_BY_FORK,
         LOCK_AFTER_FORK,
         FORK_WITHIN_A_STEP,
     ],
-    ids=[*FORKED_LAYERS, "fifty", "amid", "torn", "lock", "within"],
+    ids=[
+        *FORKED_LAYERS,
+        *(f"{layer}, rows" for layer in FORKED_LAYERS),
+        "fifty",
+        "amid",
+        "torn",
+        "lock",
+        "within",
+    ],
 )
 def test_after_a_fork_both_processes_go_on(script):
     done = python("-W", "ignore::DeprecationWarning", "-c", FORK + script, timeout=60)
