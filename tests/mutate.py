@@ -1219,10 +1219,10 @@ MUTATIONS = [
         "rows[k - 1].row >= moved.row",
     ),
     Mutation(
-        "rows: the last digits of row numbers are not sorted by",
+        "rows: the order of those of one row is lost in a long sort",
         "rows.c",
-        "while (highest >> bits)",
-        "while (highest >> bits > 1)",
+        "to[counts[from[i].row >> shift & mask]++] = from[i];",
+        "to[counts[from[n - 1 - i].row >> shift & mask]++] = from[n - 1 - i];",
     ),
     Mutation(
         "rows: sorted rows are left in the spare array",
@@ -1261,10 +1261,10 @@ MUTATIONS = [
         "first[r.next + 1] - first[r.next] >= 1 &&",
     ),
     Mutation(
-        "rows: a run goes on where values do not follow one another",
+        "rows: a run goes on over rows that are left out",
         "update.c",
-        "given[1].at == given->at + 1)",
-        "given[1].at > 0)",
+        "given[1].row == given->row + 1 &&",
+        "given[1].row >= given->row + 1 &&",
     ),
     Mutation(
         "rows: a row's squares are added from the first lane on",
@@ -1297,10 +1297,10 @@ MUTATIONS = [
         "w.step = now->step;",
     ),
     Mutation(
-        "rows: the constants of a step that was missed are the last one's",
+        "rows: the constants of a step that was missed are the first one's",
         "update.c",
         "w.consts = m->consts;",
-        "w.consts = now->consts;",
+        "w.consts = t->log->steps[0].consts;",
     ),
     Mutation(
         "rows: a factor of a step that was missed is the last one's",
@@ -1349,12 +1349,6 @@ MUTATIONS = [
         "missed.c",
         "            sweep(s, t, crew);\n",
         "            (void)sweep, (void)crew;\n",
-    ),
-    Mutation(
-        "rows: who catches up all does not note it",
-        "missed.c",
-        "        log->current = log->n;\n",
-        "        log->current = 0;\n",
     ),
     Mutation(
         "rows: a gradient of some rows takes all of the row before",
