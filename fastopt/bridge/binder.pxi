@@ -256,6 +256,7 @@ cdef class Binder:
         self.indices[i] = (np.array(row_numbers(f"{name}: indices", rows.indices), np.int64), rows)
         self.by_rows = True
         self.from_jax |= is_from_jax(rows.values)
+        self.gradients[i].known = False  # the same array may have been a gradient of all elements
         self.keep(item, <PyObject *>values)
         return True
 
@@ -357,7 +358,7 @@ cdef class Binder:
         cdef Layout *layout = &self.layouts[i * self.spacing]
         cdef bint dense = self.tensors[i].grad_ndim == 0, own
         if gradient.low == gradient.high:
-            gradient.known = dense
+            gradient.known = dense and not self.is_of_rows(i)
             return -1
         place = place_above(&self.owned_table, gradient.low)
         extent = next_below(&self.owned_table, gradient.high, &place)
@@ -371,7 +372,8 @@ cdef class Binder:
             ):
                 return extent.index
             extent = next_below(&self.owned_table, gradient.high, &place)
-        gradient.known = dense  # of others, extents do not say what they share
+        # Of others, extents do not say what they share; and values of rows may be of all next time.
+        gradient.known = dense and not self.is_of_rows(i)
         return -1
 
     @cython.final

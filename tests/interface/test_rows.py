@@ -388,6 +388,28 @@ def test_indexed_slices_are_rows():
         one_step(Slices(values, [4, 1, 4], (9, 3)))
 
 
+@pytest.mark.parametrize("rows", ["lazy", "exact"])
+def test_the_same_array_may_be_values_of_rows_and_a_gradient_of_all_elements_by_turns(rows):
+    """Of as many rows as the parameter has, so that only who gives it says what it is."""
+    values = np.arange(12.0).reshape(4, 3)
+    table, expected = np.zeros((4, 3)), np.zeros((4, 3))
+    opt = SGD([table], lr=1.0, rows=rows)
+    backwards, bad = Rows([3, 2, 1, 0], values), Rows([0, 1, 2, 4], values)
+    for given in (values, values, backwards, bad, bad, backwards, values, bad, values):
+        if given is bad:
+            for _ in range(2):
+                with pytest.raises(ValueError, match=r"indices\[3\] is 4, not the number of a row"):
+                    opt.step([given])
+        else:
+            opt.step([given])
+            expected -= values if given is values else values[::-1]
+        assert table.tolist() == expected.tolist()
+    for indices in (None, [3, 2, 1, 0], None, [3, 2, 1, 0]):
+        functional.sgd(table, values, lr=1.0, indices=indices)
+        expected -= values if indices is None else values[::-1]
+        assert table.tolist() == expected.tolist()
+
+
 # ---- functions -----------------------------------------------------------------------------------
 
 
