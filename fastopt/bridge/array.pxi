@@ -224,6 +224,44 @@ cdef inline bint lies_as(const Layout *layout, PyObject *item, char *data) noexc
     )
 
 
+cdef int check_unchanged(const Layout *layout, cnp.ndarray array, str name) except -1:
+    """Raise unless an array that steps write is what it was, but for its address."""
+    if (
+        not laid_out_as(layout, <Borrowed *><PyObject *>array)
+        or cnp.PyArray_TYPE(array) != layout.type_num
+        or not cnp.PyArray_ISNOTSWAPPED(array)
+    ):
+        shape = tuple([layout.shape[j] for j in range(layout.ndim)])
+        raise ValueError(
+            f"{name}: shape, strides or dtype changed since the optimizer was made: shape {shape} "
+            f"then, {(<object>array).shape} of dtype {array.dtype} now"
+        )
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name}: the array has become read-only")
+    return 0
+
+
+cdef int check_counter(cnp.ndarray counter, str name) except -1:
+    """Raise unless a step can be counted in an array."""
+    cdef int64_t count
+    if not cnp.PyArray_ISWRITEABLE(counter):
+        raise ValueError(f"{name}: the array is read-only")
+    if (
+        cnp.PyArray_NDIM(counter) != 0
+        or not cnp.PyArray_ISSIGNED(counter)
+        or cnp.PyArray_ITEMSIZE(counter) != sizeof(int64_t)
+        or not cnp.PyArray_ISBEHAVED(counter)
+    ):
+        raise ValueError(
+            f"{name}: expected a 0-d int64 array, got shape {(<object>counter).shape} and dtype "
+            f"{counter.dtype}"
+        )
+    count = (<int64_t *>cnp.PyArray_DATA(counter))[0]
+    if not 0 <= count < INT64_MAX:
+        raise ValueError(f"{name} must be >= 0 and < 2**63 - 1, got {count}")
+    return 0
+
+
 cdef inline void *descr_for(int type_num):
     """Return where NumPy keeps its description of a type, for ever."""
     cdef object descr = cnp.PyArray_DescrFromType(type_num)

@@ -223,7 +223,7 @@ cdef class Plan(Binder):
                 or not laid_out_as(layout, array)
                 or not flags_of(array) & cnp.NPY_ARRAY_WRITEABLE
             ):
-                self._check_owned(k)
+                check_unchanged(layout, <cnp.ndarray>self.owned[k], self._label(k))
             data = data_of(array)
             if data != layout.data:
                 self.place(k, data)
@@ -244,50 +244,15 @@ cdef class Plan(Binder):
             self._check_owned_apart()
         return 0
 
-    cdef int _check_owned(self, Py_ssize_t k) except -1:
-        """Raise unless an owned array is what it was, but for its address."""
-        cdef Layout *layout = &self.layouts[k]
-        cdef cnp.ndarray array = self.owned[k]
-        if (
-            not laid_out_as(layout, <Borrowed *><PyObject *>array)
-            or cnp.PyArray_TYPE(array) != layout.type_num
-            or not cnp.PyArray_ISNOTSWAPPED(array)
-        ):
-            shape = tuple([layout.shape[j] for j in range(layout.ndim)])
-            raise ValueError(
-                f"{self._label(k)}: shape, strides or dtype changed since the optimizer was "
-                f"made: shape {shape} then, {self.owned[k].shape} of dtype {array.dtype} now"
-            )
-        if not cnp.PyArray_ISWRITEABLE(array):
-            raise ValueError(f"{self._label(k)}: the array has become read-only")
-        return 0
-
     cdef int _read_counter(self, Py_ssize_t i) except -1:
         """Read a step counter's address again; raise unless the core can count on in it."""
-        cdef fo_tensor *tensor = &self.tensors[i]
         cdef cnp.ndarray counter = <cnp.ndarray>self.steps[i]
         cdef int64_t *address
-        if not cnp.PyArray_ISWRITEABLE(counter):
-            raise ValueError(f"step counter of {self.names[i]}: the array is read-only")
-        if (
-            cnp.PyArray_NDIM(counter) != 0
-            or not cnp.PyArray_ISSIGNED(counter)
-            or cnp.PyArray_ITEMSIZE(counter) != sizeof(int64_t)
-            or not cnp.PyArray_ISBEHAVED(counter)
-        ):
-            raise ValueError(
-                f"step counter of {self.names[i]}: expected a 0-d int64 array, got shape "
-                f"{self.steps[i].shape} and dtype {counter.dtype}"
-            )
+        check_counter(counter, f"step counter of {self.names[i]}")
         address = <int64_t *>cnp.PyArray_DATA(counter)
-        if address != tensor.step:
-            tensor.step = address
+        if address != self.tensors[i].step:
+            self.tensors[i].step = address
             self.owned_apart = False
-        if not 0 <= tensor.step[0] < INT64_MAX:
-            raise ValueError(
-                f"step counter of {self.names[i]} must be >= 0 and < 2**63 - 1, got "
-                f"{tensor.step[0]}"
-            )
         return 0
 
     cdef int _check_owned_apart(self) except -1:
