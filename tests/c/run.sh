@@ -128,12 +128,12 @@ functions() {
 
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
 # computes in whole vector registers. There is one a rule, variant and type, one a rule, variant and
-# line of FO_EACH_FUSED, and three passes a type. (SGD without momentum has no state whose type would
+# line of FO_EACH_FUSED, and four passes a type. (SGD without momentum has no state whose type would
 # matter, so gcc lets one of its loops jump to another.)
 vectorised() {
     local object=$1 register=$2 expected names packed missing
     expected=$(awk -F '[(,)]' -v fused="$(grep -c '^    X(' src_c/kernels.h)" \
-        '/^FO_RULE/ { n += $3 } END { print 2 * (n + 3) + fused * n }' src_c/rules.def)
+        '/^FO_RULE/ { n += $3 } END { print 2 * (n + 4) + fused * n }' src_c/rules.def)
     functions "$object" > "$folder/instructions"
     names=$(cut -d ' ' -f 1 "$folder/instructions" | grep -v '^all_finite' | sort -u)
     packed=$(grep -E " v?(mul|add|sub|div|sqrt)p[sd] .*$register" "$folder/instructions" |
