@@ -48,7 +48,7 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
-TESTS_OF |= {file: ["c_api", "c_storage"] for file in ("api.c", "arrays.h")}
+TESTS_OF |= {file: ["c_api", "c_storage", "c_rows"] for file in ("api.c", "arrays.h")}
 TESTS_OF |= {file: ["storage"] for file in ("codecs.inc", "fused.inc", "random.h")}
 TESTS_OF |= {file: ["rows", "rows_exact", "c_rows"] for file in ("rows.c", "missed.c")}
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)

@@ -222,7 +222,7 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
         for (int i = 0; i < TABLES; i++) {
             fo_tensor *t = fo_plan_tensor(plan, i);
             draw_gradient(i, s, means, bad && i == 2, &bound[i], t);
-            const int64_t some[] = {4000, 0, 7, 7};
+            const int64_t some[] = {4999, 0, 7, 7}; /* not in the block between */
             fo_status status = FO_OK;
             if (means == EXACT && i == DENSE_TABLE && s == 3)
                 status = fo_plan_refresh(plan, i, NULL, 0, &args, &at);
