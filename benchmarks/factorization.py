@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from rows_numpy import adagrad, summed
 
 import fastopt
 from fastopt.bench.measure import SETTLE_S
@@ -42,8 +43,6 @@ class Fastopt(Nobody):
 
 
 class NumPy(Nobody):
-    """Of each row the first gradient is copied, and only the others are added, which is slow."""
-
     def __init__(self, params):
         self.params, self.sums = params, [np.zeros_like(p) for p in params]
 
@@ -53,20 +52,7 @@ class NumPy(Nobody):
                 sums += grad * grad
                 param -= LR * grad / (np.sqrt(sums) + EPS)
                 continue
-            indices, values = grad.indices, grad.values
-            rows, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
-            g = values[first]
-            others = np.ones(len(indices), bool)
-            others[first] = False
-            np.add.at(g, inverse[others], values[others])
-            s = sums[rows]
-            s += g * g
-            sums[rows] = s
-            np.sqrt(s, out=s)
-            s += EPS
-            g *= LR
-            g /= s
-            param[rows] -= g
+            adagrad(*summed(grad.indices, grad.values), param, sums, LR, EPS)
 
 
 class Torch(Nobody):

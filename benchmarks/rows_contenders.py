@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
+import rows_numpy
 
 import fastopt
 from fastopt import reference
@@ -111,16 +112,8 @@ class Fastopt(Contender):
 
 
 class NumPy(Contender):
-    """Of each row the first gradient is copied, and only the others are added, which is slow."""
-
     def step(self):
-        indices, values = self.next()
-        rows, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
-        g = values[first]
-        if len(rows) < len(indices):
-            others = np.ones(len(indices), bool)
-            others[first] = False
-            np.add.at(g, inverse[others], values[others])
+        rows, g = rows_numpy.summed(*self.next())
         self.t += 1
         getattr(self, self.memory.rule.lower())(rows, g, *self.arrays)
 
@@ -129,14 +122,7 @@ class NumPy(Contender):
         table[rows] -= g
 
     def adagrad(self, rows, g, table, sums):
-        s = sums[rows]
-        s += g * g
-        sums[rows] = s
-        np.sqrt(s, out=s)
-        s += EPS
-        g *= LR
-        g /= s
-        table[rows] -= g
+        rows_numpy.adagrad(rows, g, table, sums, LR, EPS)
 
     def adam(self, rows, g, table, exp_avg, exp_avg_sq):
         b1, b2 = BETAS

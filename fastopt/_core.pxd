@@ -84,6 +84,7 @@ cdef extern from "core.h" nogil:
         int64_t row_size
         int64_t n_indices
         const int64_t *indices
+    bint fo_has_scales(const fo_tensor *tensor)
     ctypedef struct fo_step_args:
         fo_semantics semantics
         fo_clip clip

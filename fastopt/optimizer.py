@@ -472,11 +472,6 @@ class Optimizer:
                 rows = row_numbers("rows", rows)
             self._plan.refresh(which, rows)
 
-    def _catch_up(self) -> None:
-        """Have all rows take the steps that they have missed."""
-        if self._plan.behind:
-            self._plan.refresh(None, None)
-
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
         with self._lock:
@@ -484,7 +479,7 @@ class Optimizer:
             self._refresh()
             self._follow()
             if not self._plan.torn:
-                self._catch_up()
+                self._plan.refresh()
             self._plan.check()
             members = self._members
             to: list[Array] = []
@@ -532,7 +527,7 @@ class Optimizer:
             self._follow()
         elif self._plan.busy and self._plan.behind:
             raise RuntimeError(f"{what}: rows cannot catch up from within a step")
-        self._catch_up()
+        self._plan.refresh()
 
     def _as_dict(self, copy: Callable[[Array], Array]) -> dict[str, Any]:
         """Return a state dict with a copy of each array."""
@@ -581,7 +576,7 @@ class Optimizer:
                 convert=convert,
             )
             if not checkpoint and not self._plan.torn:  # for parameters stay
-                self._catch_up()
+                self._plan.refresh()
             now = then = self._bound
             slots = [
                 [slot for slot in self._rule.slots if storage.arrays(slot)[0] in loaded]

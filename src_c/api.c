@@ -414,12 +414,11 @@ static fo_status check_rows_allowed(const fo_optimizer *opt, int64_t i)
         return fail(FO_UNSUPPORTED,
                     "the gradient of parameter %lld is of some rows, which does not go with %s",
                     (long long)i, t->sum ? "a sum" : "'accumulate'");
-    for (int j = 0; j < FO_MAX_SLOTS; j++)
-        if (fo_storages[t->dtype.of.slot[j]].per != 0 && t->row_size % FO_SCALED != 0)
-            return fail(FO_UNSUPPORTED,
-                        "the gradient of parameter %lld is of some rows, of %lld elements: beside "
-                        "8-bit state a row must have a multiple of %d",
-                        (long long)i, (long long)t->row_size, FO_SCALED);
+    if (fo_has_scales(t) && t->row_size % FO_SCALED != 0)
+        return fail(FO_UNSUPPORTED,
+                    "the gradient of parameter %lld is of some rows, of %lld elements: beside "
+                    "8-bit state a row must have a multiple of %d",
+                    (long long)i, (long long)t->row_size, FO_SCALED);
     return FO_OK;
 }
 

@@ -185,6 +185,16 @@ typedef struct {
     const int64_t *indices;
 } fo_tensor;
 
+/* Whether any state is in 8 bits, of which FO_SCALED elements have a scale in common. (Then rows, too,
+ * have to be of a multiple of so many.) */
+static inline bool fo_has_scales(const fo_tensor *t)
+{
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (fo_storages[t->dtype.of.slot[j]].per != 0)
+            return true;
+    return false;
+}
+
 typedef struct {
     fo_semantics semantics;
     fo_clip clip;

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MIN_PER_THREAD (1 << 13) /* elements that a second thread is worth */
-
 bool fo_row_log_prepare(fo_row_log *log, int64_t n_rows)
 {
     if (log->taken)
@@ -156,18 +154,10 @@ static bool rests_at_zero(const tensor_work *w)
     return memcmp(before, elements, sizeof before) == 0;
 }
 
-static bool has_8bit_slots(const fo_tensor *t)
-{
-    for (int j = 0; j < FO_MAX_SLOTS; j++)
-        if (fo_storages[t->dtype.of.slot[j]].per != 0)
-            return true;
-    return false;
-}
-
 static void log_step(const fo_step *s, const fo_tensor *t, const tensor_work *w)
 {
     fo_row_log *log = t->log;
-    const bool rests = rests_at_zero(w) && !has_8bit_slots(t);
+    const bool rests = rests_at_zero(w) && !fo_has_scales(t);
     if (rests && fo_rule_slots_stay(s->plan->rule, w->variant))
         return;
     fo_missed *m = &log->steps[log->n % FO_ROW_LOG];

@@ -67,7 +67,7 @@ static fo_status number_blocks(fo_plan *plan)
         const int64_t size = plan->pieces[k].end - plan->pieces[k].begin;
         const fo_rows *rows = plan->pieces[k].work->rows;
         plan->first_block[k] = blocks;
-        blocks += rows ? rows->n_blocks : size / FO_BLOCK + (size % FO_BLOCK != 0);
+        blocks += rows ? rows->n_blocks : fo_count_blocks(size);
     }
     plan->first_block[plan->n_pieces] = plan->n_blocks = blocks;
     if (blocks < plan->block_room)
@@ -98,12 +98,6 @@ fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t 
     return number_blocks(plan);
 }
 
-/* The elements that a step goes over, of a tensor whose gradient is of these rows. */
-static int64_t elements_of(const fo_tensor *t, const fo_rows *rows)
-{
-    return t->ema ? t->size : rows->n_distinct * rows->row_size;
-}
-
 fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at)
 {
     if (!plan->rows)
@@ -120,9 +114,10 @@ fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at)
         const fo_status status = fo_rows_sort(rows, t, at);
         if (status)
             return status;
+        const int64_t size = t->ema ? t->size : rows->n_distinct * rows->row_size;
         plan->tensor_works[i].rows = rows;
-        plan->tensor_works[i].size = elements_of(t, rows);
-        plan->size += elements_of(t, rows) - t->size;
+        plan->tensor_works[i].size = size;
+        plan->size += size - t->size;
     }
     return number_blocks(plan);
 }

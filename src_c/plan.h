@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
+
 /* What a step makes of a tensor before it writes anything. */
 typedef struct {
     int64_t size; /* elements that are in pieces, since these were prepared */

@@ -67,12 +67,10 @@ static void find_distinct(fo_rows *rows)
     rows->first[rows->n_distinct] = rows->n;
 }
 
-static int64_t count_blocks(int64_t size) { return size / FO_BLOCK + (size % FO_BLOCK != 0); }
-
 /* Lists the blocks that rows reach; or, since all elements are averaged, all blocks. */
 static bool find_blocks(fo_rows *rows, const fo_tensor *tensor)
 {
-    const int64_t size = rows->row_size, all = count_blocks(tensor->size);
+    const int64_t size = rows->row_size, all = fo_count_blocks(tensor->size);
     const int64_t each = size / FO_BLOCK + 2; /* a row reaches no more */
     int64_t most = all / each < rows->n_distinct ? all : rows->n_distinct * each;
     if (tensor->ema)

@@ -31,6 +31,12 @@ typedef struct {
 fo_status fo_rows_sort(fo_rows *rows, const fo_tensor *tensor, int64_t *bad);
 void fo_rows_free(fo_rows *rows);
 
+/* The blocks of so many elements. */
+static inline int64_t fo_count_blocks(int64_t size)
+{
+    return size / FO_BLOCK + (size % FO_BLOCK != 0);
+}
+
 static inline int64_t fo_distinct_row(const fo_rows *rows, int64_t k)
 {
     return rows->sorted[rows->first[k]].row;

@@ -11,9 +11,8 @@
 #include <math.h>
 #include <string.h>
 
-#define AT_A_TIME (1 << 13)      /* elements that a thread takes, on average and at least */
-#define MIN_PER_THREAD (1 << 13) /* elements; no thread can pay for fewer */
-#define MIN_FOR_POOL (1 << 21)   /* elements; to wait for all of its threads must not matter */
+#define AT_A_TIME (1 << 13)    /* elements that a thread takes, on average and at least */
+#define MIN_FOR_POOL (1 << 21) /* elements; to wait for all of its threads must not matter */
 
 /* Does a pass over blocks begin to end, in whichever thread. `once` says that it goes over a block
  * only once: what need not stay in cache need not be cut up. */

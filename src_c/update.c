@@ -215,6 +215,16 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, const fo_coding *cod
     }
 }
 
+/* Where elements of the parameter are from `offset` on, and those of its slots; none of these is stored
+ * in another type. */
+static char *find_elements(const fo_tensor *t, const tensor_work *w, int64_t offset, void **slot)
+{
+    const size_t start = (size_t)offset * w->item;
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
+    return (char *)t->param + start;
+}
+
 /* Updates n elements from `offset` on, whose gradient is from `at` on. */
 static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                             int64_t offset, int64_t at, int64_t n, char *buffer)
@@ -224,11 +234,8 @@ static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_w
         return;
     }
     const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
-    const size_t start = (size_t)offset * w->item;
     void *slot[FO_MAX_SLOTS];
-    for (int j = 0; j < FO_MAX_SLOTS; j++)
-        slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
-    update(w, n, (char *)t->param + start, grad, slot);
+    update(w, n, find_elements(t, w, offset, slot), grad, slot);
 }
 
 void fo_update_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
@@ -268,14 +275,11 @@ static void take_missed(const fo_step *s, const fo_tensor *t, const tensor_work 
                         int64_t begin, int64_t n)
 {
     fo_update *const *const updates = s->table->update[w->type][s->plan->rule - fo_rules];
-    const size_t start = (size_t)begin * w->item;
     void *slot[FO_MAX_SLOTS];
-    for (int k = 0; k < FO_MAX_SLOTS; k++)
-        slot[k] = t->slot[k] ? (char *)t->slot[k] + start : NULL;
+    char *const param = find_elements(t, w, begin, slot);
     for (; j < t->log->n; j++) {
         const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
-        updates[m->variant](n, (char *)t->param + start, zeros, slot, m->consts, m->gscale,
-                            m->gmax);
+        updates[m->variant](n, param, zeros, slot, m->consts, m->gscale, m->gmax);
     }
 }
 
@@ -425,14 +429,29 @@ static void zero_rows(const fo_tensor *t, const fo_rows *rows, const run *r)
         fo_zero_grad(t, r->at + (rows->sorted[i].at - first) * rows->row_size, r->end - r->begin);
 }
 
+static void update_run(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                       const fo_rows *rows, const run *r, char *buffer)
+{
+    const int64_t n = r->end - r->begin;
+    if (t->log && t->log->n != t->log->current)
+        for (int64_t k = r->k; k < r->next; k++)
+            fo_catch_up(s, t, w, fo_distinct_row(rows, k), r->begin, r->end);
+    if (rows->first[r->next] - rows->first[r->k] == r->next - r->k) {
+        update_elements(s, t, w, r->begin, r->at, n, buffer);
+        return;
+    }
+    fo_tensor summed = *t; /* whose gradient is in the buffer */
+    summed.dtype.of.grad = w->type;
+    summed.grad = (void *)run_grad(s, t, w, rows, r, buffer);
+    update_elements(s, &summed, w, r->begin, 0, n, buffer);
+}
+
 void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t begin, int64_t end,
                     int64_t k, char *buffer)
 {
     const fo_tensor *t = p->tensor;
     const tensor_work *w = p->work;
     const fo_rows *rows = w->rows;
-    fo_tensor summed = *t; /* whose gradient is in the buffer */
-    summed.dtype.of.grad = w->type;
     (void)block;
     for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end;
          k = r.next) {
@@ -440,16 +459,8 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
         for (int64_t ahead = k; ahead < r.next; ahead++)
             if (ahead + ROWS_AHEAD < rows->n_distinct)
                 fetch_row(t, w, rows, ahead + ROWS_AHEAD);
-        const int64_t n = r.end - r.begin;
-        if (t->log && t->log->n != t->log->current && !s->result->skipped)
-            for (int64_t j = k; j < r.next; j++)
-                fo_catch_up(s, t, w, fo_distinct_row(rows, j), r.begin, r.end);
-        if (!s->result->skipped && rows->first[r.next] - rows->first[k] == r.next - k) {
-            update_elements(s, t, w, r.begin, r.at, n, buffer);
-        } else if (!s->result->skipped) {
-            summed.grad = (void *)run_grad(s, t, w, rows, &r, buffer);
-            update_elements(s, &summed, w, r.begin, 0, n, buffer);
-        }
+        if (!s->result->skipped)
+            update_run(s, t, w, rows, &r, buffer);
         if (s->args->zero_grad)
             zero_rows(t, rows, &r);
     }

@@ -242,7 +242,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the last, incomplete block is skipped",
-        "plan.c",
+        "rows.h",
         "size / FO_BLOCK + (size % FO_BLOCK != 0)",
         "size / FO_BLOCK",
     ),

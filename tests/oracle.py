@@ -5,7 +5,7 @@ import math
 import numpy as np
 from tables import BY_CLASS
 
-from fastopt import reference
+from fastopt import _core, reference
 from fastopt.reference import Stored
 
 # ---- what is stored in fewer bits ----------------------------------------------------------------
@@ -206,6 +206,24 @@ class Oracle:
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
+
+
+def run_everywhere(make, twin, gradients, teams, **step_options):
+    """Step what `make` returns by each instruction set and team; each has to equal the twin."""
+    for grads in gradients:
+        twin.step(grads, **step_options)
+    ran = 0
+    for isa in _core.isa()["supported"]:
+        _core.select_isa(isa)
+        for layer, team in teams:
+            _core.select_layer(layer)
+            _core.force_threads(team)
+            opt = make()
+            used = {opt.step(grads, **step_options).threads for grads in gradients}
+            assert used == {1 if layer == "serial" else team}
+            assert_same_bits(opt, twin, f"{isa}, {layer}, {team} threads")
+            ran += 1
+    assert ran == len(_core.isa()["supported"]) * len(teams)
 
 
 def assert_same_bits(opt, oracle, where=""):

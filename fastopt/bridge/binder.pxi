@@ -299,21 +299,12 @@ cdef class Binder:
         tensor.row_size = tensor.size // cnp.PyArray_DIM(param, 0)
         tensor.n_indices = cnp.PyArray_SIZE(numbers)
         tensor.indices = <const int64_t *>cnp.PyArray_DATA(numbers)
-        self.check_scales_of_rows(i)
-        return 0
-
-    @cython.final
-    cdef int check_scales_of_rows(self, Py_ssize_t i) except -1:
-        """Raise if rows have state in 8 bits whose scales are shared with other rows."""
-        cdef fo_tensor *tensor = &self.tensors[i]
-        cdef int j
-        for j in range(FO_MAX_SLOTS):
-            if is_8bit(tensor.slot_dtype[j]) and tensor.row_size % FO_SCALED != 0:
-                raise ValueError(
-                    f"{self.gradient_name(i)}: some rows, of {tensor.row_size} elements each, with "
-                    f"state in 8 bits, of which {FO_SCALED} elements have a scale in common; such "
-                    f"rows need a multiple of {FO_SCALED} elements"
-                )
+        if fo_has_scales(tensor) and tensor.row_size % FO_SCALED != 0:
+            raise ValueError(
+                f"{name}: some rows, of {tensor.row_size} elements each, with state in 8 bits, of "
+                f"which {FO_SCALED} elements have a scale in common; such rows need a multiple of "
+                f"{FO_SCALED} elements"
+            )
         return 0
 
     @cython.final
@@ -397,16 +388,21 @@ cdef class Binder:
     cdef inline void run(
         self, fo_step_args *args, int num_threads, fo_step_result *result
     ) noexcept:
-        args.max_threads = num_threads or fo_get_num_threads()
-        if threads_exact:
-            args.exact = True
-            if threads_exact > 0:
-                args.max_threads = threads_exact
+        set_threads_of(args, num_threads)
         if keeps_gil(self.plan):
             fo_plan_step(self.plan, args, result)
         else:
             with nogil:
                 fo_plan_step(self.plan, args, result)
+
+
+cdef inline void set_threads_of(fo_step_args *args, int num_threads) noexcept:
+    """Set how many threads a step may use, or has to for a test; 0: as many as the module says."""
+    args.max_threads = num_threads or fo_get_num_threads()
+    if threads_exact:
+        args.exact = True
+        if threads_exact > 0:
+            args.max_threads = threads_exact
 
 
 cdef inline bint keeps_gil(const fo_plan *plan) noexcept nogil:

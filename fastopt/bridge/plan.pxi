@@ -330,7 +330,7 @@ cdef class Plan(Binder):
         """Have all rows catch up of parameters whose gradient is of all elements."""
         cdef int64_t at = 0
         cdef Py_ssize_t i
-        self.args.max_threads = self.num_threads or fo_get_num_threads()
+        set_threads_of(&self.args, self.num_threads)
         for i in range(self.n):
             if self._has_to_catch_up(i):
                 fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
@@ -344,7 +344,7 @@ cdef class Plan(Binder):
                 return True
         return False
 
-    def refresh(self, which, rows):
+    def refresh(self, which=None, rows=None):
         """Have rows catch up: of one parameter or (None) all; of these numbers or (None) all."""
         cdef cnp.ndarray numbers
         cdef const int64_t *indices = NULL
@@ -361,7 +361,7 @@ cdef class Plan(Binder):
         try:
             self._read_lent()
             self._read_owned()
-            self.args.max_threads = self.num_threads or fo_get_num_threads()
+            set_threads_of(&self.args, self.num_threads)
             written = [
                 i for i in ([which] if which is not None else range(self.n))
                 if self.tensors[i].log.n != self.tensors[i].log.current

@@ -277,10 +277,10 @@ class Run:
     def catch_up(self) -> None:
         """Have all rows take the steps that they have missed, where memory is what it was."""
         if self.plan is not None and self.plan.behind and self.tensors.in_place():
-            self.refresh(None, None)
+            self.refresh()
             increment_version(self.params)
 
-    def refresh(self, which: int | None, rows: NDArray[Any] | None) -> None:
+    def refresh(self, which: int | None = None, rows: NDArray[Any] | None = None) -> None:
         """Have rows of one parameter, or of all, take the steps that they have missed."""
         assert self.plan is not None
         share_threads(self.plan)

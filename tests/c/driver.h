@@ -1,4 +1,4 @@
-/* What driver_check and storage_check share: numbers, configurations, records of what a run leaves. */
+/* What driver_check, storage_check and rows_check share: numbers, configurations, records of what a run leaves. */
 #ifndef DRIVER_H
 #define DRIVER_H
 
@@ -18,6 +18,15 @@ static void *checked(void *memory)
         return memory;
     fputs("out of memory\n", stderr);
     exit(2);
+}
+
+/* Whether a word is among the program's arguments. */
+static bool is_given(int argc, char **argv, const char *word)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], word) == 0)
+            return true;
+    return false;
 }
 
 static uint64_t random_state;

@@ -442,14 +442,12 @@ int main(int argc, char **argv)
     static const int modes[] = {FE_TONEAREST, FE_UPWARD, FE_TOWARDZERO};
     record standard[COUNT(options)] = {0}, r = {0};
     int cases = 0, compared = 0;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "own") == 0)
-            ways = 2;
-        if (strcmp(argv[i], "few") == 0)
-            every = FEW;
-        if (strcmp(argv[i], "digest") == 0)
-            n_teams = 0;
-    }
+    if (is_given(argc, argv, "own"))
+        ways = 2;
+    if (is_given(argc, argv, "few"))
+        every = FEW;
+    if (is_given(argc, argv, "digest"))
+        n_teams = 0;
     fo_init();
     for (int c = 0; c < fo_rule_count * ROWS; c += every) {
         const fo_rule *rule = &fo_rules[c / ROWS];

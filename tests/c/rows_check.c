@@ -279,17 +279,13 @@ int main(int argc, char **argv)
     static const char *const layers[] = {"team", "openmp"};
     static const int teams[] = {1, 2, 3, 7};
     int n_layers = fo_layer_available(FO_OPENMP) ? 2 : 1, every = 1;
-    bool compares = true;
+    const bool compares = !is_given(argc, argv, "digest");
     record lazy = {0}, all = {0}, r = {0};
     unsigned cases = 0, compared = 0;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "own") == 0)
-            n_layers = 1;
-        if (strcmp(argv[i], "few") == 0)
-            every = FEW;
-        if (strcmp(argv[i], "digest") == 0)
-            compares = false;
-    }
+    if (is_given(argc, argv, "own"))
+        n_layers = 1;
+    if (is_given(argc, argv, "few"))
+        every = FEW;
     fo_init();
     for (int c = 0; c < fo_rule_count * 2 * ROWS; c += every) {
         const fo_rule *rule = &fo_rules[c / ROWS / 2];

@@ -345,17 +345,13 @@ int main(int argc, char **argv)
     static const char *const layers[] = {"team", "openmp"};
     static const int teams[] = {1, 2, 3, 7};
     int n_layers = fo_layer_available(FO_OPENMP) ? 2 : 1, every = 1;
-    bool compares = true;
+    const bool compares = !is_given(argc, argv, "digest");
     record standard = {0}, r = {0};
     unsigned cases = 0, compared = 0;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "own") == 0)
-            n_layers = 1;
-        if (strcmp(argv[i], "few") == 0)
-            every = 11; /* which has no factor in common with the rules, rows and ways */
-        if (strcmp(argv[i], "digest") == 0)
-            compares = false;
-    }
+    if (is_given(argc, argv, "own"))
+        n_layers = 1;
+    if (is_given(argc, argv, "few"))
+        every = 11; /* which has no factor in common with the rules, rows and ways */
     fo_init();
     fill_values();
     for (int c = 0; c < fo_rule_count * ROWS * COUNT(ways); c += every) {

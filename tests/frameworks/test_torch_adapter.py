@@ -4,7 +4,6 @@ import copy
 import doctest
 import gc
 import inspect
-import io
 import multiprocessing
 import os
 import pickle
@@ -21,6 +20,7 @@ import torch
 from tables import BY_NAME, ROWS, TORCH_CLASSES
 from torch.nn import Parameter
 from torch.testing import assert_close
+from torch_files import through_a_file
 
 import fastopt
 import fastopt.torch
@@ -132,12 +132,7 @@ def test_checkpoints_cross_in_both_directions(name, kwargs):
     pair = Pair(name, kwargs)
     pair.step(5)
     for _ in range(2):
-        files = []
-        for opt in (pair.peer, pair.opt):
-            file = io.BytesIO()
-            torch.save(opt.state_dict(), file)
-            file.seek(0)
-            files.append(torch.load(file, weights_only=True))
+        files = [through_a_file(opt.state_dict()) for opt in (pair.peer, pair.opt)]
         pair.opt = pair.make(fastopt.torch, pair.ours)
         pair.peer = pair.make(torch.optim, pair.theirs)
         pair.opt.load_state_dict(files[0])  # each other's

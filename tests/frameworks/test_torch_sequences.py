@@ -8,7 +8,6 @@ tell of what ran.
 
 import copy
 import inspect
-import io
 import os
 import pickle
 import random
@@ -19,6 +18,7 @@ import pytest
 import torch
 from tables import ROWS
 from torch.nn import Parameter
+from torch_files import through_a_file
 
 import fastopt
 import fastopt.torch
@@ -336,10 +336,7 @@ class Sequence:
         new = self.random.random() < 0.5
         loaded = []
         for side in self.sides:
-            file = io.BytesIO()
-            torch.save(side.opt.state_dict(), file)
-            file.seek(0)
-            loaded.append(torch.load(file, weights_only=True))
+            loaded.append(through_a_file(side.opt.state_dict()))
             if new:
                 options = {"fused": True} if self.fused else {}
                 side.opt = getattr(side.module, self.name)(self.groups_of(side), **options)

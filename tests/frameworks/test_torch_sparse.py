@@ -1,7 +1,6 @@
 """fastopt.torch takes sparse gradients on its kernels, with PyTorch's numbers, or by rows."""
 
 import copy
-import io
 import pickle
 import warnings
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from tables import ROWS, TORCH_CLASSES
 from torch.nn import Parameter
+from torch_files import through_a_file
 
 import fastopt
 import fastopt.torch
@@ -357,12 +357,7 @@ def test_checkpoints_cross_in_both_directions(name, kwargs):
     pair = Pair(name, kwargs)
     pair.step(5)
     for _ in range(2):
-        files = []
-        for opt in pair.opts:
-            file = io.BytesIO()
-            torch.save(opt.state_dict(), file)
-            file.seek(0)
-            files.append(torch.load(file, weights_only=True))
+        files = [through_a_file(opt.state_dict()) for opt in pair.opts]
         pair.opts = [make(m, name, [p], kwargs) for m, p in zip(MODULES, pair.params, strict=True)]
         for opt, file in zip(pair.opts, reversed(files), strict=True):  # each other's
             opt.load_state_dict(file)

@@ -1,7 +1,6 @@
 """fastopt.torch in 16 bits: PyTorch's own storage, or master weights and state in fewer bits."""
 
 import copy
-import io
 import pickle
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tables import TORCH_CLASSES
+from torch_files import through_a_file
 
 import fastopt
 import fastopt.torch
@@ -78,13 +78,6 @@ def same(one, other):
         for key in a:
             assert a[key].dtype == b[key].dtype
             assert torch.equal(a[key], b[key]), key
-
-
-def through_a_file(state_dict):
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # ---- PyTorch's own storage -----------------------------------------------------------------------

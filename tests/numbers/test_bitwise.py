@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from fpmode import flush_to_zero
-from oracle import Oracle, assert_same_bits
+from oracle import Oracle, assert_same_bits, run_everywhere
 from tables import BY_RULE, CASE_IDS, CASES
 
 import fastopt
@@ -57,20 +57,7 @@ def test_every_rule_equals_the_reference(name, cls, kwargs, dtype):
     starts = [values(rng, n, dtype) for n in SIZES]
     gradients = [[values(rng, n, dtype) for n in SIZES] for _ in range(STEPS)]
     twin = Oracle(cls([p.copy() for p in starts], **kwargs), **kwargs)
-    for grads in gradients:
-        twin.step(grads)
-    ran = 0
-    for isa in _core.isa()["supported"]:
-        _core.select_isa(isa)
-        for layer, team in TEAMS:
-            _core.select_layer(layer)
-            _core.force_threads(team)
-            opt = cls([p.copy() for p in starts], **kwargs)
-            used = {opt.step(grads).threads for grads in gradients}
-            assert used == {1 if layer == "serial" else team}
-            assert_same_bits(opt, twin, f"{isa}, {layer}, {team} threads")
-            ran += 1
-    assert ran == len(_core.isa()["supported"]) * len(TEAMS)
+    run_everywhere(lambda: cls([p.copy() for p in starts], **kwargs), twin, gradients, TEAMS)
 
 
 def test_the_table_reaches_every_loop():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracle import Oracle, assert_same_bits, slot_of, weights
+from oracle import Oracle, assert_same_bits, run_everywhere, slot_of, weights
 from sparse import KINDS, all_dense, draw_rows
 from stored import STORED
 from tables import CASE_IDS, CASES, CLASSES, CONFIGS, ROWS
@@ -67,23 +67,13 @@ def gradients(rng, params, steps, dtype=None):
     ]
 
 
-def run_everywhere(cls, kwargs, params, steps, **step_options):
+def run_all(cls, kwargs, params, steps, **step_options):
     """Step over copies with each instruction set and team; compare with the reference."""
-    twin = Lazy(cls([p.copy(order="K") for p in params], **kwargs), **kwargs)
-    for grads in steps:
-        twin.step(grads, **step_options)
-    ran = 0
-    for isa in _core.isa()["supported"]:
-        _core.select_isa(isa)
-        for layer, team in TEAMS:
-            _core.select_layer(layer)
-            _core.force_threads(team)
-            opt = cls([p.copy(order="K") for p in params], **kwargs)
-            used = {opt.step(grads, **step_options).threads for grads in steps}
-            assert used == {1 if layer == "serial" else team}
-            assert_same_bits(opt, twin, f"{isa}, {layer}, {team} threads")
-            ran += 1
-    assert ran == len(_core.isa()["supported"]) * len(TEAMS)
+
+    def make():
+        return cls([p.copy(order="K") for p in params], **kwargs)
+
+    run_everywhere(make, Lazy(make(), **kwargs), steps, TEAMS, **step_options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,7 +81,7 @@ def run_everywhere(cls, kwargs, params, steps, **step_options):
 def test_every_rule_equals_the_reference_on_the_rows(name, cls, kwargs, dtype):
     rng = np.random.default_rng(CASE_IDS.index(name))
     params = tables(rng, dtype)
-    run_everywhere(cls, kwargs, params, gradients(rng, params, 5))
+    run_all(cls, kwargs, params, gradients(rng, params, 5))
 
 
 CLIPS = [{"clip_value": 0.5}, {"clip_norm": 1.0}, {"global_clip_norm": 2.0}]
@@ -105,7 +95,7 @@ def test_clipping_scaling_and_averaging_equal_the_reference(options, semantics, 
     rng = np.random.default_rng(1)
     params = tables(rng, dtype)
     kwargs = {"lr": 0.1, "semantics": semantics, **options}
-    run_everywhere(fastopt.Adam, kwargs, params, gradients(rng, params, 5), loss_scale=3.0)
+    run_all(fastopt.Adam, kwargs, params, gradients(rng, params, 5), loss_scale=3.0)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -117,7 +107,7 @@ def test_rows_stand_beside_gradients_of_all_elements_and_none(config):
     for t, grads in enumerate(steps):
         grads[t % 6] = rng.standard_normal(params[t % 6].shape).astype(np.float32)
         grads[(t + 1) % 6] = None
-    run_everywhere(cls, kwargs, params, steps)
+    run_all(cls, kwargs, params, steps)
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -131,7 +121,7 @@ def test_what_is_stored_in_fewer_bits_equals_the_reference_on_the_rows(cls, stor
     for dtype_of_grad in {dtype, np.dtype(np.float32)}:
         for own in ({}, {"clip_norm": 1.0, "ema_decay": 0.5}):
             kwargs = {"lr": 0.1, "weight_decay": 0.01, "seed": 5, **options, **own}
-            run_everywhere(cls, kwargs, params, gradients(rng, params, 4, dtype_of_grad))
+            run_all(cls, kwargs, params, gradients(rng, params, 4, dtype_of_grad))
 
 
 @pytest.mark.parametrize("cls", CLASSES)
