@@ -35,7 +35,7 @@ ISAS = {
 CORE = [
     f"src_c/{name}.c"
     for name in (
-        "api", "bandwidth", "gradient", "machine", "missed", "plan",
+        "api", "bandwidth", "coded", "gradient", "machine", "missed", "plan",
         "region", "rows", "rules", "step", "storage", "team", "update",
     )
 ]  # fmt: skip

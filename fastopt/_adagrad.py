@@ -39,6 +39,10 @@ class Adagrad(Optimizer):
         Ascend instead of descend.
     decoupled_weight_decay : bool, optional
         Shrink the weights by ``1 - lr*weight_decay`` instead of adding to the gradient.
+    rowwise : bool, optional
+        Row-wise Adagrad, for embedding tables: keep one sum for each row, ``state["row_sum"]`` of
+        shape ``param.shape[:1]``, instead of one for each element. A row is what one index of the
+        parameter's first axis has; in memory it has to be one stretch, as in C order.
     clip_value, clip_norm, global_clip_norm : float, optional
         Clip each element; each gradient by its norm; all gradients by their common norm. At most
         one of them.
@@ -89,10 +93,22 @@ class Adagrad(Optimizer):
     Under Keras semantics the denominator is :math:`\sqrt{s_t + \epsilon}`. (Keras itself has no
     ``lr_decay``, and starts its sum at 0.1.)
 
+    Row-wise, a row of :math:`d` elements has one sum, of the means of its squared gradients, and
+    one denominator, which are computed in float64 whatever the parameter is:
+
+    .. math:: s_t = s_{t-1} + \frac{1}{d} \sum_{i=1}^{d} g_{t,i}^2, \quad
+        \theta_{t,i} = \theta_{t-1,i} - \frac{\gamma}{1 + (t-1)\,\mathrm{lr\_decay}}
+        \frac{g_{t,i}}{\sqrt{s_t} + \epsilon}
+
+    This is FBGEMM's exact row-wise Adagrad. The sums are float32 (float64 for a float64 parameter)
+    whatever ``state_dtype`` is.
+
     References
     ----------
     .. [1] J. Duchi, E. Hazan and Y. Singer, "Adaptive subgradient methods for online learning and
        stochastic optimization", JMLR 12, 2011.
+    .. [2] M. Naumov et al., "Deep learning recommendation model for personalization and
+       recommendation systems", arXiv:1906.00091, 2019.
 
     Examples
     --------
@@ -103,6 +119,17 @@ class Adagrad(Optimizer):
     False
     >>> w.round(6)
     array([ 2., -1.])
+
+    An embedding table of 1000 rows, of which a batch has looked up two:
+
+    >>> table = np.ones((1000, 64), np.float32)
+    >>> opt = fastopt.Adagrad([table], lr=0.1, rowwise=True)
+    >>> opt.state[0]["row_sum"].shape
+    (1000,)
+    >>> opt.step([fastopt.Rows([3, 999], np.full((2, 64), 0.5, np.float32))]).skipped
+    False
+    >>> float(opt.state[0]["row_sum"][3]), float(table[3, 0]), float(table[4, 0])
+    (0.25, 0.8999999761581421, 1.0)
     """
 
     _rule = _core.Rule("adagrad")
@@ -120,6 +147,7 @@ class Adagrad(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        rowwise: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -132,9 +160,11 @@ class Adagrad(Optimizer):
                 "eps": eps,
                 "maximize": maximize,
                 "decoupled_weight_decay": decoupled_weight_decay,
+                "rowwise": rowwise,
             },
             options,
         )
 
     def _initial(self, group: Mapping[str, Any]) -> Mapping[str, float]:
-        return {"sum": group["initial_accumulator_value"]}
+        start = group["initial_accumulator_value"]
+        return {"sum": start, "row_sum": start}

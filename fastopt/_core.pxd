@@ -45,6 +45,7 @@ cdef extern from "core.h" nogil:
     bint fo_rule_slot_begins(const fo_rule *rule, int slot)
     bint fo_rule_slot_unsigned(const fo_rule *rule, int slot)
     bint fo_rule_slot_exact(const fo_rule *rule, int slot)
+    bint fo_rule_slot_by_row(const fo_rule *rule, int slot)
 
     enum:
         FO_BF16_SPLIT
@@ -71,6 +72,7 @@ cdef extern from "core.h" nogil:
         unsigned fresh
         int64_t *step
         int64_t size
+        int64_t width
         fo_dtypes dtype
         uint8_t param_dtype "dtype.of.param"
         uint8_t slot_dtype "dtype.of.slot" [FO_MAX_SLOTS]

@@ -54,7 +54,7 @@ def storage_for(rule: _core.Rule, options: Options, dtype: str) -> Storage:
         state = "float32" if master else dtype
         exact = rule.exact if options.stochastic_rounding else ()
     arithmetic = "float64" if dtype == "float64" else "float32"
-    return Storage(rule.slots, rule.unsigned, exact, dtype, arithmetic, master, state)
+    return Storage(rule.slots, rule.unsigned, exact, (), dtype, arithmetic, master, state)
 
 
 def form_of(storage: Storage, slot: str) -> str:

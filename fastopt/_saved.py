@@ -34,6 +34,7 @@ _ENTRIES = {
 
 # What a state dict of an earlier fastopt does not have, and what stands for it.
 _LATER: Mapping[str, Any] = {"accumulated": None, "seed": None, "memory_order": {}}
+_LATER_OPTIONS: Mapping[str, Any] = {"rowwise": False}  # of a group, if its rule has it
 
 # A tensor, not a text: a reader that knows of no sums refuses it, even where all gradients so far
 # were None.
@@ -379,7 +380,8 @@ def _groups(expected: Expected, saved: Any, source: str) -> list[dict[str, Any]]
         last = first + len(group["params"])
         _same_keys(f"{where}['params']", expected.members.keys[first:last], loaded["params"])
         first = last
-        options = {
+        later = {name: _LATER_OPTIONS[name] for name in expected.options if name in _LATER_OPTIONS}
+        options = later | {
             name: frozen(value)  # a copy
             for name, value in loaded.items()
             if name != "params"

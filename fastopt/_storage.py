@@ -9,6 +9,8 @@ what                  arrays                                 types, shapes
 a slot                its name                               float32, float64 or bfloat16
 a slot in 8 bits      ``<name>_8bit`` and ``<name>_scale``   uint8, the parameter's shape; and
                                                              uint8, one for each 64 elements
+a slot by row         its name                               float32 or float64, one for each
+                                                             index of the first axis
 what bfloat16 lacks   ``master_bits``                        uint16, the parameter's shape
 the float16 weight    ``master``                             float32, the parameter's shape
 ====================  =====================================  ======================================
@@ -33,6 +35,7 @@ class Storage(NamedTuple):
     slots: tuple[str, ...]  # all of the rule's
     unsigned: tuple[str, ...]  # those that are never negative
     exact: tuple[str, ...]  # those that are never stored in fewer bits
+    by_row: tuple[str, ...]  # of these, those with one value for each row
     param: Any  # the parameter's dtype
     arithmetic: Any  # the dtype that rules compute in
     master: str  # the name of what is beside the parameter, or ""
@@ -59,6 +62,8 @@ class Storage(NamedTuple):
             return np.dtype(np.int64), ()
         if name in MASTERS.values():
             return np.dtype(np.uint16 if name == "master_bits" else np.float32), param.shape
+        if name in self.by_row:
+            return self.arithmetic, param.shape[:1]
         slot = name.removesuffix("_scale")
         if slot != name and self.in_8bit(slot):
             return np.dtype(np.uint8), (-(-param.size // _core.SCALED),)
@@ -71,7 +76,7 @@ class Storage(NamedTuple):
     def zeros(self, param: Array, name: str) -> Array:
         """Return a new array of this name."""
         dtype, shape = self.form(param, name)
-        if name == "step" or shape != param.shape:
+        if name == "step" or name in self.by_row or shape != param.shape:
             return np.zeros(shape, dtype)
         return zeros_like(param, dtype)
 
@@ -103,7 +108,9 @@ def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) 
     arithmetic = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if state == "bfloat16":
         bfloat16()
-    return Storage(rule.slots, rule.unsigned, rule.exact, dtype, arithmetic, master, state)
+    return Storage(
+        rule.slots, rule.unsigned, rule.exact, rule.by_row, dtype, arithmetic, master, state
+    )
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def _numbers(name: str, first: int, given: Any) -> int | list[int]:
 
 
 _sgd = _step_of("sgd", "momentum_buffers", unnumbered=2)
-_adagrad = _step_of("adagrad", "sums")
+_adagrad = _step_of("adagrad", "sums", "sums")
 _rmsprop = _step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
 _adam = _step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
@@ -293,6 +293,7 @@ def adagrad(
     lr_decay: float = 0.0,
     eps: float = 1e-10,
     eps_inside: bool = False,
+    rowwise: bool = False,
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -309,6 +310,8 @@ def adagrad(
         As for :func:`sgd`.
     sums : numpy.ndarray, or list or tuple of them
         Sums of squares of the gradients so far, or whatever else to start from; updated in place.
+        With `rowwise`, one for each row: a vector of ``len(param)``, in float32 (float64 for a
+        float64 parameter).
     lr : float
         Learning rate.
     step : int or list of int, optional
@@ -320,6 +323,9 @@ def adagrad(
         Added to the root.
     eps_inside : bool, optional
         Add it under the root, :math:`\sqrt{s + \epsilon}`.
+    rowwise : bool, optional
+        Row-wise Adagrad: keep one sum for each row of the parameter, of the means of its squared
+        gradients.
     weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
         As for :func:`sgd`.
     master, stochastic_rounding, seed, index, indices
@@ -344,10 +350,12 @@ def adagrad(
         raise TypeError(
             "step is required where lr_decay is not 0: this step's number, from 1 (step=t)"
         )
+    by_row = rowwise is not False and flag("rowwise", rowwise)
     _adagrad(
         params,
         grads,
-        sums,
+        None if by_row else sums,
+        sums if by_row else None,
         step,
         zero_grad,
         num_threads,
@@ -360,6 +368,7 @@ def adagrad(
         maximize=maximize,
         lr_decay=lr_decay,
         eps=eps,
+        rowwise=rowwise,
     )
 
 

@@ -292,6 +292,11 @@ class Optimizer:
         used = [self._rule.used_slots(row) for row in rows]
         slots = [used[number] for number in self._members.group_of]
         now = self._bound
+        if self._rule.by_row and not now.plan.torn:
+            # No row has missed steps both with a value for each element and with one a row.
+            before = [self._rule.used_slots(row) for row in now.hypers.rows]
+            if used != before:
+                now.plan.refresh()
         if has_slots(now.members, slots):
             self._group_memory.forget_groups()
             for number, row in enumerate(rows):

@@ -124,17 +124,30 @@ def adagrad(
     lr: float,
     lr_decay: float = 0.0,
     eps: float = 1e-10,
+    rowwise: bool = False,
     semantics: str = "torch",
     **common: Any,
 ) -> None:
-    """Adagrad. See :func:`sgd` for the arguments; ``state`` holds ``sum``."""
+    """Adagrad. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``sum``; or row-wise ``row_sum``, with one value for each row.
+    """
     with np.errstate(all="ignore"):
         c, p, g = _begin(param, grad, lr, **common)
         eps_in, eps_out = (eps, 0.0) if semantics == "keras" else (0.0, eps)
-        s = state["sum"]
-        s[...] = s + g * g
         rate = lr / (1 + (step - 1) * lr_decay)
-        param[...] = p - (c(rate) * g) / (np.sqrt(s + c(eps_in)) + c(eps_out))
+        if not rowwise:
+            s = state["sum"]
+            s[...] = s + g * g
+            param[...] = p - (c(rate) * g) / (np.sqrt(s + c(eps_in)) + c(eps_out))
+            return
+        sums = state["row_sum"]
+        for row in np.ndindex(sums.shape):
+            own = np.asarray(g[row])
+            in_memory = _in_memory_order(own, np.asarray(param[row])).astype(np.float64)
+            total = np.float64(sums[row]) + _squares_in_lanes(in_memory) / own.size
+            sums[row] = total
+            param[row] = p[row] - (c(rate) * own) / c(np.sqrt(total + eps_in) + eps_out)
 
 
 def rmsprop(
@@ -258,20 +271,30 @@ def sum_of_squares(grad: Array, like: Array, loss_scale: float = 1.0) -> float:
 
     `like` is the parameter, in whose memory order the elements are taken.
     """
-    axes = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
-    flat = np.ascontiguousarray(grad.transpose(axes)).reshape(-1)
+    flat = _in_memory_order(grad, like)
     with np.errstate(all="ignore"):
         flat = (flat.dtype.type(1 / loss_scale) * flat).astype(np.float64)
         total = 0.0
         for start in range(0, flat.size, BLOCK):
             block = flat[start : start + BLOCK]
-            padded = np.zeros(-(-block.size // LANES) * LANES)
-            padded[: block.size] = block * block
-            lanes = np.add.accumulate(padded.reshape(-1, LANES), axis=0)[-1]
-            while lanes.size > 1:
-                lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
-            total += float(lanes[0])
+            total += _squares_in_lanes(block)
     return total
+
+
+def _in_memory_order(values: Array, like: Array) -> Array:
+    """Return values as a vector, in the order in which the elements of another array lie."""
+    axes = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
+    return np.ascontiguousarray(values.transpose(axes)).reshape(-1)
+
+
+def _squares_in_lanes(values: Array) -> float:
+    """Return the sum of squares of a vector of float64, of every 16th element on its own first."""
+    padded = np.zeros(max(-(-values.size // LANES), 1) * LANES)
+    padded[: values.size] = values * values
+    lanes = np.add.accumulate(padded.reshape(-1, LANES), axis=0)[-1]
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return float(lanes[0])
 
 
 def grad_norm(

@@ -266,10 +266,14 @@ static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const
     fo_status status = find_param(opt, i, &t);
     if (!status)
         status = find(opt, "state", opt->rule->slot_names, name, &j);
+    const bool by_row = !status && fo_rule_slot_by_row(opt->rule, j);
     if (!status && state)
-        status = check_array(name, state, arithmetic_of(t), opt->rule, t, j);
+        status = by_row ? check_unusual_array(name, state, opt->rule, t, j)
+                        : check_array(name, state, arithmetic_of(t), opt->rule, t, j);
     if (status)
         return status;
+    if (by_row)
+        t->width = state ? state->row_size : 0;
     take(t, state, &t->slot[j], &t->dtype.of.slot[j]);
     fo_plan_coding(opt->plan, i)->beside[1 + j] = state ? state->scales : NULL;
     note_rounding(opt, i, 1 + j, state);
@@ -419,6 +423,12 @@ static fo_status check_rows_allowed(const fo_optimizer *opt, int64_t i)
                     "the gradient of parameter %lld is of some rows, of %lld elements: beside "
                     "8-bit state a row must have a multiple of %d",
                     (long long)i, (long long)t->row_size, FO_SCALED);
+    if (t->width != 0 && t->width != t->row_size)
+        return fail(
+            FO_BAD_VALUE,
+            "the gradient of parameter %lld is of some rows, of %lld elements, and there is "
+            "state of one value for each row, of %lld elements",
+            (long long)i, (long long)t->row_size, (long long)t->width);
     return FO_OK;
 }
 

@@ -16,6 +16,8 @@ static bool is_taken(const fo_rule *rule, const fo_tensor *t, int role, fo_dtype
     const fo_dtype arithmetic =
         role == PARAM ? storage->arithmetic : fo_storages[t->dtype.of.param].arithmetic;
     const bool exact = role >= 0 && fo_rule_slot_exact(rule, role);
+    if (role >= 0 && fo_rule_slot_by_row(rule, role))
+        return dtype == arithmetic;
     if (storage->per != 0) /* 8 bits, or a type that no caller names */
         return role >= 0 && arithmetic == FO_F32 && !exact &&
                dtype == (fo_rule_slot_unsigned(rule, role) ? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED);
@@ -65,13 +67,20 @@ static fo_status check_rounding(const char *name, const fo_array *a, int role)
     return fail(FO_UNSUPPORTED, "%s: 'rounding' must be 0 (FO_NEAREST): %s", name, why);
 }
 
-/* Checks a gradient of some rows; which they are, a step does. */
-static fo_status check_rows(const char *name, const fo_array *a, const fo_tensor *t)
+/* Checks the elements of a row: of a gradient of some rows, or of state that has one value for each. */
+static fo_status check_row_size(const char *name, const fo_array *a, const fo_tensor *t, int role)
 {
-    if (a->row_size < 0 || t->size % a->row_size != 0)
+    if (a->row_size < 0 || (a->row_size == 0 && role >= 0) ||
+        (a->row_size != 0 && t->size % a->row_size != 0))
         return fail(FO_BAD_VALUE,
-                    "%s: 'row_size' must be 0, or divide the parameter's size %lld, got %lld", name,
-                    (long long)t->size, (long long)a->row_size);
+                    "%s: 'row_size' must %sdivide the parameter's size %lld, got %lld", name,
+                    role >= 0 ? "" : "be 0, or ", (long long)t->size, (long long)a->row_size);
+    return FO_OK;
+}
+
+/* Checks a gradient of some rows; which they are, a step does. */
+static fo_status check_rows(const char *name, const fo_array *a)
+{
     if (a->n_rows < 0)
         return fail(FO_BAD_VALUE, "%s: 'n_rows' must be 0 or more, got %lld", name,
                     (long long)a->n_rows);
@@ -82,10 +91,12 @@ static fo_status check_rows(const char *name, const fo_array *a, const fo_tensor
 }
 
 /* Checks what an array has beside its elements. */
-static fo_status check_fields(const char *name, const fo_array *a, const fo_tensor *t, int role)
+static fo_status check_fields(const char *name, const fo_array *a, const fo_rule *rule,
+                              const fo_tensor *t, int role)
 {
     static const char later[] = "this fastopt has no use for it";
     static const char rows[] = "only a gradient of some rows has it, with 'row_size' above 0";
+    const bool by_row = role >= 0 && fo_rule_slot_by_row(rule, role);
     const bool bits8 = fo_storages[a->dtype].per != 0;
     const bool bits16 = a->dtype == FO_BF16 || a->dtype == FO_F16;
     const struct {
@@ -97,7 +108,8 @@ static fo_status check_fields(const char *name, const fo_array *a, const fo_tens
          a->master && !(bits16 && role == PARAM)},
         {"rows", rows, a->rows && (role != GRAD || a->row_size == 0)},
         {"n_rows", rows, a->n_rows != 0 && (role != GRAD || a->row_size == 0)},
-        {"row_size", rows, a->row_size != 0 && role != GRAD},
+        {"row_size", "only a gradient of some rows has it, and state of one value a row",
+         a->row_size != 0 && role != GRAD && !by_row},
         {"seed", "the parameter's is used", a->seed != 0 && role != PARAM},
         {"reserved", later, (a->reserved[0] | a->reserved[1] | a->reserved[2]) != 0},
     };
@@ -109,8 +121,10 @@ static fo_status check_fields(const char *name, const fo_array *a, const fo_tens
         return fail(FO_BAD_POINTER,
                     "scales of %s must not be NULL: there is one for every %d 8-bit elements", name,
                     FO_SCALED);
-    const fo_status status = check_rounding(name, a, role);
-    return status || a->row_size == 0 ? status : check_rows(name, a, t);
+    fo_status status = check_rounding(name, a, role);
+    if (!status && (role == GRAD || by_row))
+        status = check_row_size(name, a, t, role);
+    return status || role != GRAD || a->row_size == 0 ? status : check_rows(name, a);
 }
 
 /* Whether an array has nothing but elements. */
@@ -130,7 +144,7 @@ FO_APART fo_status check_unusual_array(const char *name, const fo_array *a, cons
     fo_status status = check_size("fo_array", a->size, sizeof *a);
     if (!status)
         status = check_type(name, a, rule, t, role);
-    return status ? status : check_fields(name, a, t, role);
+    return status ? status : check_fields(name, a, rule, t, role);
 }
 
 /* Checks an array. Each has a name to blame. A plain one of type `usual` is known to be right. */

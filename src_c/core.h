@@ -122,6 +122,11 @@ bool fo_rule_slots_stay(const fo_rule *rule, int variant);
 /* Whether the rule has to know of a slot if a step has written it yet. */
 bool fo_rule_slot_begins(const fo_rule *rule, int slot);
 
+/* Whether a slot has one value for each row of the parameter; and what a row's step makes of it and of
+ * the constants, given the mean of the row's squared gradients. */
+bool fo_rule_slot_by_row(const fo_rule *rule, int slot);
+void fo_rule_row(const fo_rule *rule, double mean, double *value, double *consts);
+
 /* Whether a slot's values are never negative; and whether it keeps float32 where other slots are stored
  * in fewer bits. */
 bool fo_rule_slot_unsigned(const fo_rule *rule, int slot);
@@ -164,6 +169,7 @@ typedef struct {
     void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
     int64_t *step;            /* steps taken so far; a step with a gradient adds one */
     int64_t size;             /* elements */
+    int64_t width;            /* of a row, where a slot in use has one value for each */
     fo_dtypes dtype;
     int32_t group;
     fo_row_log *log; /* prepared; NULL: rows without a gradient do not take part in a step */
@@ -246,7 +252,8 @@ double *fo_plan_hypers(fo_plan *plan, int32_t group);
 fo_coding *fo_plan_coding(fo_plan *plan, int64_t i); /* of tensor i; the next one follows it */
 /* Has steps go over all tensors, each in one piece: FO_OK or FO_NO_MEMORY. */
 fo_status fo_plan_prepare(fo_plan *plan);
-/* Has them go over these pieces, which do not overlap. All of a tensor's follow one another. */
+/* Has them go over these pieces, which do not overlap. All of a tensor's follow one another. (None ends
+ * within a row, where a slot has one value for each.) */
 fo_status fo_plan_prepare_pieces(fo_plan *plan, const fo_piece *pieces, int64_t n_pieces);
 /* Has the next step go over the rows of each gradient that is of some rows, and over all of other
  * tensors: to be called before it, and before the first one that has no such gradient again.

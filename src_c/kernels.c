@@ -212,6 +212,7 @@ const fo_table FO_CAT(fo_table, FO_ISA) = {
             },
         },
     .add_squares = {add_squares_f32, add_squares_f64},
+    .add_row = {add_row_f32, add_row_f64},
     .all_finite = {all_finite_f32, all_finite_f64},
     .average = {average_f32, average_f64},
     .mean = {mean_f32, mean_f64},

@@ -82,6 +82,10 @@ typedef void fo_update(int64_t n, void *param, const void *grad, void *const *sl
 typedef void fo_add_squares(int64_t n, const void *grad, double scale, int64_t lane, double *sums);
 typedef bool fo_all_finite(int64_t n, const void *grad, double scale);
 
+/* Adds the squares of n elements' gradients, as the rule takes them, to FO_LANES interleaved sums. */
+typedef void fo_add_row(int64_t n, const void *param, const void *grad, const double *consts,
+                        double gscale, double gmax, double *sums);
+
 /* ema = decay*ema + (1 - decay)*param */
 typedef void fo_average(int64_t n, void *ema, const void *param, double decay);
 
@@ -105,6 +109,7 @@ typedef struct {
     fo_widen *widen;
     fo_update *update[2][FO_RULE_COUNT][FO_MAX_VARIANTS]; /* by the type that it computes in */
     fo_add_squares *add_squares[2];
+    fo_add_row *add_row[2];
     fo_all_finite *all_finite[2];
     fo_average *average[2];
     fo_mean *mean[2];

@@ -24,7 +24,8 @@ typedef struct {
     uint8_t type;  /* that type */
     bool coded;    /* something is stored otherwise */
     uint8_t variant;
-    uint8_t slots; /* that the variant touches */
+    uint8_t slots;  /* that the loop touches */
+    uint8_t by_row; /* 1 + the slot that has one value a row; 0: none has */
 } tensor_work;
 
 /* A piece as passes go over it. */
@@ -38,7 +39,7 @@ typedef struct {
 /* What the tensors of a group have in common at a step. */
 typedef struct {
     fo_update *update[2]; /* by the type that it computes in */
-    uint8_t variant, slots;
+    uint8_t variant, slots, by_row;
     bool maximize;
     const double *consts; /* computed last, and for what; NULL: not yet */
     int64_t step;
@@ -66,14 +67,23 @@ struct fo_plan {
     bool *block_finite; /* whether all its values are */
 };
 
-/* The slots that a variant touches. */
+/* The slots that a variant's loop touches. */
 static inline unsigned slots_of(const fo_rule *rule, int variant)
 {
     unsigned slots = 0;
     for (int j = 0; j < FO_MAX_SLOTS; j++)
-        if (fo_slot_used(rule->slot_needs[j], variant))
+        if (fo_slot_in_loop(rule->slot_needs[j], variant))
             slots |= FO_SLOT(j);
     return slots;
+}
+
+/* 1 + the slot that has one value for each row; 0: none that the variant uses has. */
+static inline uint8_t slot_by_row(const fo_rule *rule, int variant)
+{
+    for (int j = 0; j < FO_MAX_SLOTS; j++)
+        if (rule->slot_needs[j] & BY_ROW && fo_slot_used(rule->slot_needs[j], variant))
+            return (uint8_t)(1 + j);
+    return 0;
 }
 
 /* The type that a tensor's rule computes in. (Most tensors have all in one such type.) */
@@ -113,6 +123,14 @@ typedef struct {
     fo_dtype dtype;
     void *data, *beside;
 } array;
+
+/* A tensor's arrays: 0 is the parameter, 1 + j is slot j. */
+static inline array array_of(const fo_tensor *t, const fo_coding *coding, int number)
+{
+    if (number == 0)
+        return (array){t->dtype.of.param, t->param, coding->beside[0]};
+    return (array){t->dtype.of.slot[number - 1], t->slot[number - 1], coding->beside[number]};
+}
 
 /* What an array has beside its elements from `offset` on, if it has anything. */
 static inline void *beside_at(const array *a, int64_t offset)

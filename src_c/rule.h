@@ -40,11 +40,31 @@ enum { L2, KEEP, FO_COMMON_CONSTS };
  * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. BEGINS besides: the rule
  * has to know whether a step has written the slot yet. UNSIGNED: its values are never negative.
  * EXACT: it keeps float32 where other slots are stored in fewer bits, which would break it. STAYS: a
- * gradient of zero leaves it as it is, and then the parameter, too, but for weight decay. */
-enum { ALWAYS = 1 << 30, BEGINS = 1 << 29, UNSIGNED = 1 << 28, EXACT = 1 << 27, STAYS = 1 << 26 };
+ * gradient of zero leaves it as it is, and then the parameter, too, but for weight decay. UNLESS: the
+ * variant bit makes the loop not touch it. BY_ROW: it has one value for each row of the parameter,
+ * which is none of the loop's business. Before the loop goes over a row, NAME_row changes the value
+ * and the constants that depend on it, given the mean of the row's squared gradients. */
+enum {
+    ALWAYS = 1 << 30,
+    BEGINS = 1 << 29,
+    UNSIGNED = 1 << 28,
+    EXACT = 1 << 27,
+    STAYS = 1 << 26,
+    UNLESS = 1 << 25,
+    BY_ROW = 1 << 24
+};
 #define FO_NEEDS(name, needs) needs,
 
-FO_INLINE bool fo_slot_used(int needs, int variant) { return (needs & (variant | ALWAYS)) != 0; }
+FO_INLINE bool fo_slot_used(int needs, int variant)
+{
+    return ((needs & (variant | ALWAYS)) != 0) != ((needs & UNLESS) != 0);
+}
+
+/* Whether the loop touches it. */
+FO_INLINE bool fo_slot_in_loop(int needs, int variant)
+{
+    return fo_slot_used(needs, variant) && !(needs & BY_ROW);
+}
 
 /* 1 - beta^t for t >= 1, without cancellation and without pow:
  *     u_1 = 1 - beta,   u_2n = u_n (2 - u_n),   u_n+1 = (1 - beta) + beta u_n */

@@ -109,6 +109,20 @@ bool fo_rule_slot_unsigned(const fo_rule *rule, int slot)
     return (rule->slot_needs[slot] & UNSIGNED) != 0;
 }
 
+bool fo_rule_slot_by_row(const fo_rule *rule, int slot)
+{
+    return (rule->slot_needs[slot] & BY_ROW) != 0;
+}
+
+void fo_rule_row(const fo_rule *rule, double mean, double *value, double *consts)
+{
+#define FO_RULE_BY_ROW(one)                                                                        \
+    if (rule == &fo_rules[FO_INDEX_##one])                                                         \
+        one##_row(mean, value, consts);
+#include "rules.def"
+#undef FO_RULE_BY_ROW
+}
+
 bool fo_rule_slot_exact(const fo_rule *rule, int slot)
 {
     return (rule->slot_needs[slot] & EXACT) != 0;

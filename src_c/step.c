@@ -105,6 +105,7 @@ static int64_t assign_work(const fo_step *s)
             c->update[type] = s->table->update[type][plan->rule - fo_rules][variant];
         c->variant = (uint8_t)variant;
         c->slots = (uint8_t)slots_of(plan->rule, variant);
+        c->by_row = slot_by_row(plan->rule, variant);
         c->maximize = ((const fo_common_hypers *)hypers)->maximize != 0;
         c->consts = NULL;
     }
@@ -130,6 +131,7 @@ static int64_t assign_work(const fo_step *s)
         w->update = c->update[w->type];
         w->variant = c->variant;
         w->slots = c->slots;
+        w->by_row = c->by_row;
         w->consts = c->consts;
         w->step = *t->step + 1;
         w->gscale = c->maximize ? -scale : scale;

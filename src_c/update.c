@@ -2,14 +2,11 @@
  * in the gradient, or some rows of them. */
 #include "update.h"
 #include "platform.h"
-#include "random.h"
 #include "rule.h"
 #include <math.h>
 #include <string.h>
 
-#define CACHE_LINE 64    /* bytes */
-#define MIN_TO_ALIGN 256 /* elements */
-#define MAX_FETCHED 256  /* elements of a row, of each array; the processor foresees the others */
+#define MAX_FETCHED 256 /* elements of a row, of each array; the processor foresees the others */
 #define ROWS_AHEAD 4
 
 /* ---- all elements of a block ----------------------------------------------------------------- */
@@ -57,144 +54,6 @@ static void update(const tensor_work *w, int64_t n, char *param, const char *gra
               w->gscale, w->gmax);
 }
 
-/* A tensor's arrays: 0 is the parameter, 1 + j is slot j. */
-static array array_of(const fo_tensor *t, const fo_coding *coding, int number)
-{
-    if (number == 0)
-        return (array){t->dtype.of.param, t->param, coding->beside[0]};
-    return (array){t->dtype.of.slot[number - 1], t->slot[number - 1], coding->beside[number]};
-}
-
-/* The loop that is made for what is stored as it is here, or NULL. */
-static fo_fused *find_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w)
-{
-    static const uint8_t types[][3] = {
-#define FO_FUSED_TYPES(name, param, grad, state, unused)                                           \
-    {FO_DTYPE_##param, FO_DTYPE_##grad, FO_DTYPE_##state},
-        FO_EACH_FUSED(FO_FUSED_TYPES, )};
-    const int *needs = s->plan->rule->slot_needs;
-    if (t->grad_ndim != 0 || t->sum)
-        return NULL;
-    for (int k = 0; k < FO_FUSED_COUNT; k++) {
-        bool same = t->dtype.of.param == types[k][0] && t->dtype.of.grad == types[k][1];
-        for (int j = 0; j < FO_MAX_SLOTS && same; j++) {
-            if (w->slots & FO_SLOT(j))
-                same = t->dtype.of.slot[j] == (needs[j] & EXACT ? FO_F32 : types[k][2]);
-        }
-        if (same)
-            return s->table->fused[s->plan->rule - fo_rules][k][w->variant];
-    }
-    return NULL;
-}
-
-/* How many elements, an even number, come before a cache line of the array that has the most bytes:
- * none of its vectors then lies in two, and few of the others' do. */
-static int64_t before_line(const fo_tensor *t, const fo_coding *coding, unsigned slots,
-                           int64_t offset)
-{
-    array widest = array_of(t, coding, 0);
-    for (int j = 0; j < FO_MAX_SLOTS; j++) {
-        const array a = {t->dtype.of.slot[j], t->slot[j], NULL};
-        if (slots & FO_SLOT(j) && fo_storages[a.dtype].bytes > fo_storages[widest.dtype].bytes)
-            widest = a;
-    }
-    const size_t item = fo_storages[widest.dtype].bytes;
-    const uintptr_t at = (uintptr_t)widest.data + (size_t)offset * item;
-    return (int64_t)((-at & (CACHE_LINE - 1)) / item) & ~INT64_C(1);
-}
-
-/* Does what a loop made for it can, from `offset` on; returns how many elements that are. */
-static int64_t update_fused(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                            int64_t offset, int64_t at, int64_t n, uint64_t key)
-{
-    const unsigned slots = w->slots;
-    const fo_coding *coding = w->coding;
-    const int64_t element = coding->first + offset, upper = element >> 32;
-    const int64_t left = ((upper + 1) << 32) - element; /* that have the upper half in common */
-    fo_fused *const fused = find_fused(s, t, w);
-    fo_stored stored[1 + FO_MAX_SLOTS] = {{NULL, NULL}};
-    if (!fused || element % 2 != 0)
-        return 0;
-    unsigned random = 0; /* arrays that could be rounded at random: all of them are, or none */
-    for (int j = 0; j <= FO_MAX_SLOTS; j++) {
-        const array a = array_of(t, coding, j);
-        if (j != 0 && !(slots & FO_SLOT(j - 1)))
-            continue;
-        stored[j] = (fo_stored){(char *)a.data + (size_t)offset * fo_storages[a.dtype].bytes,
-                                beside_at(&a, offset)};
-        if (a.dtype != FO_F32 && a.dtype != FO_BF16_SPLIT)
-            random |= FO_SLOT(j);
-    }
-    const unsigned stochastic = coding->stochastic & random;
-    if (stochastic != random && stochastic != 0)
-        return 0;
-    n = n < left ? n : left;
-    n -= n % 2;
-    const int64_t head = n < MIN_TO_ALIGN ? 0 : before_line(t, coding, slots, offset);
-    n = head > 0 ? head : n;
-    const fo_stored grad = {(char *)t->grad + (size_t)at * fo_storages[t->dtype.of.grad].bytes,
-                            NULL};
-    fused(n, stored, &grad, stochastic != 0, fo_key(key, upper), (uint32_t)element, w->consts,
-          w->gscale, w->gmax);
-    return n;
-}
-
-/* Has the processor fetch what comes next: it does not foresee it, where several arrays are read by
- * turns, a stretch of each. (Inlined, since GCC drops calls of what only prefetches.) */
-FO_INLINE void fetch(const array *a, int64_t offset, int64_t n)
-{
-    const fo_storage *storage = &fo_storages[a->dtype];
-    const char *at = (const char *)a->data + (size_t)offset * storage->bytes;
-    for (size_t k = 0; k < (size_t)n * storage->bytes; k += CACHE_LINE)
-        __builtin_prefetch(at + k);
-    at = beside_at(a, offset);
-    for (size_t k = 0; at && k < (size_t)n * storage->beside / (size_t)storage->per;
-         k += CACHE_LINE)
-        __builtin_prefetch(at + k);
-}
-
-/* The same where something is stored in another type than the rule computes in: stretches that fit
- * the first cache are decoded, updated and encoded again. Their gradient is from `at` on. */
-FO_APART void update_coded(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                           int64_t offset, int64_t at, int64_t n)
-{
-    _Alignas(64) char buffers[2 + FO_MAX_SLOTS][FO_STRETCH * sizeof(double)];
-    _Alignas(64) uint16_t random[1 + FO_MAX_SLOTS][FO_STRETCH];
-    const fo_coding *coding = w->coding;
-    const unsigned slots = w->slots;
-    const array grads = {t->dtype.of.grad, t->grad, NULL};
-    const int64_t end = offset + n;
-    uint64_t key = fo_mix64(coding->seed + FO_GOLDEN);
-    key = fo_key(fo_key(key, w->step), coding->index);
-
-    for (int64_t done = 1; done > 0; offset += done, at += done)
-        done = offset < end ? update_fused(s, t, w, offset, at, end - offset, key) : 0;
-    for (; offset < end; offset += FO_STRETCH, at += FO_STRETCH) {
-        const int64_t m = end - offset < FO_STRETCH ? end - offset : FO_STRETCH;
-        const int64_t left = t->size - offset - m, next = left < FO_STRETCH ? left : FO_STRETCH;
-        const void *grad = effective_grad(s, t, w, offset, at, m, buffers[1 + FO_MAX_SLOTS]);
-        void *elements[1 + FO_MAX_SLOTS] = {NULL};
-        if (t->grad && t->grad_ndim == 0)
-            fetch(&grads, at + m, next);
-        for (int j = 0; j <= FO_MAX_SLOTS; j++) {
-            const array a = array_of(t, coding, j);
-            if (j == 0 || slots & FO_SLOT(j - 1)) {
-                elements[j] = decoded(s, &a, offset, m, buffers[j]);
-                fetch(&a, offset + m, next);
-            }
-        }
-        w->update(m, elements[0], grad, elements + 1, w->consts, w->gscale, w->gmax);
-        if (coding->stochastic)
-            s->table->random(m, random, coding->stochastic, key, coding->first + offset);
-        for (int j = 0; j <= FO_MAX_SLOTS; j++) {
-            const array a = array_of(t, coding, j);
-            if (elements[j])
-                put(s, &a, offset, m, elements[j],
-                    coding->stochastic & FO_SLOT(j) ? random[j] : NULL);
-        }
-    }
-}
-
 FO_APART void average(const fo_step *s, const fo_tensor *t, const fo_coding *coding, int64_t offset,
                       int64_t n)
 {
@@ -221,7 +80,7 @@ static char *find_elements(const fo_tensor *t, const tensor_work *w, int64_t off
 {
     const size_t start = (size_t)offset * w->item;
     for (int j = 0; j < FO_MAX_SLOTS; j++)
-        slot[j] = t->slot[j] ? (char *)t->slot[j] + start : NULL;
+        slot[j] = t->slot[j] && j + 1 != w->by_row ? (char *)t->slot[j] + start : NULL;
     return (char *)t->param + start;
 }
 
@@ -230,7 +89,7 @@ static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_w
                             int64_t offset, int64_t at, int64_t n, char *buffer)
 {
     if (w->coded) {
-        update_coded(s, t, w, offset, at, n);
+        fo_update_coded(s, t, w, offset, at, n);
         return;
     }
     const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
@@ -238,99 +97,7 @@ static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_w
     update(w, n, find_elements(t, w, offset, slot), grad, slot);
 }
 
-void fo_update_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
-                     char *buffer)
-{
-    const fo_tensor *t = p->tensor;
-    const tensor_work *w = p->work;
-    const int64_t at = offset + p->to_grad;
-    (void)block;
-    const bool part = has_gradient(s, t) && !s->result->skipped;
-    if (part && s->args->add) {
-        const array sums = sums_of(t);
-        put(s, &sums, offset, n, fo_mean_grad(s, t, offset, at, n, buffer), NULL);
-    } else if (part) {
-        update_elements(s, t, w, offset, at, n, buffer);
-    }
-    if (t->ema && !s->result->skipped && !s->args->add)
-        average(s, t, w->coding, offset, n);
-    if (t->grad && s->args->zero_grad)
-        fo_zero_grad(t, at, n);
-}
-
-/* ---- steps that rows have missed --------------------------------------------------------------- */
-
-static const double zeros[FO_BLOCK]; /* their gradient, in either type */
-
-static bool is_zero(const array *a, int64_t offset, int64_t n)
-{
-    static const char none[FO_BLOCK * sizeof(double)];
-    const fo_storage *storage = &fo_storages[a->dtype];
-    const char *at = (const char *)a->data + (size_t)offset * storage->bytes;
-    return memcmp(at, none, (size_t)n * storage->bytes) == 0;
-}
-
-/* Takes the steps from number j on, in n elements. */
-static void take_missed(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t j,
-                        int64_t begin, int64_t n)
-{
-    fo_update *const *const updates = s->table->update[w->type][s->plan->rule - fo_rules];
-    void *slot[FO_MAX_SLOTS];
-    char *const param = find_elements(t, w, begin, slot);
-    for (; j < t->log->n; j++) {
-        const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
-        updates[m->variant](n, param, zeros, slot, m->consts, m->gscale, m->gmax);
-    }
-}
-
-/* The same where something is stored in another type: it is stored again after each step. */
-FO_APART void take_missed_coded(const fo_step *s, const fo_tensor *t, const tensor_work *now,
-                                int64_t j, int64_t begin, int64_t n)
-{
-    tensor_work w = *now;
-    fo_tensor missed = *t;
-    missed.grad = (void *)zeros;
-    missed.grad_ndim = 0;
-    missed.dtype.of.grad = w.type;
-    for (; j < t->log->n; j++) {
-        const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
-        w.update = s->table->update[w.type][s->plan->rule - fo_rules][m->variant];
-        w.variant = (uint8_t)m->variant;
-        w.slots = (uint8_t)slots_of(s->plan->rule, m->variant);
-        w.consts = m->consts;
-        w.gscale = m->gscale;
-        w.gmax = m->gmax;
-        w.step = m->step;
-        update_coded(s, &missed, &w, begin, 0, n);
-    }
-}
-
-void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, int64_t row,
-                 int64_t begin, int64_t end)
-{
-    const fo_row_log *log = t->log;
-    const int64_t size = t->size / log->n_rows;
-    const uint16_t behind = (uint16_t)((uint16_t)log->n - log->taken[row]);
-    begin = begin > row * size ? begin : row * size;
-    end = end < (row + 1) * size ? end : (row + 1) * size;
-    if (behind == 0)
-        return;
-    const int64_t n = end - begin;
-    bool at_zero = true; /* all slots, so far */
-    for (int j = 0; j < FO_MAX_SLOTS && at_zero; j++) {
-        const array a = array_of(t, now->coding, 1 + j);
-        at_zero = !a.data || is_zero(&a, begin, n);
-    }
-    int64_t j = log->n - behind;
-    while (j < log->n && at_zero && log->steps[j % FO_ROW_LOG].rests)
-        j++;
-    if (now->coded)
-        take_missed_coded(s, t, now, j, begin, n);
-    else
-        take_missed(s, t, now, j, begin, n);
-}
-
-/* ---- the rows of a block that have a gradient ------------------------------------------------- */
+/* ---- rows that have a gradient ---------------------------------------------------------------- */
 
 /* Elements of one row; or of several that follow one another, in the parameter and as given. */
 typedef struct {
@@ -381,6 +148,207 @@ static const void *run_grad(const fo_step *s, const fo_tensor *t, const tensor_w
     return buffer;
 }
 
+/* The same of a run or of elements that a gradient of all has. */
+static const void *grad_of(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                           const fo_rows *rows, const run *r, char *buffer)
+{
+    if (rows)
+        return run_grad(s, t, w, rows, r, buffer);
+    return effective_grad(s, t, w, r->begin, r->at, r->end - r->begin, buffer);
+}
+
+static void update_run(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                       const fo_rows *rows, const run *r, char *buffer)
+{
+    const int64_t n = r->end - r->begin;
+    if (!rows || rows->first[r->next] - rows->first[r->k] == r->next - r->k) {
+        update_elements(s, t, w, r->begin, r->at, n, buffer);
+        return;
+    }
+    fo_tensor summed = *t; /* whose gradient is in the buffer */
+    summed.dtype.of.grad = w->type;
+    summed.grad = (void *)run_grad(s, t, w, rows, r, buffer);
+    update_elements(s, &summed, w, r->begin, 0, n, buffer);
+}
+
+/* ---- rows of which a slot has one value ------------------------------------------------------- */
+
+/* At most `most` elements of a row, from `begin` on. */
+static run part_of(const run *row, int64_t begin, int64_t most)
+{
+    const int64_t left = row->end - begin;
+    return (run){row->k, row->next, begin, begin + (left < most ? left : most),
+                 row->at + (begin - row->begin)};
+}
+
+/* Updates a row: the mean of its squares comes first, then its value, then its elements. */
+static void update_row(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                       const fo_rows *rows, const run *row, char *buffer)
+{
+    _Alignas(64) char decoding[FO_STRETCH * sizeof(double)];
+    const array params = array_of(t, w->coding, 0);
+    char *const at = (char *)t->slot[w->by_row - 1] + (size_t)(row->begin / t->width) * w->item;
+    double sums[FO_LANES] = {0}, consts[FO_MAX_CONSTS], value;
+    tensor_work own = *w;
+    for (int64_t i = row->begin; i < row->end; i += FO_STRETCH) {
+        const run part = part_of(row, i, FO_STRETCH);
+        const int64_t n = part.end - part.begin;
+        const void *grad = grad_of(s, t, w, rows, &part, buffer);
+        const void *param = decoded(s, &params, part.begin, n, decoding);
+        s->table->add_row[w->type](n, param, grad, w->consts, w->gscale, w->gmax, sums);
+    }
+    memcpy(consts, w->consts, sizeof consts);
+    own.consts = consts;
+    if (w->type == FO_F32) {
+        float narrow;
+        memcpy(&narrow, at, sizeof narrow);
+        value = (double)narrow;
+    } else {
+        memcpy(&value, at, sizeof value);
+    }
+    fo_rule_row(s->plan->rule, fold(sums) / (double)t->width, &value, consts);
+    const float narrow = (float)value;
+    memcpy(at, w->type == FO_F32 ? (const void *)&narrow : &value, w->item);
+    for (int64_t i = row->begin; i < row->end; i += FO_BLOCK) {
+        const run part = part_of(row, i, FO_BLOCK);
+        update_run(s, t, &own, rows, &part, buffer);
+    }
+}
+
+/* ---- a block of a gradient of all elements ---------------------------------------------------- */
+
+/* Where the first row begins that does so at this element or later. A row is updated with the block that
+ * it begins in. */
+static int64_t next_row(const fo_tensor *t, int64_t offset)
+{
+    return (offset + t->width - 1) / t->width * t->width;
+}
+
+void fo_update_block(const fo_step *s, const piece *p, int64_t block, int64_t offset, int64_t n,
+                     char *buffer)
+{
+    const fo_tensor *t = p->tensor;
+    const tensor_work *w = p->work;
+    (void)block;
+    const bool part = has_gradient(s, t) && !s->result->skipped;
+    const bool by_row = part && !s->args->add && w->by_row != 0;
+    if (by_row) {
+        const int64_t end = next_row(t, offset + n);
+        offset = next_row(t, offset);
+        n = end - offset;
+    }
+    const int64_t at = offset + p->to_grad;
+    if (by_row) {
+        for (int64_t i = 0; i < n; i += t->width)
+            update_row(s, t, w, NULL, &(run){0, 0, offset + i, offset + i + t->width, at + i},
+                       buffer);
+    } else if (part && s->args->add) {
+        const array sums = sums_of(t);
+        put(s, &sums, offset, n, fo_mean_grad(s, t, offset, at, n, buffer), NULL);
+    } else if (part) {
+        update_elements(s, t, w, offset, at, n, buffer);
+    }
+    if (t->ema && !s->result->skipped && !s->args->add)
+        average(s, t, w->coding, offset, n);
+    if (t->grad && s->args->zero_grad)
+        fo_zero_grad(t, at, n);
+}
+
+/* ---- steps that rows have missed --------------------------------------------------------------- */
+
+static const double zeros[FO_BLOCK]; /* their gradient, in either type */
+
+static bool is_zero(const array *a, int64_t offset, int64_t n)
+{
+    static const char none[FO_BLOCK * sizeof(double)];
+    const fo_storage *storage = &fo_storages[a->dtype];
+    const char *at = (const char *)a->data + (size_t)offset * storage->bytes;
+    return memcmp(at, none, (size_t)n * storage->bytes) == 0;
+}
+
+/* Takes the steps from number j on, in n elements. */
+static void take_missed(const fo_step *s, const fo_tensor *t, const tensor_work *w, int64_t j,
+                        int64_t begin, int64_t n)
+{
+    fo_update *const *const updates = s->table->update[w->type][s->plan->rule - fo_rules];
+    void *slot[FO_MAX_SLOTS];
+    char *const param = find_elements(t, w, begin, slot);
+    for (; j < t->log->n; j++) {
+        const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
+        updates[m->variant](n, param, zeros, slot, m->consts, m->gscale, m->gmax);
+    }
+}
+
+/* What a missed step makes of a tensor, of which the rest is known. */
+static tensor_work work_of(const fo_step *s, const tensor_work *now, const fo_missed *m)
+{
+    tensor_work w = *now;
+    w.update = s->table->update[w.type][s->plan->rule - fo_rules][m->variant];
+    w.variant = (uint8_t)m->variant;
+    w.slots = (uint8_t)slots_of(s->plan->rule, m->variant);
+    w.by_row = slot_by_row(s->plan->rule, m->variant);
+    w.consts = m->consts;
+    w.gscale = m->gscale;
+    w.gmax = m->gmax;
+    w.step = m->step;
+    return w;
+}
+
+/* The same where something is stored in another type: it is stored again after each step. And where a
+ * slot has one value for the row, which has to be all of it. */
+FO_APART void take_missed_apart(const fo_step *s, const fo_tensor *t, const tensor_work *now,
+                                int64_t j, int64_t begin, int64_t n)
+{
+    static const ptrdiff_t shape[] = {PTRDIFF_MAX}, strides[] = {0}; /* the same zero, ever again */
+    _Alignas(64) char buffer[FO_BLOCK * sizeof(double)];
+    fo_tensor missed = *t;
+    missed.grad = (void *)zeros;
+    missed.grad_shape = shape;
+    missed.grad_strides = strides;
+    missed.dtype.of.grad = now->type;
+    for (; j < t->log->n; j++) {
+        const tensor_work w = work_of(s, now, &t->log->steps[j % FO_ROW_LOG]);
+        missed.grad_ndim = w.by_row ? 1 : 0;
+        if (w.by_row)
+            update_row(s, &missed, &w, NULL, &(run){0, 0, begin, begin + n, 0}, buffer);
+        else
+            fo_update_coded(s, &missed, &w, begin, 0, n);
+    }
+}
+
+void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, int64_t row,
+                 int64_t begin, int64_t end)
+{
+    const fo_row_log *log = t->log;
+    const int64_t size = t->size / log->n_rows;
+    const uint16_t behind = (uint16_t)((uint16_t)log->n - log->taken[row]);
+    const fo_missed *first = &log->steps[(log->n - behind) % FO_ROW_LOG];
+    if (behind != 0 && slot_by_row(s->plan->rule, first->variant)) {
+        if (row * size >= begin && row * size < end)
+            take_missed_apart(s, t, now, log->n - behind, row * size, size);
+        return;
+    }
+    begin = begin > row * size ? begin : row * size;
+    end = end < (row + 1) * size ? end : (row + 1) * size;
+    if (behind == 0)
+        return;
+    const int64_t n = end - begin;
+    bool at_zero = true; /* all slots, so far */
+    for (int j = 0; j < FO_MAX_SLOTS && at_zero; j++) {
+        const array a = array_of(t, now->coding, 1 + j);
+        at_zero = !a.data || is_zero(&a, begin, n);
+    }
+    int64_t j = log->n - behind;
+    while (j < log->n && at_zero && log->steps[j % FO_ROW_LOG].rests)
+        j++;
+    if (now->coded)
+        take_missed_apart(s, t, now, j, begin, n);
+    else
+        take_missed(s, t, now, j, begin, n);
+}
+
+/* ---- a block of a gradient of some rows -------------------------------------------------------- */
+
 /* Its elements are those from `begin` to `end`; its sum is that of all of them, zero but in these
  * rows. */
 void fo_scan_rows(const fo_step *s, const piece *p, int64_t block, int64_t begin, int64_t end,
@@ -410,11 +378,11 @@ FO_INLINE void fetch_row(const fo_tensor *t, const tensor_work *w, const fo_rows
     const fo_row *given = &rows->sorted[rows->first[k]];
     const int64_t size = rows->row_size, n = size < MAX_FETCHED ? size : MAX_FETCHED;
     const array grads = {t->dtype.of.grad, t->grad, NULL};
-    fetch(&grads, given->at * size, n);
+    fo_fetch(&grads, given->at * size, n);
     for (int j = 0; j <= FO_MAX_SLOTS; j++) {
         const array a = array_of(t, w->coding, j);
         if (j == 0 || w->slots & FO_SLOT(j - 1))
-            fetch(&a, given->row * size, n);
+            fo_fetch(&a, given->row * size, n);
     }
 }
 
@@ -429,21 +397,21 @@ static void zero_rows(const fo_tensor *t, const fo_rows *rows, const run *r)
         fo_zero_grad(t, r->at + (rows->sorted[i].at - first) * rows->row_size, r->end - r->begin);
 }
 
-static void update_run(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                       const fo_rows *rows, const run *r, char *buffer)
+/* Updates a run, once it has taken the steps that it has missed. */
+static void update_rows(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                        const fo_rows *rows, const run *r, char *buffer)
 {
-    const int64_t n = r->end - r->begin;
     if (t->log && t->log->n != t->log->current)
         for (int64_t k = r->k; k < r->next; k++)
             fo_catch_up(s, t, w, fo_distinct_row(rows, k), r->begin, r->end);
-    if (rows->first[r->next] - rows->first[r->k] == r->next - r->k) {
-        update_elements(s, t, w, r->begin, r->at, n, buffer);
+    if (w->by_row == 0) {
+        update_run(s, t, w, rows, r, buffer);
         return;
     }
-    fo_tensor summed = *t; /* whose gradient is in the buffer */
-    summed.dtype.of.grad = w->type;
-    summed.grad = (void *)run_grad(s, t, w, rows, r, buffer);
-    update_elements(s, &summed, w, r->begin, 0, n, buffer);
+    for (int64_t k = r->k, done = 0; k < r->next; k++, done += t->width) {
+        const int64_t begin = r->begin + done;
+        update_row(s, t, w, rows, &(run){k, k + 1, begin, begin + t->width, r->at + done}, buffer);
+    }
 }
 
 void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t begin, int64_t end,
@@ -453,6 +421,12 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
     const tensor_work *w = p->work;
     const fo_rows *rows = w->rows;
     (void)block;
+    if (w->by_row) {
+        begin = next_row(t, begin);
+        end = next_row(t, end);
+        while (k < rows->n_distinct && fo_distinct_row(rows, k) * t->width < begin)
+            k++;
+    }
     for (run r; k < rows->n_distinct && fo_distinct_row(rows, k) * rows->row_size < end;
          k = r.next) {
         r = find_run(rows, k, begin, end);
@@ -460,7 +434,7 @@ void fo_update_rows(const fo_step *s, const piece *p, int64_t block, int64_t beg
             if (ahead + ROWS_AHEAD < rows->n_distinct)
                 fetch_row(t, w, rows, ahead + ROWS_AHEAD);
         if (!s->result->skipped)
-            update_run(s, t, w, rows, &r, buffer);
+            update_rows(s, t, w, rows, &r, buffer);
         if (s->args->zero_grad)
             zero_rows(t, rows, &r);
     }

@@ -184,7 +184,9 @@ class COptimizer:
             self.do("set_param", i, opt._members.group_of[i], param.size, dense(param), counter)
             for name, array in self.state[i].items():
                 if name != "step":
-                    self.do("set_state", i, name.encode(), dense(array))
+                    by_row = name in opt._rule.by_row
+                    fields = {"row_size": param.size // array.size} if by_row else {}
+                    self.do("set_state", i, name.encode(), dense(array, **fields))
             if self.ema is not None:
                 self.do("set_average", i, dense(self.ema[i]))
 

@@ -99,6 +99,9 @@ class Row(NamedTuple):
     # Where a bias is corrected: by the powers of which of the betas, and how wrong Keras's
     # correction in float32 may be, relatively.
     correction: tuple | None = None
+    # State with one value a row, which a group with these hyperparameters has instead of all other:
+    # it has tests of its own, in test_rowwise.py.
+    by_row: dict = {}  # noqa: RUF012
     old_files: bool = True  # whether an early fastopt has written files of it, in tests/data
 
     @property
@@ -241,8 +244,9 @@ ADAGRAD = Row(
         "initial_accumulator_value": (0.0, AT_LEAST_0),
         "eps": (1e-10, AT_LEAST_0),
     },
-    keywords={},
+    keywords={"rowwise": (False, SWITCH)},
     slots={"sum": {}},
+    by_row={"row_sum": {"rowwise": True}},
     starts={"sum": "initial_accumulator_value"},
     variants=[{}, {"lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3}],
     configs={"adagrad": ({"initial_accumulator_value": 0.1, "clip_value": 0.5}, "groups")},

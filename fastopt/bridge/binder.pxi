@@ -139,6 +139,9 @@ cdef class Binder:
         """Tell the C plan a parameter's size and type; all else of it is float32 or float64."""
         cdef int storage = storage_of(param)
         self.tensors[i].size = cnp.PyArray_SIZE(param)
+        self.tensors[i].width = 1
+        if cnp.PyArray_NDIM(param) > 0 and self.tensors[i].size > 0:
+            self.tensors[i].width = self.tensors[i].size // cnp.PyArray_DIM(param, 0)
         self.tensors[i].dtype = fo_one_dtype(arithmetic_of(storage))
         self.tensors[i].param_dtype = self.tensors[i].grad_dtype = <uint8_t>storage
         return 0

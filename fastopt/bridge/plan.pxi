@@ -17,7 +17,8 @@ cdef class Plan(Binder):
         Arrays to update.
     slots : list of tuple
         For each parameter, its state arrays in the order of ``rule.slots``; None for one that is
-        not kept. Each has its parameter's shape and memory order. Its dtype is the parameter's; or
+        not kept. Each has its parameter's shape and memory order, or those of ``rule.by_row`` one
+        value for each row. Its dtype is the parameter's; or
         for parameters that are not float64, float32, bfloat16, float16, or uint8 with scales.
     ema : list of numpy.ndarray or None
         Averages of the parameters, laid out alike; of float32, if the parameters are of 16 bits.
@@ -162,9 +163,8 @@ cdef class Plan(Binder):
                 self.targets[k] = &tensor.param
             else:
                 j = targets[k - self.n]
-                unsigned = 0 <= j < EMA and rule.slots[j] in rule.unsigned
                 self.targets[k] = adopt(
-                    tensor, fo_plan_coding(self.plan, i), j, unsigned, array, self.owned[i],
+                    tensor, fo_plan_coding(self.plan, i), rule.rule, j, array, self.owned[i],
                     self._label(k),
                 )
             remember(&self.layouts[k], array)

@@ -70,17 +70,38 @@ cdef int check_rows(
     return 0
 
 
+cdef int refuse_scattered(cnp.ndarray param, str what) except -1:
+    """Raise unless each of a parameter's rows is one stretch of memory."""
+    cdef int axes[64]
+    memory_order(param, axes)
+    if cnp.PyArray_NDIM(param) > 0 and cnp.PyArray_DIM(param, 0) > 1 and axes[0] != 0:
+        raise ValueError(
+            f"{what} needs a parameter whose rows are each one stretch of memory, as in C order; "
+            f"this one has shape {(<object>param).shape} and strides {(<object>param).strides}"
+        )
+    return 0
+
+
+cdef int check_row_values(cnp.ndarray values, cnp.ndarray param, str name) except -1:
+    """Raise unless an array has one value for each of a parameter's rows, as rules compute in."""
+    cdef fo_dtype arithmetic = arithmetic_of(storage_of(param))
+    shape = (<object>param).shape[:1]
+    if (<object>values).shape != shape or storage_of(values) != arithmetic:
+        raise ValueError(
+            f"{name}: shape {(<object>values).shape} and dtype {values.dtype}, not {shape} and "
+            f"{'float64' if arithmetic == FO_F64 else 'float32'}: one value for each row"
+        )
+    if not cnp.PyArray_IS_C_CONTIGUOUS(values):
+        raise ValueError(f"{name}: values of rows have to be contiguous")
+    return refuse_scattered(param, f"{name}: one value for each row")
+
+
 cdef cnp.ndarray rows_as_param(cnp.ndarray values, cnp.ndarray param, str name, bint zero_grad):
     """Return values of rows in the memory order of the parameter's; a copy if they are in another.
     """
     cdef int axes[64]
     cdef int count = memory_order(param, axes), place
-    if cnp.PyArray_DIM(param, 0) > 1 and axes[0] != 0:
-        raise ValueError(
-            f"{name}: a gradient of some rows needs a parameter whose rows are each one stretch of "
-            f"memory, as in C order; this one has shape {(<object>param).shape} and strides "
-            f"{(<object>param).strides}"
-        )
+    refuse_scattered(param, f"{name}: a gradient of some rows")
     order = [0] + [axes[place] for place in range(count) if axes[place] != 0]
     ordered = values.transpose(
         order + [axis for axis in range(cnp.PyArray_NDIM(param)) if axis not in order]

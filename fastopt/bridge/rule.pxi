@@ -15,7 +15,7 @@ cdef class Rule:
     `ranges` has the least and the greatest value of each hyperparameter; a NaN as the greatest says
     that it is a switch. `begins` are the slots of which a rule has to know whether a step has
     written them yet; `unsigned` those that are never negative; `exact` those that keep float32
-    where others are stored in fewer bits.
+    where others are stored in fewer bits; `by_row` those that have one value for each row.
     """
 
     cdef const fo_rule *rule
@@ -25,6 +25,7 @@ cdef class Rule:
     cdef readonly tuple begins
     cdef readonly tuple unsigned
     cdef readonly tuple exact
+    cdef readonly tuple by_row
     cdef readonly dict ranges
 
     def __cinit__(self, str name not None):
@@ -45,6 +46,9 @@ cdef class Rule:
         )
         self.exact = tuple(
             [slot for j, slot in enumerate(self.slots) if fo_rule_slot_exact(self.rule, j)]
+        )
+        self.by_row = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_by_row(self.rule, j)]
         )
 
     def used_slots(self, row):

@@ -101,7 +101,7 @@ cdef enum:
 
 
 cdef void **adopt(
-    fo_tensor *tensor, fo_coding *coding, int role, bint unsigned, given, cnp.ndarray param,
+    fo_tensor *tensor, fo_coding *coding, const fo_rule *rule, int role, given, cnp.ndarray param,
     str label,
 ) except NULL:
     """Check an array that goes with a parameter, and note its type; return where its address goes.
@@ -125,6 +125,10 @@ cdef void **adopt(
             )
         return &coding.beside[role - BESIDE]
     kind = storage_of(array)
+    if role < EMA and fo_rule_slot_by_row(rule, role):
+        check_row_values(array, param, label)
+        tensor.slot_dtype[role] = <uint8_t>arithmetic
+        return &tensor.slot[role]
     if role == BESIDE:
         target = &coding.beside[0]
         if storage == FO_BF16 and cnp.PyArray_TYPE(array) == cnp.NPY_UINT16:
@@ -139,7 +143,7 @@ cdef void **adopt(
     else:
         target = &tensor.slot[role]
         if cnp.PyArray_TYPE(array) == cnp.NPY_UINT8:
-            kind = FO_8BIT_UNSIGNED if unsigned else FO_8BIT_SIGNED
+            kind = FO_8BIT_UNSIGNED if fo_rule_slot_unsigned(rule, role) else FO_8BIT_SIGNED
         kind = kind if (kind == FO_F64) == (arithmetic == FO_F64) else -1
         tensor.slot_dtype[role] = <uint8_t>max(kind, 0)
     if kind < 0 or not same_shape(array, param):

@@ -290,6 +290,9 @@ cdef class Workspace(Binder):
         cdef int storage = self.layouts[i * self.n_written].storage, kind = storage_of(array), slot
         if k > self.masters:
             return self.check_scales(k, i, array, param)
+        if k < self.masters and fo_rule_slot_by_row(self.rule, self.argument[k] - 2):
+            tensor.slot_dtype[self.argument[k] - 2] = <uint8_t>arithmetic_of(storage)
+            return check_row_values(array, param, self.written_name(k, i))
         if k == self.masters:
             tensor.param_dtype = <uint8_t>master_storage(
                 array, param, self.written_name(k, i), self.written_name(0, i)

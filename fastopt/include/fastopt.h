@@ -57,7 +57,7 @@ enum {
  *     average, sum   FO_F32, FO_BF16, FO_F16
  *     state          FO_F32, FO_BF16, FO_F16, and 8 bits: FO_8BIT_UNSIGNED where it is never negative
  *                    (exp_avg_sq, square_avg, sum), or FO_8BIT_SIGNED (exp_avg, momentum_buffer);
- *                    but max_exp_avg_sq, grad_avg and exp_inf are FO_F32 */
+ *                    but max_exp_avg_sq, grad_avg, exp_inf and row_sum are FO_F32 */
 typedef int32_t fo_dtype;
 enum { FO_F32 = 0, FO_F64 = 1, FO_BF16 = 2, FO_F16 = 3, FO_8BIT_UNSIGNED = 4, FO_8BIT_SIGNED = 5 };
 
@@ -93,12 +93,13 @@ enum { FO_PROPAGATE = 0, FO_SKIP = 1, FO_RAISE = 2 };
 typedef struct {
     uint32_t size;  /* sizeof(fo_array) */
     fo_dtype dtype; /* of the elements */
-    void *data;     /* as many as the parameter has */
+    void *data;     /* as many as the parameter has; of state by row, one for each row */
     void *scales;   /* of 8-bit state: uint8_t, one for every 64 elements and one for the rest */
     void *master;   /* of a parameter of 16 bits, or NULL */
     const int64_t *rows;  /* of a gradient of some rows: which they are, */
     int64_t n_rows;       /* how many, */
-    int64_t row_size;     /* and elements of each; 0: the gradient is of all elements */
+    int64_t row_size;     /* and elements of each; 0: the gradient is of all elements. Of state that
+                           * has one value for each row (row_sum): elements of a row */
     uint64_t seed;        /* of a parameter, for all its arrays that are rounded at random */
     fo_rounding rounding; /* of a parameter or state, when a step stores it */
     int32_t reserved[3];

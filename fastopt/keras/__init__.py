@@ -162,7 +162,7 @@ class Adagrad(KernelOptimizer, _Adagrad):
         return bool(hypers["eps"] > 0)  # else a row with a sum of zero becomes 0/0
 
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
-        return (self._accumulators,)
+        return self._accumulators, None
 
 
 @keras.saving.register_keras_serializable(package="fastopt")

@@ -45,7 +45,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
 
     _rule: ClassVar[_core.Rule]
     _parent: ClassVar[Any]  # Keras's own class
-    _slot_names: ClassVar[tuple[str, ...]]  # Keras's, in the order of the rule's
+    _slot_names: ClassVar[tuple[str, ...]]  # Keras's, in the rule's order; the rule may have more
     _correction: ClassVar[Any] = None  # of a bias, as Keras computes it: a Correction
     _has_warned = False
     _decisions: Any = None
@@ -188,7 +188,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         decoded = {}
         if (master := self._stored.masters.get(index)) is not None:
             decoded["master"] = values_of(False, variable, None, master)
-        for name, slot, own in zip(self._slot_names, self._rule.slots, self._slots(), strict=True):
+        for name, slot, own in zip(self._slot_names, self._rule.slots, self._slots()):  # noqa: B905
             if own is not None:
                 scales = self._stored.scales.get(id(own[index]))
                 decoded[name] = values_of(slot in self._rule.unsigned, own[index], scales)

@@ -42,7 +42,11 @@ class KernelOptimizer(torch.optim.Optimizer):
     _counts: ClassVar[bool] = True  # steps, in state["step"]
     _counts_in_ints: ClassVar[bool] = False  # of Python's, not in tensors
     _takes_rows_alone: ClassVar[bool] = False  # sparse gradients, and refuses dense ones
-    _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True, "decoupled_weight_decay": False}
+    _fixed: ClassVar[dict[str, bool]] = {
+        "bias_correction": True,
+        "decoupled_weight_decay": False,
+        "rowwise": False,
+    }
 
     param_groups: list[dict[str, Any]]
     _run: Run | None = None

@@ -82,6 +82,15 @@ static double other_value(const fo_rule *rule, int j)
     exit(2);
 }
 
+/* Whether a step keeps state with one value for each row. */
+static bool keeps_rows(const fo_rule *rule, const double *hypers)
+{
+    for (int j = 0; rule->slot_names[j]; j++)
+        if (fo_rule_slot_by_row(rule, j) && fo_rule_uses_slot(rule, hypers, j))
+            return true;
+    return false;
+}
+
 static void fill_hypers(const fo_rule *rule, int row, int group, double *hypers)
 {
     for (int j = 0; rule->hyper_names[j]; j++)

@@ -260,6 +260,8 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
     random_state = 88172645463325252u;
     for (int g = 0; g < 2; g++)
         fill_hypers(rule, row, g, fo_plan_hypers(plan, g));
+    if (keeps_rows(rule, fo_plan_hypers(plan, 0)))
+        swapped &= ~(unsigned)IN_STATE; /* which is always stored as it is computed */
 
     for (int i = 0; i < TENSORS; i++) {
         tensor *t = &tensors[i];
@@ -273,7 +275,7 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
             cut_up(i, t, unit, &cuts, &pieces[CUTS * i]);
         for (int64_t e = 0; e < t->size; e++)
             store(t->dtype, t->param + (size_t)e * item(t->dtype), random_value(t->dtype));
-        *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size};
+        *bound = (fo_tensor){.param = t->param, .step = &t->step, .size = t->size, .width = 1};
         t->swapped = t->dtype == FO_F32 ? swapped : 0;
         bound->dtype = t->dtype == FO_F32 ? dtypes(swapped) : fo_one_dtype(t->dtype);
         swap_arrays(t, t->swapped & IN_PARAM); /* the others are zero */

@@ -177,7 +177,8 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
         table *b = &bound[i];
         fo_tensor *t = fo_plan_tensor(plan, i);
         fo_coding *coding = fo_plan_coding(plan, i);
-        *t = (fo_tensor){.step = &b->step, .size = n, .dtype = fo_one_dtype(wide_type(i))};
+        *t = (fo_tensor){
+            .step = &b->step, .size = n, .width = size, .dtype = fo_one_dtype(wide_type(i))};
         *coding = (fo_coding){.seed = 7, .index = i};
         for (int j = 0; j < ARRAYS; j++) {
             stored *a = &b->arrays[j];
@@ -217,7 +218,8 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
         args.max_threads = team;
         args.exact = exact;
         const bool bad = options[option].bad && s == 2;
-        if (s == STEPS - 1) /* the defaults, with which fewer rows miss anything */
+        /* The defaults, with which fewer rows miss anything. */
+        if (s == STEPS - 1 && !keeps_rows(rule, fo_plan_hypers(plan, 0)))
             fill_hypers(rule, 0, 0, fo_plan_hypers(plan, 0));
         for (int i = 0; i < TABLES; i++) {
             fo_tensor *t = fo_plan_tensor(plan, i);

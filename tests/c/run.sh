@@ -14,7 +14,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{api,bandwidth,gradient,machine,missed,plan,region,rows,rules,step,storage,team,update}.c)
+core=(src_c/{api,bandwidth,coded,gradient,machine,missed,plan,region,rows,rules,step,storage,team,update}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
@@ -130,12 +130,12 @@ functions() {
 
 # vectorised OBJECT REGISTER: every kernel but all_finite, which stops at the first value that is not,
 # computes in whole vector registers. There is one a rule, variant and type, one a rule, variant and
-# line of FO_EACH_FUSED, and four passes a type. (SGD without momentum has no state whose type would
+# line of FO_EACH_FUSED, and five passes a type. (SGD without momentum has no state whose type would
 # matter, so gcc lets one of its loops jump to another.)
 vectorised() {
     local object=$1 register=$2 expected names packed missing
     expected=$(awk -F '[(,)]' -v fused="$(grep -c '^    X(' src_c/kernels.h)" \
-        '/^FO_RULE/ { n += $3 } END { print 2 * (n + 4) + fused * n }' src_c/rules.def)
+        '/^FO_RULE/ { n += $3 } END { print 2 * (n + 5) + fused * n }' src_c/rules.def)
     functions "$object" > "$folder/instructions"
     names=$(cut -d ' ' -f 1 "$folder/instructions" | grep -v '^all_finite' | sort -u)
     packed=$(grep -E " v?(mul|add|sub|div|sqrt)p[sd] .*$register" "$folder/instructions" |
@@ -241,7 +241,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({bandwidth,gradient,machine,missed,plan,rows,rules,step,team,update}.c tuner.h)
+    files=({bandwidth,coded,gradient,machine,missed,plan,rows,rules,step,team,update}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)

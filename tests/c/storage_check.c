@@ -229,7 +229,7 @@ static void run(const fo_rule *rule, int row, int way, int option, bool exact, i
                           end = each == 1 ? n : part_begin(n, k + 1, unit);
             fo_tensor *t = fo_plan_tensor(plan, i * each + k);
             fo_coding *coding = fo_plan_coding(plan, i * each + k);
-            *t = (fo_tensor){.step = &counters[i][k], .size = end - begin};
+            *t = (fo_tensor){.step = &counters[i][k], .size = end - begin, .width = 1};
             *coding = (fo_coding){.seed = 7, .index = i, .first = sizes[i].first + begin};
             for (int j = 0; j < ARRAYS; j++) {
                 const stored *a = &arrays[i][j];

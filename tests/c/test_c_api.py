@@ -181,11 +181,11 @@ def listed(names, *arguments):
 def test_names_are_listed():
     assert listed(fo.rule_name) == _core.rule_names() == list(BY_RULE)
     for row in BY_RULE.values():
-        rule = row.cls._rule
-        assert list(row.slots) == list(rule.slots)
+        rule, slots = row.cls._rule, [*row.slots, *row.by_row]
+        assert slots == list(rule.slots)
         assert listed(fo.hyper_name, rule.name.encode()) == list(rule.hypers)
-        assert listed(fo.state_name, rule.name.encode()) == list(rule.slots)
-        for names, count in ((fo.hyper_name, len(rule.hypers)), (fo.state_name, len(rule.slots))):
+        assert listed(fo.state_name, rule.name.encode()) == slots
+        for names, count in ((fo.hyper_name, len(rule.hypers)), (fo.state_name, len(slots))):
             for j in (-1, count + 1, 2**31 - 1):
                 assert names(rule.name.encode(), j) is None
     assert fo.rule_name(-1) is fo.rule_name(99) is None

@@ -374,7 +374,8 @@ class Sequence:
 
     def set_hypers(self):
         group = int(self.rng.integers(self.n_groups))
-        names = [n for n in self.hypers[group] if chance(self.rng, 0.3)]
+        own = self.hypers[group].keys() - {k for s in self.row.by_row.values() for k in s}
+        names = [n for n in self.hypers[group] if n in own and chance(self.rng, 0.3)]
         self.history.add("hyper", f"group {group} {names}")
         for name in names:
             value = float(pick(self.rng, some_values(self.rule, name)))

@@ -57,7 +57,7 @@ def test_the_examples_of_embedding_run():
 
 def test_the_examples_of_rows_run_and_exact_is_the_dense_run():
     text = (ROOT / "docs" / "rows.md").read_text()
-    lazy, exact = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    lazy, exact, rowwise = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     found = []
     for change in (("", ""), ('rows="exact"', 'rows="lazy"'), ("fastopt.Rows(", "dense(")):
         names = {}
@@ -67,6 +67,8 @@ def test_the_examples_of_rows_run_and_exact_is_the_dense_run():
         found.append(names["table"])
     assert np.array_equal(found[0], found[2])
     assert not np.array_equal(found[0], found[1])
+    exec(rowwise, names)
+    assert np.flatnonzero(names["sums"]).tolist() == np.unique(names["words"]).tolist()
 
 
 def dense_of(table, rows, values):

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from oracle import Oracle, assert_same_bits, run_everywhere, slot_of, weights
-from sparse import KINDS, all_dense, draw_rows
+from oracle import assert_same_bits, run_everywhere, slot_of
+from sparse import KINDS, Lazy, all_dense, draw_rows
 from stored import STORED
 from tables import CASE_IDS, CASES, CLASSES, CONFIGS, ROWS
 
@@ -15,35 +15,6 @@ TEAMS = [(layer, n) for layer, n in TEAMS if layer in _core.layers()["available"
 DTYPES = [np.float32, np.float64]
 # Rows of an element, of parts and of multiples of a cache line, of a block and of more.
 TABLES = [(500,), (300, 3), (70, 64), (40, 2, 65), (5, _core.BLOCK), (7, 5000)]
-
-
-class Lazy(Oracle):
-    """A twin of which a step updates the rows that have a gradient; others stay as they are."""
-
-    def update(self, grads, loss_scale):
-        averages, self.ema = self.ema, None
-        before = [(p.copy(), {k: a.copy() for k, a in s.items()}) for p, s in self.arrays()]
-        dense = all_dense(grads, self.params)
-        super().update(dense, loss_scale)
-        self.ema = averages
-        for grad, (p, s), (old, old_state) in zip(grads, self.arrays(), before, strict=True):
-            if not isinstance(grad, fastopt.Rows):
-                continue
-            left_out = np.ones(len(p), bool)
-            left_out[grad.indices] = False
-            p[left_out] = old[left_out]
-            for name in s.keys() - {"step"}:
-                if name.endswith("_scale"):  # some for each row
-                    shape = (len(p), -1)
-                    s[name].reshape(shape)[left_out] = old_state[name].reshape(shape)[left_out]
-                else:
-                    s[name][left_out] = old_state[name][left_out]
-        for average, (p, s) in zip(averages or (), self.arrays(), strict=False):
-            first = self.completed == 1
-            reference.average(average, weights(p, s), self.kwargs["ema_decay"], first=first)
-
-    def arrays(self):
-        return zip(self.params, self.state, strict=True)
 
 
 def tables(rng, dtype, shapes=TABLES):

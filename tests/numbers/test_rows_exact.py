@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracle import same_bits
 from sequences import chance, pick, seeds
-from sparse import KINDS, all_dense, draw_rows
+from sparse import KINDS, Pair, all_dense, draw_rows
 from stored import COPIES, STORED
 from tables import CASE_IDS, CASES, CLASSES, CONFIGS, ROWS
 
@@ -14,61 +14,6 @@ import fastopt
 from fastopt import _core, schedules
 
 WINDOW = 1024  # steps that the log keeps, FO_ROW_LOG
-
-
-def state_of(opt):
-    return [(f"state {i} {k}", a) for i, s in enumerate(opt.state) for k, a in s.items()]
-
-
-class Pair:
-    """An optimizer with rows="exact", and a twin that is given all elements."""
-
-    def __init__(self, cls, params, **options):
-        copies = [p.copy(order="K") for p in params]
-        self.cls, self.options = cls, options
-        self.exact, self.dense = cls(params, rows="exact", **options), cls(copies, **options)
-        self.opts = self.exact, self.dense
-
-    def step(self, grads, **options):
-        """Step both; rows that have a gradient are then equal, without anybody's asking."""
-        dense = all_dense(grads, self.dense.params)
-        one = self.exact.step(grads, **options)
-        other = self.dense.step(dense, **options)
-        assert one.skipped == other.skipped
-        np.testing.assert_equal(one.grad_norm, other.grad_norm)  # be it a NaN
-        for i, grad in enumerate(grads):
-            if not one.skipped and isinstance(grad, fastopt.Rows):
-                self.check_rows(i, grad.indices)
-        return one
-
-    def check_rows(self, i, indices):
-        pairs = [("param", *(opt.params[i] for opt in self.opts))]
-        for name in self.dense.state[i].keys() - {"step"}:
-            if not name.endswith("_scale"):  # of 8-bit state, beside its codes
-                pairs.append((name, *(opt.state[i][name] for opt in self.opts)))
-        for name, own, other in pairs:
-            assert same_bits(own[indices], other[indices]), (i, name)
-
-    def refresh_rows(self, i, indices):
-        self.exact.refresh(self.exact.params[i], indices)
-        self.check_rows(i, indices)
-
-    def check(self):
-        """After refresh(), all is equal."""
-        self.exact.refresh()
-        self.check_equal()
-
-    def check_equal(self):
-        own, other = (
-            [*((f"param {i}", p) for i, p in enumerate(opt.params)), *state_of(opt)]
-            for opt in self.opts
-        )
-        for (name, one), (same_name, two) in zip(own, other, strict=True):
-            assert name == same_name
-            assert one.dtype == two.dtype
-            assert same_bits(one, two), name
-        own, other = ((opt._plan.fresh(), opt.completed_steps) for opt in self.opts)
-        assert own == other
 
 
 def tables(rng, dtype, in_8_bits=False, n_rows=30):
