@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from tables import BY_CLASS
+from tables import BY_CLASS, KEEPS_FLOAT32, in_8_bits
 
 from fastopt import _core, reference
 from fastopt.reference import Stored
@@ -11,8 +11,6 @@ from fastopt.reference import Stored
 # ---- what is stored in fewer bits ----------------------------------------------------------------
 
 MASTERS = {"master_bits": "bfloat16 with trailing bits", "master": "float16 with master"}
-UNSIGNED = {"exp_avg_sq", "square_avg", "sum"}  # slots that are never negative
-EXACT = {"max_exp_avg_sq", "exp_inf", "grad_avg"}  # slots that keep float32
 
 
 def arithmetic(array):
@@ -53,8 +51,7 @@ def stored(param, state, name):
         return Stored(param.dtype.name, patterns(flat(param)))
     if name in state:
         return Stored(state[name].dtype.name, patterns(flat(state[name])))
-    sign = "unsigned" if name in UNSIGNED else "signed"
-    return Stored(f"8-bit {sign}", flat(state[f"{name}_8bit"]), state[f"{name}_scale"].copy())
+    return Stored(in_8_bits(name), flat(state[f"{name}_8bit"]), state[f"{name}_scale"].copy())
 
 
 def put(param, state, name, new):
@@ -77,11 +74,12 @@ def put(param, state, name, new):
 
 def new_slot(param, slot, value, state_dtype):
     """Return new arrays of a slot that begins at this value."""
-    kind = arithmetic(param).name if slot in EXACT else state_dtype or arithmetic(param).name
+    kind = (
+        arithmetic(param).name if slot in KEEPS_FLOAT32 else state_dtype or arithmetic(param).name
+    )
     if kind != "8bit":
         return {slot: np.full_like(param, value, kind, order="K", subok=False)}
-    sign = "unsigned" if slot in UNSIGNED else "signed"
-    new = Stored.of(f"8-bit {sign}", np.full(param.size, value, np.float32))
+    new = Stored.of(in_8_bits(slot), np.full(param.size, value, np.float32))
     codes = np.empty_like(param, np.uint8, order="K", subok=False)
     state = {f"{slot}_8bit": codes, f"{slot}_scale": np.empty_like(new.extra)}
     put(param, state, slot, new)

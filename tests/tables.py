@@ -25,6 +25,19 @@ NUMBER, AT_LEAST_0, SWITCH = (-math.inf, math.inf), (0.0, math.inf), (0.0, NAN)
 BELOW_1 = (0.0, math.nextafter(1.0, 0.0))
 BETAS = "two of them, each from 0 to below 1"
 
+# State of which no value is negative, and state that keeps float32 where other state is stored in
+# fewer bits.
+NEVER_NEGATIVE = {"exp_avg_sq", "square_avg", "sum"}
+KEEPS_FLOAT32 = {"max_exp_avg_sq", "exp_inf", "grad_avg"}
+
+
+def in_8_bits(slot):
+    """Return how a slot is stored where state is in 8 bits."""
+    if slot in KEEPS_FLOAT32:
+        return "float32"
+    return "8-bit unsigned" if slot in NEVER_NEGATIVE else "8-bit signed"
+
+
 # What every class takes by keyword alone.
 COMMON = {
     "semantics": "torch",

@@ -29,9 +29,9 @@ from c_interface import (
     fo,
     options,
 )
-from c_types import EXACT, MASTER, NEVER_NEGATIVE, SPLIT, TYPES, state_type
+from c_types import MASTER, SPLIT, TYPES, state_type
 from oracle import same_bits
-from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES
+from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES, KEEPS_FLOAT32, in_8_bits
 
 from fastopt import _core, reference
 from fastopt.reference import Stored, stored_step
@@ -399,11 +399,11 @@ def allowed(dtype, role, slots):
         return {F32, F64, BF16, F16} if dtype == F64 else {F32, BF16, F16}
     if dtype == F64:
         return {F64}
-    if role in EXACT:
+    if role in KEEPS_FLOAT32:
         return {F32}
     if role not in slots:
         return {F32, BF16, F16}
-    return {F32, BF16, F16, UNSIGNED if role in NEVER_NEGATIVE else SIGNED}
+    return {F32, BF16, F16, TYPES[in_8_bits(role)]}
 
 
 def set_array(handle, role, given, slots):

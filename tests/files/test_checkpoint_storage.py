@@ -27,15 +27,13 @@ from stored import (
     structured,
 )
 from support import differences, everything, python
-from tables import BY_CLASS, ROWS
+from tables import BY_CLASS, KEEPS_FLOAT32, ROWS, in_8_bits
 
 from fastopt import SGD, Adam, RMSprop
 from fastopt.reference import Stored
 
 LOADS = [by_file, by_state_dict]
 VARIANTS = [(row.cls, variant) for row in ROWS for variant in row.variants]
-EXACT = {"grad_avg", "max_exp_avg_sq", "exp_inf"}
-UNSIGNED = {"exp_avg_sq", "square_avg", "sum"}
 
 
 @pytest.fixture
@@ -175,10 +173,9 @@ def test_another_memory_order_is_refused_by_name_where_it_matters(stored, to_c, 
 
 def rounded(values, slot, param, state):
     """Return a slot's values as they are stored beside a parameter."""
-    if slot in EXACT or state == "float32":
+    if slot in KEEPS_FLOAT32 or state == "float32":
         return values
-    sign = "unsigned" if slot in UNSIGNED else "signed"
-    kind = {"bfloat16": "bfloat16", "8bit": f"8-bit {sign}"}[state]
+    kind = {"bfloat16": "bfloat16", "8bit": in_8_bits(slot)}[state]
     axes = sorted(range(param.ndim), key=lambda axis: -param.strides[axis])
     in_memory = Stored.of(kind, np.ravel(values.transpose(axes))).values()
     places = np.argsort(axes).astype(int)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES
+from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES, in_8_bits
 
 from fastopt import reference
 from fastopt.reference import SLOTS, STORAGE, Stored, random_bits, stored_step
@@ -67,14 +67,6 @@ def test_a_master_trains_as_float32_does_to_the_bit(name, cls, kwargs, storage):
     assert (param != begun).all()
 
 
-EIGHT = {"exp_avg_sq": "8-bit unsigned", "square_avg": "8-bit unsigned", "sum": "8-bit unsigned"}
-EXACT = ("grad_avg", "max_exp_avg_sq", "exp_inf")
-
-
-def eight(slots):
-    return {s: "float32" if s in EXACT else EIGHT.get(s, "8-bit signed") for s in slots}
-
-
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", SPLIT, MASTER])
 @pytest.mark.parametrize("bits8", [False, True])
@@ -82,7 +74,7 @@ def eight(slots):
 def test_each_array_is_rounded_by_bits_of_its_own(name, cls, kwargs, bits8, storage, stochastic):
     """Array 0 is the parameter; 1 + j is slot j of all that the rule may have, used or not."""
     rule, options, slots = rule_of(cls, kwargs)
-    types = eight(slots) if bits8 else dict.fromkeys(slots, "bfloat16")
+    types = {s: in_8_bits(s) for s in slots} if bits8 else dict.fromkeys(slots, "bfloat16")
     arrays = started(numbers(0), slots, storage, types)
     every = list(BY_CLASS[cls].slots)
     for step in (1, 2, 3):

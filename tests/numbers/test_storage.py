@@ -6,7 +6,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from tables import BY_CLASS, CASE_IDS, CASES
+from tables import BY_CLASS, CASE_IDS, CASES, KEEPS_FLOAT32, in_8_bits
 
 import fastopt
 from fastopt import _core, reference
@@ -23,8 +23,6 @@ WAYS = {
     "f32": (F32, {}, "float32"),
 }
 STATES = {None: "float32", "bfloat16": "bfloat16", "8bit": "8-bit"}
-EXACT = {"max_exp_avg_sq", "exp_inf", "grad_avg"}  # these keep float32
-UNSIGNED = {"exp_avg_sq", "square_avg", "sum"}
 SIZES = [1, 63, 64, 65, 2 * BLOCK + 200]
 
 
@@ -33,10 +31,9 @@ def numbers(rng, size, dtype):
 
 
 def storage_of(slot, state_dtype):
-    if slot in EXACT:
-        return "float32"
-    name = STATES[state_dtype]
-    return f"8-bit {'un' * (slot in UNSIGNED)}signed" if name == "8-bit" else name
+    if slot in KEEPS_FLOAT32 or state_dtype == "8bit":
+        return in_8_bits(slot)
+    return STATES[state_dtype]
 
 
 def bits(array):
