@@ -1,6 +1,7 @@
 """First-order optimizers for training on the CPU.
 
-SGD, Adagrad, RMSprop, Adam, AdamW and Adamax as C loops that update NumPy arrays in place::
+SGD, Adagrad, RMSprop, Adam, AdamW, Adamax and Adadelta as C loops that update NumPy arrays in
+place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])
@@ -18,6 +19,7 @@ except ImportError as error:
     ) from error
 
 from fastopt import functional, reference, schedules
+from fastopt._adadelta import Adadelta
 from fastopt._adagrad import Adagrad
 from fastopt._adam import Adam, AdamW
 from fastopt._adamax import Adamax
@@ -32,6 +34,7 @@ from fastopt.threads import get_num_threads, set_num_threads, set_threading_laye
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -53,7 +56,7 @@ __all__ = [
     "unflatten",
 ]
 
-for _class in (SGD, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop, Rows):
+for _class in (SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop, Rows):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class
 

@@ -343,6 +343,7 @@ SLOTS = {
     "rmsprop": ("square_avg", "momentum_buffer", "grad_avg"),
     "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "adamax": ("exp_avg", "exp_inf"),
+    "adadelta": ("square_avg", "acc_delta"),
 }
 
 

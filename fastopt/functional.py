@@ -57,7 +57,7 @@ from fastopt._memory import Array
 from fastopt._options import flag, pair, real, seed_number
 from fastopt.threads import checked_threads
 
-__all__ = ["adagrad", "adam", "adamax", "rmsprop", "sgd"]
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
@@ -147,6 +147,7 @@ _adam = _step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
 _adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
+_adadelta = _step_of("adadelta", "square_avgs", "acc_deltas")
 
 
 @_takes_storage
@@ -650,6 +651,85 @@ def adamax(
         maximize=maximize,
         beta1=beta1,
         beta2=beta2,
+        eps=eps,
+    )
+
+
+@_takes_storage
+def adadelta(
+    params: Arrays,
+    grads: Any,
+    square_avgs: Any,
+    acc_deltas: Any,
+    *,
+    lr: float,
+    step: int | Sequence[int] | None = None,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+    **storage: Unpack[Storage],
+) -> None:
+    r"""Adadelta.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    square_avgs, acc_deltas : numpy.ndarray, or list or tuple of them
+        Averages of the squared gradients, and of the squared steps; updated in place.
+    lr : float
+        Learning rate: 1 is Zeiler's rule.
+    step : int or list of int, optional
+        The number of this step, or of each parameter's, from 1; `stochastic_rounding` needs it, and
+        nothing else.
+    rho : float, optional
+        What the averages keep of themselves, from 0 to 1.
+    eps : float, optional
+        Added under both roots.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index, indices
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.Adadelta : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, v, a = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> functional.adadelta(w, np.array([10.0, -0.1]), v, a, lr=1.0)
+    >>> w.round(6)
+    array([ 2.996838, -1.996839])
+    """
+    _adadelta(
+        params,
+        grads,
+        square_avgs,
+        acc_deltas,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _TORCH,
+        storage,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        rho=rho,
         eps=eps,
     )
 

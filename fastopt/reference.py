@@ -45,6 +45,7 @@ __all__ = [
     "STORAGE",
     "Storage",
     "Stored",
+    "adadelta",
     "adagrad",
     "adam",
     "adamax",
@@ -245,6 +246,31 @@ def adamax(
         m[...] = c(beta1) * m + c(1 - beta1) * g
         u[...] = _maximum(c(beta2) * u, np.abs(g) + c(eps_in))
         param[...] = p - (c(lr / one_minus_power(beta1, step)) * m) / (u + c(eps_out))
+
+
+def adadelta(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Adadelta. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``square_avg`` and ``acc_delta``. It is the same under both semantics.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        v, a = state["square_avg"], state["acc_delta"]
+        v[...] = c(rho) * v + c(1 - rho) * (g * g)
+        delta = np.sqrt(a + c(eps)) / np.sqrt(v + c(eps)) * g
+        a[...] = c(rho) * a + c(1 - rho) * (delta * delta)
+        param[...] = p - c(lr) * delta
 
 
 def one_minus_power(beta: float, t: int) -> float:

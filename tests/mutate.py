@@ -188,6 +188,22 @@ MUTATIONS = [
         "(k[ADAM_ONE_MINUS_BETA2] * g) * g",
     ),
     Mutation(
+        "Adadelta: the divisor is the average before this step",
+        "rules/adadelta.h",
+        "    slot[0] = k[ADADELTA_RHO] * slot[0] + k[ADADELTA_ONE_MINUS_RHO] * (g * g);\n"
+        "    const T root = FO_T(fo_sqrt)(slot[1] + k[ADADELTA_EPS]);\n"
+        "    const T delta = root / FO_T(fo_sqrt)(slot[0] + k[ADADELTA_EPS]) * g;\n",
+        "    const T root = FO_T(fo_sqrt)(slot[1] + k[ADADELTA_EPS]);\n"
+        "    const T delta = root / FO_T(fo_sqrt)(slot[0] + k[ADADELTA_EPS]) * g;\n"
+        "    slot[0] = k[ADADELTA_RHO] * slot[0] + k[ADADELTA_ONE_MINUS_RHO] * (g * g);\n",
+    ),
+    Mutation(
+        "Adadelta: the product is rounded before the quotient, as in keras",
+        "rules/adadelta.h",
+        "root / FO_T(fo_sqrt)(slot[0] + k[ADADELTA_EPS]) * g",
+        "root * g / FO_T(fo_sqrt)(slot[0] + k[ADADELTA_EPS])",
+    ),
+    Mutation(
         "1 - beta^t: even powers only",
         "rule.h",
         "if (t >> bit & 1)",

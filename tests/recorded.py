@@ -67,7 +67,10 @@ def arguments(entry):
     if "betas" in row.hypers:
         kwargs["betas"] = betas
     given.pop("loss_scale_factor", None)
-    kwargs |= {KERAS_NAMES.get(name, name): value for name, value in given.items()}
+    kwargs |= {
+        name if name in row.hypers else KERAS_NAMES.get(name, name): value
+        for name, value in given.items()
+    }
     return as_keras_stores(entry["class"], kwargs)
 
 
@@ -177,6 +180,11 @@ def bias_error(entry):
     if entry["library"] == "keras":
         return of_keras
     return 2.0**-53 / (1 - entry["kwargs"].get("betas", (0.9, 0.999))[beta])
+
+
+def state_tolerance(entry):
+    """Return the scaled ulps allowed for state."""
+    return BY_NAME[entry["class"]].state_ulps if tolerance(entry) < 128 else 16
 
 
 def tolerance(entry):

@@ -22,12 +22,12 @@ L = np.longdouble
 
 # Ranges of hyperparameters, with both ends in them; a NaN as the end says that it is a switch.
 NUMBER, AT_LEAST_0, SWITCH = (-math.inf, math.inf), (0.0, math.inf), (0.0, NAN)
-BELOW_1 = (0.0, math.nextafter(1.0, 0.0))
+BELOW_1, UP_TO_1 = (0.0, math.nextafter(1.0, 0.0)), (0.0, 1.0)
 BETAS = "two of them, each from 0 to below 1"
 
 # State of which no value is negative, and state that keeps float32 where other state is stored in
 # fewer bits.
-NEVER_NEGATIVE = {"exp_avg_sq", "square_avg", "sum"}
+NEVER_NEGATIVE = {"exp_avg_sq", "square_avg", "sum", "acc_delta"}
 KEEPS_FLOAT32 = {"max_exp_avg_sq", "exp_inf", "grad_avg"}
 
 
@@ -78,9 +78,9 @@ class Row(NamedTuple):
     configs: dict
     # Arguments of a group, drawn by a random sequence, for the semantics "torch" or "keras".
     draw: Callable
-    # The function's argument that chooses Keras's formula; and whether it needs the step's number
-    # for these options.
-    dialect: str
+    # The function's argument that chooses Keras's formula, None if that is the same; and whether it
+    # needs the step's number for these options.
+    dialect: str | None
     needs_step: Callable
     # The update of torch.optim's documentation in 80-bit arithmetic: from options, gradient, step's
     # number and state (zeros at first) to what is subtracted from the parameter; and the options
@@ -115,6 +115,7 @@ class Row(NamedTuple):
     # State with one value a row, which a group with these hyperparameters has instead of all other:
     # it has tests of its own, in test_rowwise.py.
     by_row: dict = {}  # noqa: RUF012
+    state_ulps: int = 8  # how many scaled ulps recorded state may be away
     old_files: bool = True  # whether an early fastopt has written files of it, in tests/data
 
     @property
@@ -504,9 +505,55 @@ ADAMAX = Row(
     old_files=False,
 )
 
+# ---- Adadelta ------------------------------------------------------------------------------------
+
+
+def draw_adadelta(rng, semantics):
+    return {"rho": pick(rng, [0.9, 0.5, 0, 1, np.float32(0.25)])}
+
+
+def exact_adadelta(o, g, t, s):
+    rho, eps = o.get("rho", L(0.9)), L(1e-6)
+    s.v = rho * s.v + (1 - rho) * g * g
+    delta = np.sqrt((s.a + eps) / (s.v + eps)) * g
+    s.a = rho * s.a + (1 - rho) * delta * delta
+    return o["lr"] * delta
+
+
+ADADELTA = Row(
+    fastopt.Adadelta,
+    hypers={
+        "lr": (1.0, AT_LEAST_0),
+        "rho": (0.9, UP_TO_1),
+        "eps": (1e-6, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+    },
+    keywords={},
+    slots={"square_avg": {}, "acc_delta": {}},
+    variants=[{}, {"rho": 0.5, "eps": 1e-3}],
+    configs={"adadelta": ({"weight_decay": 0.1, "clip_norm": 2.0, "rho": 0.5}, "groups")},
+    draw=draw_adadelta,
+    dialect=None,
+    needs_step=never,
+    exact=exact_adadelta,
+    accuracy=[{"lr": 1.0}, {"lr": 0.5, "rho": 0.8}, {"lr": 1.0, "weight_decay": 0.01}],
+    golden=(2, 2),
+    ulps=12,
+    is_ill=never,
+    keras_defaults={"lr": 0.001, "rho": 0.95, "eps": 1e-7},
+    keras_slots={"accumulated_grad": "square_avg", "accumulated_delta_var": "acc_delta"},
+    torch=[{}, {"lr": 0.5, "rho": 0.5, "weight_decay": 0.1, "maximize": True}],
+    torch_choices={"rho": (0.9, 0.5), "eps": (1e-6, 1e-3)},
+    torch_tests=547,
+    keras=[{}, {"rho": 0.5, "epsilon": 1e-4}],
+    keras_tests=6,
+    state_ulps=12,  # acc_delta feeds back into itself, and the errors of two roots with it
+    old_files=False,
+)
+
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
 BY_NAME = {row.name: row for row in ROWS}
@@ -545,7 +592,9 @@ def as_function(cls, kwargs):
     """Return the function that is the class with these arguments, but for arrays and the step."""
     row, kwargs = BY_CLASS[cls], dict(kwargs)
     known = inspect.signature(row.function).parameters
-    kwargs[row.dialect] = kwargs.pop("semantics", "torch") == "keras"
+    semantics = kwargs.pop("semantics", "torch")
+    if row.dialect:
+        kwargs[row.dialect] = semantics == "keras"
     for name, default in row.defaults.items():  # of AdamW, where they are not Adam's
         if default != BY_RULE[row.rule].defaults[name]:
             kwargs.setdefault(name, default)
@@ -585,6 +634,12 @@ _BAD = {
         (-1e-9, ValueError, "{} must be >= 0 and < 1, got -1e-09"),
         (1.0, ValueError, "{} must be >= 0 and < 1, got 1.0"),
         (NAN, ValueError, "{} must be >= 0 and < 1, got nan"),
+        *_NOT_REAL,
+    ],
+    UP_TO_1: [
+        (-1e-9, ValueError, "{} must be >= 0 and <= 1, got -1e-09"),
+        (1.001, ValueError, "{} must be >= 0 and <= 1, got 1.001"),
+        (NAN, ValueError, "{} must be >= 0 and <= 1, got nan"),
         *_NOT_REAL,
     ],
     SWITCH: [

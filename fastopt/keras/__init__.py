@@ -1,10 +1,10 @@
 """Keras 3's optimizers, with fastopt's kernels in place of their updates.
 
-``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``
-and ``Adamax``: subclasses of Keras's own, which keep its arguments, defaults, variables and
-checkpoints, and take options for what is stored in fewer bits and for sparse gradients. Of a
-training step only the update of the variables, with its weight decay, is done here: all of them in
-one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``,
+``Adamax`` and ``Adadelta``: subclasses of Keras's own, which keep its arguments, defaults,
+variables and checkpoints, and take options for what is stored in fewer bits and for sparse
+gradients. Of a training step only the update of the variables, with its weight decay, is done here:
+all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
 ``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
 ``deserialize`` give the classes of this module where they are asked for one of these.
@@ -27,6 +27,7 @@ from fastopt.keras._optimizer import backend as _backend
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -52,6 +53,7 @@ _RMSprop: Any = _class_of(keras.optimizers.RMSprop)
 _Adam: Any = _class_of(keras.optimizers.Adam)
 _AdamW: Any = _class_of(keras.optimizers.AdamW)
 _Adamax: Any = _class_of(keras.optimizers.Adamax)
+_Adadelta: Any = _class_of(keras.optimizers.Adadelta)
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
@@ -401,7 +403,63 @@ class Adamax(KernelOptimizer, _Adamax):
         return self._m, self._u
 
 
-_BY_NAME = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax)}
+@keras.saving.register_keras_serializable(package="fastopt")
+class Adadelta(KernelOptimizer, _Adadelta):
+    r"""Adadelta: steps as large as the recent ones, over the recent gradients' magnitude.
+
+    Parameters
+    ----------
+    learning_rate, rho, epsilon
+        As for ``keras.optimizers.Adadelta``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
+    seed : int, optional
+        On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: v \leftarrow \rho v + (1 - \rho) g^2, \quad
+        \Delta = \sqrt{\frac{a + \epsilon}{v + \epsilon}}\; g, \quad
+        a \leftarrow \rho a + (1 - \rho) \Delta^2, \quad
+        \theta \leftarrow \theta - \gamma \Delta
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Adadelta(100.0)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.859 -2.141]
+    """
+
+    _rule = _core.Rule("adadelta")
+    _parent = _Adadelta
+    _slot_names = ("accumulated_grad", "accumulated_delta_var")
+
+    def _hypers(self) -> dict[str, Any]:
+        return {"rho": self.rho, "eps": self.epsilon}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return self._accumulated_grads, self._accumulated_delta_vars
+
+
+_BY_NAME = {
+    cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta)
+}
 
 
 def _class_for(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
@@ -420,8 +478,8 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
     Parameters
     ----------
     config : dict
-        What ``serialize`` returned. Of Keras's ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``,
-        ``AdamW`` and ``Adamax`` it makes those of this module; of all others, what Keras makes.
+        What ``serialize`` returned. Of Keras's classes it makes those of this module, where there
+        is one of that name; of all others, what Keras makes.
     custom_objects : dict, optional
         Classes by the names that the configuration has for them.
 

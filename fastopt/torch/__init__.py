@@ -31,6 +31,7 @@ from fastopt.torch._optimizer import KernelOptimizer
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -193,6 +194,28 @@ class Adamax(KernelOptimizer, torch.optim.Adamax):
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         beta1, beta2 = group["betas"]
         return super()._row({**group, "beta1": beta1, "beta2": beta2})
+
+
+class Adadelta(KernelOptimizer, torch.optim.Adadelta):
+    """:class:`torch.optim.Adadelta`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Adadelta` has the
+    mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Adadelta([w], lr=100.0)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.6838, -1.6838])
+    """
+
+    _rule = _core.Rule("adadelta")
+    _namesake = torch.optim.Adadelta
+    _state_lists = 5
 
 
 class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):

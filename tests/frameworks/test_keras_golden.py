@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from frameworks.keras_support import OURS, only_kernels, values  # noqa: F401
-from recorded import ENTRIES, GOLDEN, OTHER_RULES, tolerance
+from recorded import ENTRIES, GOLDEN, OTHER_RULES, state_tolerance, tolerance
 from tables import BY_NAME, KERAS_CLASSES
 
 KERAS = [entry for entry in ENTRIES if entry["library"] == "keras"]
@@ -90,7 +90,7 @@ def test_trajectory(entry, traced):
                 slack = rate_error * travelled[int(i)]
             elif rate_error:
                 slack = rate_error * most
-            limit = tolerance(entry) if name == "average" else 8
+            limit = tolerance(entry) if name == "average" else state_tolerance(entry)
             assert scaled(values([slot])[0], file[key], most, slack) <= limit, key
             compared += 1
     assert compared == len(opt.variables) - 1 - isinstance(opt._learning_rate, keras.Variable)

@@ -103,7 +103,7 @@ def test_trajectory(entry):
             continue
         with np.errstate(invalid="ignore"):
             gap = np.abs(got.astype(np.longdouble) - expected)
-        limit = 8 if recorded.tolerance(entry) < 128 else 16
+        limit = recorded.state_tolerance(entry)
         assert (gap / np.spacing(largest))[finite].max(initial=0) <= limit, name
 
 

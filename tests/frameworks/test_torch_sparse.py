@@ -422,6 +422,7 @@ def fresh(name, grad, **options):
         ("AdamW", {}, "does not support sparse gradients"),
         ("RMSprop", {}, "RMSprop does not support sparse gradients"),
         ("Adamax", {}, "Adamax does not support sparse gradients"),
+        ("Adadelta", {}, "Adadelta does not support sparse gradients"),
         ("SGD", {"weight_decay": 0.1}, r"add\(sparse, dense\) is not supported"),
         ("SGD", {"fused": True}, "does not support sparse gradients"),
         ("Adagrad", {"weight_decay": 0.1}, "weight_decay option is not compatible with sparse"),

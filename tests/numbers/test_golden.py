@@ -5,7 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import ENTRIES, NOT_EXPRESSIBLE, Replay, reason_to_leave_out, tolerance
+from recorded import (
+    ENTRIES,
+    NOT_EXPRESSIBLE,
+    Replay,
+    reason_to_leave_out,
+    state_tolerance,
+    tolerance,
+)
 from tables import ROWS
 
 REPLAYED = [entry for entry in ENTRIES if reason_to_leave_out(entry) is None]
@@ -16,7 +23,6 @@ def test_trajectory(entry):
     replay = Replay(entry).run()
     assert replay.finite_alike
     assert replay.error <= tolerance(entry)
-    well_conditioned = tolerance(entry) < 128
     for name, expected, got, largest, slack in replay.final_state():
         finite = np.isfinite(expected)
         assert np.array_equal(np.isfinite(got), finite), name
@@ -25,9 +31,7 @@ def test_trajectory(entry):
             continue
         with np.errstate(invalid="ignore"):
             gap = np.abs(got.astype(np.longdouble) - expected) - slack
-        assert (gap / np.spacing(largest))[finite].max(initial=0) <= (
-            8 if well_conditioned else 16
-        ), name
+        assert (gap / np.spacing(largest))[finite].max(initial=0) <= state_tolerance(entry), name
 
 
 def test_how_many_trajectories_were_replayed():

@@ -72,7 +72,7 @@ class Call:
         self.options["lr"] = pick(rng, [0.1, 1e-3, 0, -0.5, np.float32(0.25), 1])
         if "step" in self.known:
             self.number(self.row.needs_step(self.options))
-        if self.keras:
+        if self.keras and self.row.dialect:
             self.options[self.row.dialect] = pick(rng, [True, np.True_])
         if chance(rng, 0.3):
             self.options["weight_decay"] = pick(rng, [0, 0.1])
@@ -341,7 +341,6 @@ class Sequence:
             ("maximize", None, "maximize must be True or False"),
             ("zero_grad", 1, "zero_grad must be True or False"),
             ("num_threads", 0, "num_threads must be between"),
-            (call.row.dialect, "yes", "must be True or False"),
             ("out", (), "out must be a tuple"),
             ("out", [0] * 5, "out must be a tuple"),
         ]
@@ -359,6 +358,8 @@ class Sequence:
             ways += [("betas", (0.9,), "two elements"), ("betas", (-1, 0.5), "beta1 must be >= 0")]
         if "betas" in call.known and needs_step:
             ways.append(("betas", (0.9, 1.0), "beta.* must be .*< 1"))
+        if call.row.dialect:
+            ways.append((call.row.dialect, "yes", "must be True or False"))
         if "momentum" in call.known:
             ways.append(("momentum", -0.5, "momentum"))
         name, value, self.message = pick(self.rng, ways)
