@@ -1,6 +1,6 @@
 """First-order optimizers for training on the CPU.
 
-SGD, Adagrad, RMSprop, Adam, AdamW, Adamax and Adadelta as C loops that update NumPy arrays in
+SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta and Lion as C loops that update NumPy arrays in
 place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
@@ -24,6 +24,7 @@ from fastopt._adagrad import Adagrad
 from fastopt._adam import Adam, AdamW
 from fastopt._adamax import Adamax
 from fastopt._info import apply_environment, build_info, get_include, get_library
+from fastopt._lion import Lion
 from fastopt._rmsprop import RMSprop
 from fastopt._rows import Rows
 from fastopt._sgd import SGD
@@ -40,6 +41,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FallbackWarning",
+    "Lion",
     "RMSprop",
     "Rows",
     "__version__",
@@ -56,7 +58,7 @@ __all__ = [
     "unflatten",
 ]
 
-for _class in (SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, FallbackWarning, RMSprop, Rows):
+for _class in (SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, FallbackWarning, Lion, RMSprop, Rows):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class
 

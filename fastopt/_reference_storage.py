@@ -344,6 +344,7 @@ SLOTS = {
     "adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     "adamax": ("exp_avg", "exp_inf"),
     "adadelta": ("square_avg", "acc_delta"),
+    "lion": ("exp_avg",),
 }
 
 

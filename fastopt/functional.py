@@ -57,7 +57,7 @@ from fastopt._memory import Array
 from fastopt._options import flag, pair, real, seed_number
 from fastopt.threads import checked_threads
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "rmsprop", "sgd"]
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
@@ -148,6 +148,7 @@ _adam = _step_of(
 )
 _adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
 _adadelta = _step_of("adadelta", "square_avgs", "acc_deltas")
+_lion = _step_of("lion", "exp_avgs")
 
 
 @_takes_storage
@@ -731,6 +732,82 @@ def adadelta(
         maximize=maximize,
         rho=rho,
         eps=eps,
+    )
+
+
+@_takes_storage
+def lion(
+    params: Arrays,
+    grads: Any,
+    exp_avgs: Any,
+    *,
+    lr: float,
+    step: int | Sequence[int] | None = None,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+    **storage: Unpack[Storage],
+) -> None:
+    r"""Lion.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    exp_avgs : numpy.ndarray, or list or tuple of them
+        The momentum: averages of the gradients; updated in place.
+    lr : float
+        Learning rate: the size of a step.
+    step : int or list of int, optional
+        The number of this step, or of each parameter's, from 1; `stochastic_rounding` needs it, and
+        nothing else.
+    betas : tuple of float, optional
+        What the momentum weighs beside the gradient where the sign is taken, and what it keeps of
+        itself, at least 0 and below 1.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index, indices
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.Lion : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, m = np.array([3.0, -2.0]), np.zeros(2)
+    >>> functional.lion(w, np.array([10.0, -0.1]), m, lr=0.25)
+    >>> w
+    array([ 2.75, -1.75])
+    """
+    beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else pair("betas", betas)
+    _lion(
+        params,
+        grads,
+        exp_avgs,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _TORCH,
+        storage,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        beta1=beta1,
+        beta2=beta2,
     )
 
 

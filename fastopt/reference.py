@@ -52,6 +52,7 @@ __all__ = [
     "average",
     "clip_factor",
     "grad_norm",
+    "lion",
     "mean",
     "one_minus_power",
     "random_bits",
@@ -271,6 +272,30 @@ def adadelta(
         delta = np.sqrt(a + c(eps)) / np.sqrt(v + c(eps)) * g
         a[...] = c(rho) * a + c(1 - rho) * (delta * delta)
         param[...] = p - c(lr) * delta
+
+
+def lion(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Lion. See :func:`sgd` for the arguments; ``state`` holds ``exp_avg``.
+
+    It is the same under both semantics.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        beta1, beta2 = map(c, betas)
+        m = state["exp_avg"]
+        x = beta1 * m + (c(1) - beta1) * g
+        m[...] = beta2 * m + (c(1) - beta2) * g
+        param[...] = p - np.where(x > 0, c(lr), np.where(x < 0, -c(lr), x))
 
 
 def one_minus_power(beta: float, t: int) -> float:

@@ -204,6 +204,20 @@ MUTATIONS = [
         "root * g / FO_T(fo_sqrt)(slot[0] + k[ADADELTA_EPS])",
     ),
     Mutation(
+        "Lion: the sign is that of the momentum after this step",
+        "rules/lion.h",
+        "k[LION_BETA1] * slot[0] + (1 - k[LION_BETA1]) * g;\n"
+        "    slot[0] = k[LION_BETA2] * slot[0] + (1 - k[LION_BETA2]) * g;\n",
+        "k[LION_BETA1] * (k[LION_BETA2] * slot[0] + (1 - k[LION_BETA2]) * g);\n"
+        "    slot[0] = k[LION_BETA2] * slot[0] + (1 - k[LION_BETA2]) * g;\n",
+    ),
+    Mutation(
+        "Lion: the sign of 0 is 1",
+        "rules/lion.h",
+        "x > 0 ? k[LION_LR] : down",
+        "x >= 0 ? k[LION_LR] : down",
+    ),
+    Mutation(
         "1 - beta^t: even powers only",
         "rule.h",
         "if (t >> bit & 1)",

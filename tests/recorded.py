@@ -63,9 +63,9 @@ def arguments(entry):
     kwargs = {"semantics": "keras", "decoupled_weight_decay": True}
     row = BY_NAME[entry["class"]]
     kwargs |= row.keras_defaults
-    betas = given.pop("beta_1", 0.9), given.pop("beta_2", 0.999)
     if "betas" in row.hypers:
-        kwargs["betas"] = betas
+        beta1, beta2 = row.defaults["betas"]
+        kwargs["betas"] = given.pop("beta_1", beta1), given.pop("beta_2", beta2)
     given.pop("loss_scale_factor", None)
     kwargs |= {
         name if name in row.hypers else KERAS_NAMES.get(name, name): value

@@ -84,8 +84,8 @@ class Row(NamedTuple):
     needs_step: Callable
     # The update of torch.optim's documentation in 80-bit arithmetic: from options, gradient, step's
     # number and state (zeros at first) to what is subtracted from the parameter; and the options
-    # for which errors are compared with torch's.
-    exact: Callable
+    # for which errors are compared with torch's. None if torch has no such class.
+    exact: Callable | None
     accuracy: list
     # Recorded trajectories of PyTorch and of Keras; how many scaled ulps the former may be away,
     # and for which options an update is ill-conditioned; and Keras's defaults and names of state.
@@ -551,9 +551,45 @@ ADADELTA = Row(
     old_files=False,
 )
 
+# ---- Lion ----------------------------------------------------------------------------------------
+
+
+def draw_lion(rng, semantics):
+    return {"betas": pick(rng, [(0.9, 0.99), [0.5, 0.75], (0, 0.4), np.array([0.8, 0.9])])}
+
+
+LION = Row(
+    fastopt.Lion,
+    hypers={
+        "lr": (1e-3, AT_LEAST_0),
+        "betas": ((0.9, 0.99), BETAS),
+        "weight_decay": (0.0, AT_LEAST_0),
+    },
+    keywords={},
+    slots={"exp_avg": {}},
+    variants=[{}, {"betas": (0.5, 0.4)}],
+    configs={"lion": ({"betas": (0.5, 0.9), "weight_decay": 0.1, "clip_value": 2.0}, "list")},
+    draw=draw_lion,
+    dialect=None,
+    needs_step=never,
+    exact=None,
+    accuracy=[],
+    golden=(0, 0),
+    ulps=0,
+    is_ill=never,
+    keras_defaults={"lr": 0.001},
+    keras_slots={"momentum": "exp_avg"},
+    torch=None,
+    torch_choices=None,
+    torch_tests=0,
+    keras=[{}, {"beta_1": 0.5, "beta_2": 0.8}],
+    keras_tests=8,
+    old_files=False,
+)
+
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
 BY_NAME = {row.name: row for row in ROWS}

@@ -1,10 +1,10 @@
 """Keras 3's optimizers, with fastopt's kernels in place of their updates.
 
 ``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``,
-``Adamax`` and ``Adadelta``: subclasses of Keras's own, which keep its arguments, defaults,
-variables and checkpoints, and take options for what is stored in fewer bits and for sparse
-gradients. Of a training step only the update of the variables, with its weight decay, is done here:
-all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+``Adamax``, ``Adadelta`` and ``Lion``: subclasses of Keras's own, which keep its arguments,
+defaults, variables and checkpoints, and take options for what is stored in fewer bits and for
+sparse gradients. Of a training step only the update of the variables, with its weight decay, is
+done here: all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
 ``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
 ``deserialize`` give the classes of this module where they are asked for one of these.
@@ -15,6 +15,7 @@ all of them in one step. Clipping, averaging, accumulation and loss scaling are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import keras
@@ -32,6 +33,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "LossScaleOptimizer",
     "Optimizer",
     "RMSprop",
@@ -54,6 +56,7 @@ _Adam: Any = _class_of(keras.optimizers.Adam)
 _AdamW: Any = _class_of(keras.optimizers.AdamW)
 _Adamax: Any = _class_of(keras.optimizers.Adamax)
 _Adadelta: Any = _class_of(keras.optimizers.Adadelta)
+_Lion: Any = _class_of(keras.optimizers.Lion)
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
@@ -457,8 +460,62 @@ class Adadelta(KernelOptimizer, _Adadelta):
         return self._accumulated_grads, self._accumulated_delta_vars
 
 
+@keras.saving.register_keras_serializable(package="fastopt")
+class Lion(KernelOptimizer, _Lion):
+    r"""Lion: steps of one size, in the direction of the sign of momentum and gradient.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2
+        As for ``keras.optimizers.Lion``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
+    seed : int, optional
+        On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g` and learning rate :math:`\gamma`,
+
+    .. math:: \theta \leftarrow \theta - \gamma\, \mathrm{sign}(\beta_1 m + (1 - \beta_1) g),
+        \quad m \leftarrow \beta_2 m + (1 - \beta_2) g
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Lion(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.5 -2.5]
+    """
+
+    _rule = _core.Rule("lion")
+    _parent = _Lion
+    _slot_names = ("momentum",)
+
+    def _hypers(self) -> dict[str, Any]:
+        betas = {"beta1": self.beta_1, "beta2": self.beta_2}
+        return {k: _backend.rounded(v) if isinstance(v, Real) else v for k, v in betas.items()}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return (self._momentums,)
+
+
 _BY_NAME = {
-    cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta)
+    cls.__name__.lower(): cls
+    for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion)
 }
 
 
