@@ -116,11 +116,12 @@ bool fo_rule_slot_by_row(const fo_rule *rule, int slot)
 
 void fo_rule_row(const fo_rule *rule, double mean, double *value, double *consts)
 {
-#define FO_RULE_BY_ROW(one)                                                                        \
-    if (rule == &fo_rules[FO_INDEX_##one])                                                         \
-        one##_row(mean, value, consts);
+    static void (*const of_rules[])(double, double *, double *) = {
+#define FO_RULE_BY_ROW(one) [FO_INDEX_##one] = one##_row,
 #include "rules.def"
 #undef FO_RULE_BY_ROW
+    };
+    of_rules[rule - fo_rules](mean, value, consts);
 }
 
 bool fo_rule_slot_exact(const fo_rule *rule, int slot)

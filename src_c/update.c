@@ -324,7 +324,7 @@ void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, i
     const uint16_t behind = (uint16_t)((uint16_t)log->n - log->taken[row]);
     const fo_missed *first = &log->steps[(log->n - behind) % FO_ROW_LOG];
     if (behind != 0 && slot_by_row(s->plan->rule, first->variant)) {
-        if (row * size >= begin && row * size < end)
+        if (row * size >= begin) /* in the block that it begins in */
             take_missed_apart(s, t, now, log->n - behind, row * size, size);
         return;
     }

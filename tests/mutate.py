@@ -1378,7 +1378,7 @@ MUTATIONS = [
     Mutation(
         "row-wise: a row catches up in every block that it reaches",
         "update.c",
-        "if (row * size >= begin && row * size < end)",
+        "if (row * size >= begin)",
         "if (row * size < end)",
     ),
     Mutation(

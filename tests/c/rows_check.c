@@ -289,9 +289,13 @@ int main(int argc, char **argv)
     if (is_given(argc, argv, "few"))
         every = FEW;
     fo_init();
-    for (int c = 0; c < fo_rule_count * 2 * ROWS; c += every) {
+    for (int c = 0; c < fo_rule_count * 2 * ROWS; c++) {
         const fo_rule *rule = &fo_rules[c / ROWS / 2];
         const int row = c % ROWS, option = (c / ROWS + c) % COUNT(options);
+        double hypers[FO_MAX_HYPERS];
+        fill_hypers(rule, row, 0, hypers);
+        if (c % every != 0 && !keeps_rows(rule, hypers))
+            continue;
         const fo_semantics semantics = c / ROWS % 2 ? FO_KERAS : FO_TORCH;
         const bool averages = options[option].args.ema_decay != 0;
         fo_isa_select("base");
