@@ -1,7 +1,7 @@
 """First-order optimizers for training on the CPU.
 
-SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta and Lion as C loops that update NumPy arrays in
-place::
+SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion and RAdam as C loops that update NumPy
+arrays in place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])
@@ -25,6 +25,7 @@ from fastopt._adam import Adam, AdamW
 from fastopt._adamax import Adamax
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._lion import Lion
+from fastopt._radam import RAdam
 from fastopt._rmsprop import RMSprop
 from fastopt._rows import Rows
 from fastopt._sgd import SGD
@@ -42,6 +43,7 @@ __all__ = [
     "Adamax",
     "FallbackWarning",
     "Lion",
+    "RAdam",
     "RMSprop",
     "Rows",
     "__version__",
@@ -58,7 +60,19 @@ __all__ = [
     "unflatten",
 ]
 
-for _class in (SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, FallbackWarning, Lion, RMSprop, Rows):
+for _class in (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdamW,
+    Adamax,
+    FallbackWarning,
+    Lion,
+    RAdam,
+    RMSprop,
+    Rows,
+):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class
 

@@ -345,6 +345,7 @@ SLOTS = {
     "adamax": ("exp_avg", "exp_inf"),
     "adadelta": ("square_avg", "acc_delta"),
     "lion": ("exp_avg",),
+    "radam": ("exp_avg", "exp_avg_sq"),
 }
 
 

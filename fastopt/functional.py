@@ -57,7 +57,7 @@ from fastopt._memory import Array
 from fastopt._options import flag, pair, real, seed_number
 from fastopt.threads import checked_threads
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "rmsprop", "sgd"]
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "radam", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
@@ -149,6 +149,7 @@ _adam = _step_of(
 _adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
 _adadelta = _step_of("adadelta", "square_avgs", "acc_deltas")
 _lion = _step_of("lion", "exp_avgs")
+_radam = _step_of("radam", "exp_avgs", "exp_avg_sqs", unnumbered=0)
 
 
 @_takes_storage
@@ -808,6 +809,86 @@ def lion(
         maximize=maximize,
         beta1=beta1,
         beta2=beta2,
+    )
+
+
+@_takes_storage
+def radam(
+    params: Arrays,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    *,
+    step: int | Sequence[int],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+    **storage: Unpack[Storage],
+) -> None:
+    r"""RAdam.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    exp_avgs, exp_avg_sqs : numpy.ndarray, or list or tuple of them
+        Averages of the gradients and of their squares; updated in place.
+    step : int or list of int
+        The number :math:`t` of this step, or of each parameter's, from 1.
+    lr : float
+        Learning rate.
+    betas : tuple of float, optional
+        Decay of the averages, at least 0 and below 1.
+    eps : float, optional
+        Added to the root.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index, indices
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.RAdam : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, m, v = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> functional.radam(w, np.array([1.0, -5.0]), m, v, step=1, lr=0.1)
+    >>> w.round(4)
+    array([ 2.9, -1.5])
+    """
+    beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else pair("betas", betas)
+    _radam(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _TORCH,
+        storage,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
     )
 
 

@@ -50,11 +50,13 @@ __all__ = [
     "adam",
     "adamax",
     "average",
+    "average_length",
     "clip_factor",
     "grad_norm",
     "lion",
     "mean",
     "one_minus_power",
+    "radam",
     "random_bits",
     "rmsprop",
     "sgd",
@@ -296,6 +298,61 @@ def lion(
         x = beta1 * m + (c(1) - beta1) * g
         m[...] = beta2 * m + (c(1) - beta2) * g
         param[...] = p - np.where(x > 0, c(lr), np.where(x < 0, -c(lr), x))
+
+
+def radam(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """RAdam. See :func:`sgd` for the arguments; ``state`` holds ``exp_avg`` and ``exp_avg_sq``."""
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        beta1, beta2 = betas
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m[...] = c(beta1) * m + c(1 - beta1) * g
+        v[...] = c(beta2) * v + c(1 - beta2) * (g * g)
+        rho, limit = average_length(beta2, step), (1 + beta2) / (1 - beta2)
+        r2, c2, divisor = 1.0, 1.0, c(1)
+        if rho > 5:
+            r2 = (rho - 4) / (limit - 4) * ((rho - 2) / (limit - 2)) * (limit / rho)
+            c2 = one_minus_power(beta2, step)
+            divisor = np.sqrt(v) + c(eps)
+        rate = lr * math.sqrt(r2 * c2) / one_minus_power(beta1, step)
+        param[...] = p - (c(rate) * m) / divisor
+
+
+def average_length(beta: float, t: int) -> float:
+    """Return RAdam's ``rho``: how many gradients an average by `beta` is worth after `t` of them.
+
+    That is ``(1 + beta)/(1 - beta) - 2*t*beta**t / (1 - beta**t)``, by doubling, without its
+    cancellation.
+
+    Examples
+    --------
+    >>> average_length(0.999, 1)
+    1.0
+    """
+    rho, u, q = 1.0, 1 - beta, beta
+    n = 1
+    for bit in bin(t)[3:]:
+        rho = rho + 2 * float(n) * (q / (1 + q))
+        u = u * (2 - u)
+        q = 1 - u if u < 0.5 else q * q
+        n = 2 * n + int(bit)
+        if bit == "1":
+            following = (1 - beta) + beta * u
+            rho = 1 + beta * (rho + 1) * (u / following)
+            u = following
+            q = 1 - u if u < 0.5 else beta * q
+    return rho
 
 
 def one_minus_power(beta: float, t: int) -> float:

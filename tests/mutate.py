@@ -146,6 +146,30 @@ MUTATIONS = [
         "lr_goes_in = true",
     ),
     Mutation(
+        "RAdam: the rectification begins at another length",
+        "rules/radam.h",
+        "rho > 5",
+        "rho > 6",
+    ),
+    Mutation(
+        "RAdam: eps is corrected like Adam's",
+        "rules/radam.h",
+        "k[RADAM_EPS] = rectified ? h->eps : 0",
+        "k[RADAM_EPS] = rectified ? h->eps * sqrt(c2) : 0",
+    ),
+    Mutation(
+        "RAdam: the length is that of the average of gradients",
+        "rules/radam.h",
+        "radam_length(h->beta2, t)",
+        "radam_length(h->beta1, t)",
+    ),
+    Mutation(
+        "RAdam: a small power is what rounding has left of 1",
+        "rules/radam.h",
+        "q = u < 0.5 ? 1 - u : q * q",
+        "q = 1 - u",
+    ),
+    Mutation(
         "Adam: the root is missing",
         "rules/adam.h",
         "FO_T(fo_sqrt)(v)",

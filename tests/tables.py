@@ -78,7 +78,7 @@ class Row(NamedTuple):
     configs: dict
     # Arguments of a group, drawn by a random sequence, for the semantics "torch" or "keras".
     draw: Callable
-    # The function's argument that chooses Keras's formula, None if that is the same; and whether it
+    # The function's argument that chooses Keras's formula, None if it is the same or Keras has none; whether it
     # needs the step's number for these options.
     dialect: str | None
     needs_step: Callable
@@ -587,9 +587,71 @@ LION = Row(
     old_files=False,
 )
 
+# ---- RAdam ---------------------------------------------------------------------------------------
+
+
+def exact_radam(o, g, t, s):
+    beta1, beta2 = (L(beta) for beta in o.get("betas", (0.9, 0.999)))
+    s.m = beta1 * s.m + (1 - beta1) * g
+    s.v = beta2 * s.v + (1 - beta2) * g * g
+    ages = np.arange(1, t + 1, dtype=L)
+    weights = beta2 ** (ages - 1)
+    rho, limit = 2 * (ages @ weights) / weights.sum() - 1, 2 / (1 - beta2) - 1
+    step = o["lr"] / (1 - beta1**t) * s.m
+    if rho <= 5:
+        return step
+    r2 = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    return step * np.sqrt(r2 * (1 - beta2**t)) / (np.sqrt(s.v) + L(1e-8))
+
+
+RADAM = Row(
+    fastopt.RAdam,
+    hypers={
+        "lr": (1e-3, AT_LEAST_0),
+        "betas": ((0.9, 0.999), BETAS),
+        "eps": (1e-8, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "decoupled_weight_decay": (False, SWITCH),
+    },
+    keywords={},
+    slots={"exp_avg": {}, "exp_avg_sq": {}},
+    variants=[{}, {"betas": (0.0, 0.9), "eps": 1e-3}],
+    configs={"radam": ({"weight_decay": 0.1, "clip_norm": 2.0, "ema_decay": 0.5}, "dict")},
+    draw=draw_adamax,
+    dialect=None,
+    needs_step=lambda options: True,
+    exact=exact_radam,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.003, "betas": (0.8, 0.99)},
+        {"lr": 0.01, "weight_decay": 0.01},
+    ],
+    golden=(2, 0),
+    ulps=12,
+    is_ill=never,
+    keras_defaults={},
+    keras_slots={},
+    torch=[
+        {"lr": 0.01},
+        {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.9), "maximize": True},
+        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    torch_choices={
+        "betas": ((0.9, 0.999), (0.5, 0.9)),
+        "eps": (1e-8, 1e-3),
+        "decoupled_weight_decay": (False, True),
+    },
+    torch_tests=548,
+    keras=None,
+    keras_tests=0,
+    correction=(1, 0.0),
+    torch_takes_axes=False,
+    old_files=False,
+)
+
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION, RADAM]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
 BY_NAME = {row.name: row for row in ROWS}

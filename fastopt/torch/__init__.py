@@ -37,6 +37,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "SparseAdam",
     "lr_scheduler",
@@ -216,6 +217,33 @@ class Adadelta(KernelOptimizer, torch.optim.Adadelta):
     _rule = _core.Rule("adadelta")
     _namesake = torch.optim.Adadelta
     _state_lists = 5
+
+
+class RAdam(KernelOptimizer, torch.optim.RAdam):
+    """:class:`torch.optim.RAdam`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.RAdam` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.RAdam([w], lr=0.25)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 1.5000, -1.0000])
+    """
+
+    _rule = _core.Rule("radam")
+    _namesake = torch.optim.RAdam
+    _state_lists = 5
+    _fixed: ClassVar[dict[str, bool]] = {}
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
+        return super()._row(values)
 
 
 class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):

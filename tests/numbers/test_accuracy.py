@@ -1,4 +1,4 @@
-"""Adam's bias correction is right to the last bits at any step, and C computes what NumPy does."""
+"""Constants of a step are right to the last bits at any step, and C computes what NumPy does."""
 
 import mpmath
 import numpy as np
@@ -46,11 +46,41 @@ def test_bias_correction_is_right_to_4_ulp_at_every_step(beta, ulps):
     assert (np.abs(got - right) <= ulps * np.spacing(got)).all()
 
 
+@pytest.mark.parametrize("beta", [*ULPS, 0.99999, 1 - 2.0**-30, 1 - 2.0**-53])
+def test_the_length_of_radams_average_is_right_to_10_ulp(beta):
+    rng = np.random.default_rng(0)
+    powers = [2**k + i for k in range(7, 20) for i in (-1, 0, 1)]
+    steps = [*range(1, 101), *powers, *rng.integers(100, LAST, 300).tolist(), LAST]
+    with mpmath.workdps(60):
+        for t in steps:
+            power, left = mpmath.mpf(beta) ** t, 1 - mpmath.mpf(beta)
+            exact = 2 / left - 1 - 2 * t * power / (1 - power)
+            error = abs(reference.average_length(beta, t) - exact)
+            assert error <= 10 * np.spacing(float(exact)), t
+
+
+def test_radam_is_not_rectified_before_its_sixth_step_however_close_to_1_beta_is():
+    for exponent in range(1, 54):
+        beta = 1 - 2.0**-exponent
+        assert all(reference.average_length(beta, t) <= 5 for t in range(1, 6))
+        assert reference.average_length(beta, 1) == 1
+    assert reference.average_length(beta, 6) > 5
+
+
+def test_radams_first_steps_are_momentum_even_where_a_square_overflows():
+    w = np.float32([1.0, 2.0])
+    opt = fastopt.RAdam([w], lr=2.0**-100)
+    opt.step([np.float32([2.0**100, -3 * 2.0**100])])
+    assert np.isinf(opt.state[0]["exp_avg_sq"]).all()
+    assert w.tolist() == pytest.approx([0.0, 5.0], abs=1e-6)
+
+
 @pytest.mark.parametrize("semantics", ["torch", "keras"])
-def test_the_core_corrects_as_the_reference_at_any_step(semantics):
+@pytest.mark.parametrize("cls", [fastopt.Adam, fastopt.RAdam])
+def test_the_core_corrects_as_the_reference_at_any_step(cls, semantics):
     rng = np.random.default_rng(0)
     for t in [1, 2, 3, 4, 1000, LAST, 2**31 + 5, 2**53 + 1, *rng.integers(1, LAST, 500).tolist()]:
-        opt = fastopt.Adam([rng.standard_normal(5)], betas=(0.95, 0.9999), semantics=semantics)
+        opt = cls([rng.standard_normal(5)], betas=(0.95, 0.9999), semantics=semantics)
         opt.state[0]["step"][...] = t - 1
         twin = Oracle(opt, semantics=semantics)
         grads = [rng.standard_normal(5)]

@@ -344,6 +344,8 @@ class Sequence:
             ("out", (), "out must be a tuple"),
             ("out", [0] * 5, "out must be a tuple"),
         ]
+        if call.row.dialect is not None:
+            ways.append((call.row.dialect, "yes", "must be True or False"))
         if "step" in call.known:
             ways += [
                 ("step", 0, "step must be >= 1"),
