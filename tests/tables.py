@@ -78,8 +78,8 @@ class Row(NamedTuple):
     configs: dict
     # Arguments of a group, drawn by a random sequence, for the semantics "torch" or "keras".
     draw: Callable
-    # The function's argument that chooses Keras's formula, None if it is the same or Keras has none; whether it
-    # needs the step's number for these options.
+    # The function's argument that chooses Keras's formula, None if that is the same or missing;
+    # and whether it needs the step's number for these options.
     dialect: str | None
     needs_step: Callable
     # The update of torch.optim's documentation in 80-bit arithmetic: from options, gradient, step's
