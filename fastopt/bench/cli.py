@@ -25,7 +25,18 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     bench.add_argument(
         "--rule",
-        choices=("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "clip-adam"),
+        choices=(
+            "sgd",
+            "momentum",
+            "adagrad",
+            "rmsprop",
+            "adam",
+            "adamw",
+            "adamax",
+            "adadelta",
+            "lion",
+            "clip-adam",
+        ),
         default="adam",
         help="what to time (adam); clip-adam: clip to a global norm, Adam, zero the gradients",
     )

@@ -51,6 +51,9 @@ SPOKEN = {
     "rmsprop": "RMSprop",
     "adam": "Adam",
     "adamw": "AdamW",
+    "adamax": "Adamax",
+    "adadelta": "Adadelta",
+    "lion": "Lion",
     "clip-adam": "clipping, Adam and zeroing",
 }
 _PACKAGES = (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import fastopt
 from fastopt import reference
 from fastopt._bfloat16 import named
+from fastopt.optimizer import Optimizer
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -91,7 +92,7 @@ class Rule:
     """
 
     name: str
-    optimizer: Callable[..., fastopt.SGD | fastopt.Adagrad | fastopt.RMSprop | fastopt.Adam]
+    optimizer: Callable[..., Optimizer]
     formula: Callable[..., None]
     slots: tuple[str, ...]
     options: Mapping[str, Any] = field(hash=False)
@@ -146,6 +147,21 @@ RULES = {
             _MOMENTS,
             {**_ADAM, "weight_decay": DECAY, "decoupled_weight_decay": True},
         ),
+        Rule(
+            "adamax",
+            fastopt.Adamax,
+            reference.adamax,
+            ("exp_avg", "exp_inf"),
+            {"lr": LR, "betas": BETAS, "eps": EPS},
+        ),
+        Rule(
+            "adadelta",
+            fastopt.Adadelta,
+            reference.adadelta,
+            ("square_avg", "acc_delta"),
+            {"lr": 1.0, "rho": ALPHA, "eps": EPS},
+        ),
+        Rule("lion", fastopt.Lion, reference.lion, ("exp_avg",), {"lr": LR, "betas": BETAS}),
         Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
     )
 }
@@ -176,6 +192,8 @@ class Storage:
 
     def slot(self, name: str) -> str:
         """Return how a slot is stored: a name in ``reference.STORAGE``."""
+        if name == "exp_inf":
+            return "float32"
         if self.state != "8-bit":
             return self.state
         signed = name in ("momentum_buffer", "exp_avg")

@@ -18,6 +18,9 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam": (fastopt.Adam, {}),
     "amsgrad": (fastopt.Adam, {"amsgrad": True}),
     "adamw": (fastopt.AdamW, {}),
+    "adamax": (fastopt.Adamax, {}),
+    "adadelta": (fastopt.Adadelta, {}),
+    "lion": (fastopt.Lion, {}),
 }
 DEFAULT = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 STATELESS = ("sgd",)

@@ -70,10 +70,10 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     training = compare.add_argument_group("training")
     training.add_argument(
         "--optimizers",
-        type=_names,
+        type=_algorithms,
         default=DEFAULT,
         metavar="NAME,...",
-        help=f"of {', '.join(ALGORITHMS)} ({','.join(DEFAULT)})",
+        help=f"of {', '.join(ALGORITHMS)}, or all ({','.join(DEFAULT)})",
     )
     training.add_argument(
         "--hidden",
@@ -176,6 +176,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 _names = some_of(ALGORITHMS, "algorithm")
+
+
+def _algorithms(text: str) -> tuple[str, ...]:
+    return tuple(ALGORITHMS) if text == "all" else _names(text)
 
 
 def _rates(text: str) -> dict[str | None, float]:

@@ -18,7 +18,8 @@ from fastopt.compare.algorithms import GRID
 from fastopt.compare.run import Comparison, Run
 from fastopt.compare.summary import loss_name, losses, summarize
 
-# Colours of Okabe and Ito, which stay apart for colour-blind readers; marker and dash say it again.
+# Colours of Okabe and Ito, then of Tol, which stay apart for colour-blind readers; marker and dash
+# say it again.
 STYLES: dict[str, dict[str, Any]] = {
     "sgd": {"color": "#56B4E9", "marker": "o", "linestyle": (0, (1, 1))},
     "momentum": {"color": "#0072B2", "marker": "s", "linestyle": (0, (4, 1.5))},
@@ -28,6 +29,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "adam": {"color": "#D55E00", "marker": "v", "linestyle": "-"},
     "amsgrad": {"color": "#000000", "marker": "X", "linestyle": (0, (2, 2))},
     "adamw": {"color": "#7F7F7F", "marker": "*", "linestyle": (0, (9, 1.5, 2, 1.5))},
+    "adamax": {"color": "#AA4499", "marker": "<", "linestyle": (0, (5, 1.5, 1, 1.5, 1, 1.5))},
+    "adadelta": {"color": "#999933", "marker": "p", "linestyle": (0, (3, 3))},
+    "lion": {"color": "#882255", "marker": ">", "linestyle": (0, (6, 1, 3, 1))},
 }
 _LOOK: dict[str, Any] = {
     "linewidth": 1.7,

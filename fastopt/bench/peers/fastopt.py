@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from fastopt import _core
 from fastopt.bench.peers.base import Candidate, Tolerance
-from fastopt.bench.workloads import STORAGES, Array, Rule
+from fastopt.bench.workloads import RULES, STORAGES, Array, Rule
 
 
 class Peer(Candidate):
     """One of fastopt's classes; it equals the reference bit for bit."""
 
-    rules = (*Candidate.rules, "clip-adam")
+    rules = tuple(RULES)
     storages = tuple(STORAGES)
     tolerance = dict.fromkeys(Candidate.dtypes, Tolerance(0, 0))
 

@@ -1,4 +1,4 @@
-"""PyTorch: ``fused=True``, and ``foreach=True`` for RMSprop, which has no fused kernel."""
+"""PyTorch: ``fused=True``, and ``foreach=True`` for what has no fused kernel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from fastopt.bench.peers.base import Candidate
-from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, LR, MOMENTUM, Array, Rule
+from fastopt.bench.workloads import ALPHA, BETAS, DECAY, EPS, MOMENTUM, Array, Rule
 
 _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"fused": True}),
     "momentum": (torch.optim.SGD, {"momentum": MOMENTUM, "fused": True}),
     "adagrad": (torch.optim.Adagrad, {"eps": EPS, "fused": True}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": ALPHA, "eps": EPS, "foreach": True}),
+    "adamax": (torch.optim.Adamax, {"betas": BETAS, "eps": EPS, "foreach": True}),
+    "adadelta": (torch.optim.Adadelta, {"rho": ALPHA, "eps": EPS, "foreach": True}),
     "adam": (torch.optim.Adam, {"betas": BETAS, "eps": EPS, "fused": True}),
     "adamw": (
         torch.optim.AdamW,
@@ -35,7 +37,7 @@ def tensor(array: Array) -> Any:
 class Peer(Candidate):
     """An optimizer of ``torch.optim`` over the memory of the NumPy arrays."""
 
-    rules = (*Candidate.rules, "clip-adam")
+    rules = tuple(_OPTIMIZERS)
     storages: ClassVar[tuple[str, ...]] = ("float32", "bfloat16, bfloat16 state")
     norm_error = 1e-2  # summed in float32: 4e-4 off for 1e7 elements, 4e-3 for 5e7
 
@@ -54,7 +56,7 @@ class Peer(Candidate):
 
     def _optimizer(self, rule: Rule) -> Any:
         optimizer, options = _OPTIMIZERS[rule.name]
-        return optimizer(self._params, lr=LR, **options)
+        return optimizer(self._params, lr=rule.options["lr"], **options)
 
     def begin(self) -> None:
         """Set the number of threads, and fill clip-adam's gradients."""
