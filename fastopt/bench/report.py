@@ -54,6 +54,7 @@ SPOKEN = {
     "adamax": "Adamax",
     "adadelta": "Adadelta",
     "lion": "Lion",
+    "radam": "RAdam",
     "clip-adam": "clipping, Adam and zeroing",
 }
 _PACKAGES = (

@@ -162,6 +162,13 @@ RULES = {
             {"lr": 1.0, "rho": ALPHA, "eps": EPS},
         ),
         Rule("lion", fastopt.Lion, reference.lion, ("exp_avg",), {"lr": LR, "betas": BETAS}),
+        Rule(
+            "radam",
+            fastopt.RAdam,
+            reference.radam,
+            ("exp_avg", "exp_avg_sq"),
+            {"lr": LR, "betas": BETAS, "eps": EPS},
+        ),
         Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
     )
 }
