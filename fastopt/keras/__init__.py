@@ -6,8 +6,9 @@ defaults, variables and checkpoints, and take options for what is stored in fewe
 sparse gradients. Of a training step only the update of the variables, with its weight decay, is
 done here: all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
 
-``schedules``, ``LossScaleOptimizer``, ``Optimizer`` and ``serialize`` are Keras's own; ``get`` and
-``deserialize`` give the classes of this module where they are asked for one of these.
+``get`` and ``deserialize`` give the classes of this module where they are asked for one of these.
+Whatever else is in ``keras.optimizers`` is here, too, and is Keras's own: its other optimizers
+(``Adafactor``, ``Ftrl``, ...), ``schedules``, ``LossScaleOptimizer``.
 
 ``docs/keras.md`` says what runs where, and how the memory of variables is reached.
 """
@@ -586,3 +587,9 @@ def get(identifier: Any) -> Any:
     if isinstance(config, dict) and "class_name" in config and _class_for(config) is not None:
         return deserialize(config)
     return keras.optimizers.get(identifier)
+
+
+# All else that scripts look for in ``keras.optimizers``, whichever version of Keras this is.
+_KERAS = [name for name in dir(keras.optimizers) if name[0] != "_" and name not in __all__]
+globals().update({name: getattr(keras.optimizers, name) for name in _KERAS})
+__all__ += _KERAS

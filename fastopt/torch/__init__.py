@@ -14,7 +14,8 @@ stores it, unless one of these keywords of every class says otherwise:
 - ``stochastic_rounding=True``: what is stored in fewer bits is rounded at random, by ``seed``
   (as with ``state_dtype="bfloat16"`` or ``"8bit"`` unless this is False).
 
-``Optimizer``, ``lr_scheduler`` and ``swa_utils`` are PyTorch's own, for scripts that look here.
+Whatever else is in ``torch.optim`` is here, too, and is PyTorch's own: its other optimizers
+(``Adafactor``, ``LBFGS``, ...), ``lr_scheduler``, ``swa_utils``.
 """
 
 from __future__ import annotations
@@ -287,3 +288,9 @@ class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):
     def _warn(self, left: list[tuple[torch.Tensor, str]], size: int) -> None:
         if all(why != DENSE for _, why in left):  # which PyTorch is about to refuse
             super()._warn(left, size)
+
+
+# All else that scripts look for in ``torch.optim``, whichever version of PyTorch this is.
+_TORCHS = [name for name in torch.optim.__all__ if name not in __all__]
+globals().update({name: getattr(torch.optim, name) for name in _TORCHS})
+__all__ += _TORCHS

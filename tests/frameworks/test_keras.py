@@ -136,7 +136,12 @@ def test_config_round_trip(name, options):
 def test_what_else_keras_optimizers_has_is_here():
     for name in "schedules", "LossScaleOptimizer", "Optimizer", "serialize":
         assert getattr(fastopt.keras, name) is getattr(keras.optimizers, name)
-    assert not hasattr(fastopt.keras, "Nadam")  # which would not be fastopt's
+    for name in vars(keras.optimizers):
+        if not name.startswith("_"):  # all else is Keras's
+            theirs = getattr(keras.optimizers, name)
+            own = name in (*KERAS_CLASSES, "get", "deserialize")
+            assert (getattr(fastopt.keras, name) is theirs) == (not own)
+            assert name in fastopt.keras.__all__
 
 
 @each_class

@@ -1199,9 +1199,16 @@ def both(name, shape=(3,), **kwargs):
     return params, [getattr(m, name)([p], **kwargs) for m, p in zip(MODULES, params, strict=True)]
 
 
-def test_what_stands_beside_the_classes_is_torchs():
-    for name in ("Optimizer", "lr_scheduler", "swa_utils"):
-        assert getattr(fastopt.torch, name) is getattr(torch.optim, name)
+def test_every_name_of_torchs_is_there_and_is_a_class_of_ours_or_torchs():
+    names = {}
+    exec("from fastopt.torch import *", names)
+    ours = {*TORCH_CLASSES, "SparseAdam"}
+    assert names.keys() - {"__builtins__"} == {*torch.optim.__all__} == {*fastopt.torch.__all__}
+    for name in torch.optim.__all__:
+        theirs = getattr(torch.optim, name)
+        assert names[name] is getattr(fastopt.torch, name)
+        assert (names[name] is theirs) == (name not in ours)
+        assert name not in ours or issubclass(names[name], theirs)
 
 
 def test_an_option_that_changes_where_it_is_is_seen():
