@@ -10,6 +10,10 @@ Each equals PyTorch's or Keras's formula, whichever ``semantics=`` names, and gi
 on every machine and for every number of threads.
 """
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 try:
     from fastopt import _core  # noqa: F401
 except ImportError as error:
@@ -18,7 +22,7 @@ except ImportError as error:
         "install it with 'pip install -e .', or run Python from another folder."
     ) from error
 
-from fastopt import functional, reference, schedules
+from fastopt import schedules
 from fastopt._adadelta import Adadelta
 from fastopt._adagrad import Adagrad
 from fastopt._adam import Adam, AdamW
@@ -33,6 +37,9 @@ from fastopt._version import __version__
 from fastopt._warnings import FallbackWarning
 from fastopt.flat import flatten, unflatten
 from fastopt.threads import get_num_threads, set_num_threads, set_threading_layer
+
+if _TYPE_CHECKING:
+    from fastopt import functional, reference
 
 __all__ = [
     "SGD",
@@ -78,3 +85,13 @@ del _class
 
 apply_environment()
 del apply_environment
+
+
+def __getattr__(name: str) -> _Any:
+    if name in ("functional", "reference"):  # which take a third of the import, and few need
+        return _import_module(f"fastopt.{name}")
+    raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -566,22 +566,25 @@ HEAVY = {
 
 def test_the_import_brings_in_nothing_but_numpy_and_is_quick(tmp_path):
     script = (
-        "import sys, time, numpy; before = {*sys.modules}; start = time.process_time();"
-        "import fastopt; print(time.process_time() - start, *({*sys.modules} - before))"
+        "import sys, time; begin = time.process_time(); import numpy; before = {*sys.modules};"
+        "start = time.process_time(); import fastopt; end = time.process_time();"
+        "print((end - start) / (start - begin), *({*sys.modules} - before))"
     )
     compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    times = []
+    compiled["OPENBLAS_NUM_THREADS"] = "1"  # whose start would count as NumPy's
+    ratios = []  # to NumPy's import: the machine may be slow, or others use it
     for _ in range(8):
         done = python("-c", script, **compiled)
         assert done.returncode == 0, done.stderr
-        seconds, *modules = done.stdout.split()
-        times.append(float(seconds))
+        ratio, *modules = done.stdout.split()
+        ratios.append(float(ratio))
         tops = {name.split(".")[0] for name in modules if "cython" not in name}
         assert "fastopt" in tops
         assert not tops & HEAVY
         assert tops <= {"fastopt", "numpy", *sys.stdlib_module_names}
         assert not {name for name in modules if name.startswith("fastopt.compare")}
-    assert min(times) < 0.030
+        assert not {"fastopt.functional", "fastopt.reference"} & {*modules}
+    assert min(ratios) < 0.25
 
 
 def test_a_source_folder_without_the_compiled_module_says_what_to_do(tmp_path):
