@@ -83,7 +83,7 @@ static double other_value(const fo_rule *rule, int j)
 }
 
 /* Whether a step keeps state with one value for each row. */
-static bool keeps_rows(const fo_rule *rule, const double *hypers)
+static inline bool keeps_rows(const fo_rule *rule, const double *hypers)
 {
     for (int j = 0; rule->slot_names[j]; j++)
         if (fo_rule_slot_by_row(rule, j) && fo_rule_uses_slot(rule, hypers, j))
