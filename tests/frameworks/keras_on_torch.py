@@ -35,6 +35,10 @@ COMMON = [
     {"gradient_accumulation_steps": 2},
 ]
 SHAPES = [(4, 5), (5,), (16, 4), ()]
+# Adadelta's accumulated delta feeds back into itself. Lion's momentum takes up 1 - beta_2 of a
+# gradient, which Keras forms in double on PyTorch, but in the variables' type on TensorFlow, as
+# fastopt does: they differ by 16 halves of a unit.
+ULPS = {"Adadelta": 8, "Lion": 16}
 
 
 def values(variables):
@@ -129,8 +133,9 @@ def numbers_and_checkpoints():
             other.load_own_variables({key: value.copy() for key, value in store.items()})
             train(opt, variables, range(5, 10))
             train(other, moved, range(5, 10))
-            assert_close(moved, variables)
-            assert_close(other.variables, opt.variables)
+            ulps = ULPS.get(name, 4)
+            assert_close(moved, variables, ulps)
+            assert_close(other.variables, opt.variables, ulps)
 
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -261,7 +266,8 @@ def models_of_16_bits():
             model = keras.Sequential(
                 [keras.Input((6,)), keras.layers.Dense(16, "tanh"), keras.layers.Dense(3)]
             )
-            model.compile(OURS[name](0.01), "mse")
+            rate = 10.0 if name == "Adadelta" else 0.01  # whose steps begin at a thousandth of it
+            model.compile(OURS[name](rate), "mse")
             losses = model.fit(x, x[:, :3] ** 2, batch_size=16, epochs=20, verbose=0).history
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "model.keras")
