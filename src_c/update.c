@@ -124,13 +124,16 @@ static run find_run(const fo_rows *rows, int64_t k, int64_t from, int64_t to)
     return r;
 }
 
-/* A run's gradient; of a row that is given more than once, the sum in the order given. */
+/* A run's gradient; of a row that is given more than once, the sum in the order given. Without rows, it
+ * is one of all elements. */
 static const void *run_grad(const fo_step *s, const fo_tensor *t, const tensor_work *w,
                             const fo_rows *rows, const run *r, char *buffer)
 {
     _Alignas(64) char more[FO_STRETCH * sizeof(double)];
     const int64_t n = r->end - r->begin;
     const void *grad = effective_grad(s, t, w, r->begin, r->at, n, buffer);
+    if (!rows)
+        return grad;
     const fo_row *given = &rows->sorted[rows->first[r->k]];
     const fo_row *const end = &rows->sorted[rows->first[r->k + 1]];
     if (end - given == 1)
@@ -146,15 +149,6 @@ static const void *run_grad(const fo_step *s, const fo_tensor *t, const tensor_w
         }
     }
     return buffer;
-}
-
-/* The same of a run or of elements that a gradient of all has. */
-static const void *grad_of(const fo_step *s, const fo_tensor *t, const tensor_work *w,
-                           const fo_rows *rows, const run *r, char *buffer)
-{
-    if (rows)
-        return run_grad(s, t, w, rows, r, buffer);
-    return effective_grad(s, t, w, r->begin, r->at, r->end - r->begin, buffer);
 }
 
 static void update_run(const fo_step *s, const fo_tensor *t, const tensor_work *w,
@@ -193,7 +187,7 @@ static void update_row(const fo_step *s, const fo_tensor *t, const tensor_work *
     for (int64_t i = row->begin; i < row->end; i += FO_STRETCH) {
         const run part = part_of(row, i, FO_STRETCH);
         const int64_t n = part.end - part.begin;
-        const void *grad = grad_of(s, t, w, rows, &part, buffer);
+        const void *grad = run_grad(s, t, w, rows, &part, buffer);
         const void *param = decoded(s, &params, part.begin, n, decoding);
         s->table->add_row[w->type](n, param, grad, w->consts, w->gscale, w->gmax, sums);
     }

@@ -70,21 +70,21 @@ cdef int check_rows(
     return 0
 
 
-cdef int refuse_scattered(cnp.ndarray param, str what) except -1:
-    """Raise unless each of a parameter's rows is one stretch of memory."""
-    cdef int axes[64]
-    memory_order(param, axes)
+cdef int ordered_rows(cnp.ndarray param, int *axes, str what) except -1:
+    """Find the memory order; raise unless each of a parameter's rows is one stretch of memory."""
+    cdef int count = memory_order(param, axes)
     if cnp.PyArray_NDIM(param) > 0 and cnp.PyArray_DIM(param, 0) > 1 and axes[0] != 0:
         raise ValueError(
             f"{what} needs a parameter whose rows are each one stretch of memory, as in C order; "
             f"this one has shape {(<object>param).shape} and strides {(<object>param).strides}"
         )
-    return 0
+    return count
 
 
 cdef int check_row_values(cnp.ndarray values, cnp.ndarray param, str name) except -1:
     """Raise unless an array has one value for each of a parameter's rows, as rules compute in."""
     cdef fo_dtype arithmetic = arithmetic_of(storage_of(param))
+    cdef int axes[64]
     shape = (<object>param).shape[:1]
     if (<object>values).shape != shape or storage_of(values) != arithmetic:
         raise ValueError(
@@ -93,15 +93,15 @@ cdef int check_row_values(cnp.ndarray values, cnp.ndarray param, str name) excep
         )
     if not cnp.PyArray_IS_C_CONTIGUOUS(values):
         raise ValueError(f"{name}: values of rows have to be contiguous")
-    return refuse_scattered(param, f"{name}: one value for each row")
+    ordered_rows(param, axes, f"{name}: one value for each row")
+    return 0
 
 
 cdef cnp.ndarray rows_as_param(cnp.ndarray values, cnp.ndarray param, str name, bint zero_grad):
     """Return values of rows in the memory order of the parameter's; a copy if they are in another.
     """
     cdef int axes[64]
-    cdef int count = memory_order(param, axes), place
-    refuse_scattered(param, f"{name}: a gradient of some rows")
+    cdef int count = ordered_rows(param, axes, f"{name}: a gradient of some rows"), place
     order = [0] + [axes[place] for place in range(count) if axes[place] != 0]
     ordered = values.transpose(
         order + [axis for axis in range(cnp.PyArray_NDIM(param)) if axis not in order]

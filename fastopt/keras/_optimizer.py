@@ -188,7 +188,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         decoded = {}
         if (master := self._stored.masters.get(index)) is not None:
             decoded["master"] = values_of(False, variable, None, master)
-        for name, slot, own in zip(self._slot_names, self._rule.slots, self._slots()):  # noqa: B905
+        for name, slot, own in zip(self._slot_names, self._rule.slots, self._slots(), strict=False):
             if own is not None:
                 scales = self._stored.scales.get(id(own[index]))
                 decoded[name] = values_of(slot in self._rule.unsigned, own[index], scales)
