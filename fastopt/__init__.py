@@ -1,7 +1,7 @@
 """First-order optimizers for training on the CPU.
 
-SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion and RAdam as C loops that update NumPy
-arrays in place::
+SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion, NAdam and RAdam as C loops that update
+NumPy arrays in place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])
@@ -29,6 +29,7 @@ from fastopt._adam import Adam, AdamW
 from fastopt._adamax import Adamax
 from fastopt._info import apply_environment, build_info, get_include, get_library
 from fastopt._lion import Lion
+from fastopt._nadam import NAdam
 from fastopt._radam import RAdam
 from fastopt._rmsprop import RMSprop
 from fastopt._rows import Rows
@@ -50,6 +51,7 @@ __all__ = [
     "Adamax",
     "FallbackWarning",
     "Lion",
+    "NAdam",
     "RAdam",
     "RMSprop",
     "Rows",
@@ -76,6 +78,7 @@ for _class in (
     Adamax,
     FallbackWarning,
     Lion,
+    NAdam,
     RAdam,
     RMSprop,
     Rows,

@@ -46,6 +46,7 @@ cdef extern from "core.h" nogil:
     bint fo_rule_slot_unsigned(const fo_rule *rule, int slot)
     bint fo_rule_slot_exact(const fo_rule *rule, int slot)
     bint fo_rule_slot_by_row(const fo_rule *rule, int slot)
+    bint fo_rule_slot_number(const fo_rule *rule, int slot)
 
     enum:
         FO_BF16_SPLIT

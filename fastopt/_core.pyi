@@ -61,6 +61,7 @@ class Rule:
     unsigned: tuple[str, ...]
     exact: tuple[str, ...]
     by_row: tuple[str, ...]
+    numbers: tuple[str, ...]
     ranges: dict[str, tuple[float, float]]
     def __init__(self, name: str) -> None: ...
     def used_slots(self, row: Sequence[float]) -> tuple[str, ...]: ...

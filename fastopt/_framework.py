@@ -54,7 +54,9 @@ def storage_for(rule: _core.Rule, options: Options, dtype: str) -> Storage:
         state = "float32" if master else dtype
         exact = rule.exact if options.stochastic_rounding else ()
     arithmetic = "float64" if dtype == "float64" else "float32"
-    return Storage(rule.slots, rule.unsigned, exact, (), dtype, arithmetic, master, state)
+    return Storage(
+        rule.slots, rule.unsigned, exact, (), rule.numbers, dtype, arithmetic, master, state
+    )
 
 
 def form_of(storage: Storage, slot: str) -> str:
@@ -75,5 +77,9 @@ def is_frameworks(storage: Storage, options: Options) -> bool:
     return (
         not storage.master
         and not rounds_at_random(storage, options)
-        and all(form_of(storage, slot) == storage.param for slot in storage.slots)
+        and all(
+            form_of(storage, slot) == storage.param
+            for slot in storage.slots
+            if slot not in storage.numbers
+        )
     )

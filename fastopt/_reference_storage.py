@@ -336,6 +336,8 @@ STORAGE: dict[str, Storage] = {
 
 # ---- a step ----------------------------------------------------------------------------------
 
+NUMBERS = ("mu_product",)  # state that is no array like the parameter, but one double
+
 # State of each rule in its order: slot j is array 1 + j, and the parameter is array 0.
 SLOTS = {
     "sgd": ("momentum_buffer",),
@@ -345,6 +347,7 @@ SLOTS = {
     "adamax": ("exp_avg", "exp_inf"),
     "adadelta": ("square_avg", "acc_delta"),
     "lion": ("exp_avg",),
+    "nadam": ("exp_avg", "exp_avg_sq", "mu_product"),
     "radam": ("exp_avg", "exp_avg_sq"),
 }
 
@@ -400,7 +403,8 @@ def stored_step(
     rule : callable
         A rule of :mod:`fastopt.reference`, such as ``adam``.
     arrays : dict
-        The parameter as ``"param"``, and the rule's state by its names. Nothing of it is changed.
+        The parameter as ``"param"``, and the rule's state by its names; a number as
+        ``Stored("float64", number)``, a 0-d array. Nothing of it is changed.
     grad : numpy.ndarray
         The gradient, float32.
     step : int
@@ -433,12 +437,18 @@ def stored_step(
     >>> round(float(arrays["param"].values().mean(dtype=np.float64)), 3)
     0.99
     """
-    values = {name: stored.values() for name, stored in arrays.items()}
+    values = {
+        name: np.array(stored.codes) if name in NUMBERS else stored.values()
+        for name, stored in arrays.items()
+    }
     state = {name: value for name, value in values.items() if name != "param"}
     rule(values["param"], grad, state, step=step, **options)
     after = {}
     for name, value in values.items():
         array = 0 if name == "param" else 1 + SLOTS[rule.__name__].index(name)
+        if name in NUMBERS:
+            after[name] = Stored("float64", value)
+            continue
         random = None
         if stochastic:
             random = random_bits(

@@ -11,6 +11,7 @@ a slot in 8 bits      ``<name>_8bit`` and ``<name>_scale``   uint8, the paramete
                                                              uint8, one for each 64 elements
 a slot by row         its name                               float32 or float64, one for each
                                                              index of the first axis
+a number of a rule    its name                               float64, 0-d
 what bfloat16 lacks   ``master_bits``                        uint16, the parameter's shape
 the float16 weight    ``master``                             float32, the parameter's shape
 ====================  =====================================  ======================================
@@ -36,6 +37,7 @@ class Storage(NamedTuple):
     unsigned: tuple[str, ...]  # those that are never negative
     exact: tuple[str, ...]  # those that are never stored in fewer bits
     by_row: tuple[str, ...]  # of these, those with one value for each row
+    numbers: tuple[str, ...]  # those that are one number each
     param: Any  # the parameter's dtype
     arithmetic: Any  # the dtype that rules compute in
     master: str  # the name of what is beside the parameter, or ""
@@ -60,6 +62,8 @@ class Storage(NamedTuple):
         """Return the dtype and shape of the array of this name."""
         if name == "step":
             return np.dtype(np.int64), ()
+        if name in self.numbers:
+            return np.dtype(np.float64), ()
         if name in MASTERS.values():
             return np.dtype(np.uint16 if name == "master_bits" else np.float32), param.shape
         if name in self.by_row:
@@ -109,7 +113,15 @@ def storage_for(rule: _core.Rule, settings: Settings, param: Array, where: str) 
     if state == "bfloat16":
         bfloat16()
     return Storage(
-        rule.slots, rule.unsigned, rule.exact, rule.by_row, dtype, arithmetic, master, state
+        rule.slots,
+        rule.unsigned,
+        rule.exact,
+        rule.by_row,
+        rule.numbers,
+        dtype,
+        arithmetic,
+        master,
+        state,
     )
 
 
@@ -149,7 +161,8 @@ def values_of(storage: Storage, state: Mapping[str, Array], slot: str) -> Array:
     if storage.in_8bit(slot):
         codes, scales = (state[name] for name in storage.arrays(slot))
         return _core.decode(codes, scales, unsigned=slot in storage.unsigned)
-    return np.array(state[slot], storage.arithmetic, order="K", subok=False)
+    dtype = state[slot].dtype if slot in storage.numbers else storage.arithmetic
+    return np.array(state[slot], dtype, order="K", subok=False)
 
 
 def weights(storage: Storage, param: Array, state: Mapping[str, Array]) -> Array:

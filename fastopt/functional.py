@@ -23,10 +23,11 @@ an array of state         the parameter's dtype, float32 or bfloat16
 the same in 8 bits        in its place a tuple, ``(codes, scales)``: uint8, laid out as the
                           parameter; and uint8, a vector with one for each 64 elements in the
                           parameter's memory order, and one for the rest
+`mu_products`, of NAdam   float64, 0-d: one number for each parameter, 1 before its first step
 `master`, beside 16 bits  uint16 beside bfloat16, float32 beside float16, laid out alike
 ========================  =====================================================================
 
-Zeros stand for zeros in all of these, and for a `master` that has nothing to add yet. Maxima
+Zeros stand for zeros in all other arrays, and for a `master` that has nothing to add yet. Maxima
 (`max_exp_avg_sqs`, `exp_infs`) and `grad_avgs` may not be in 8 bits, which would break them.
 
 Examples
@@ -57,7 +58,7 @@ from fastopt._memory import Array
 from fastopt._options import flag, pair, real, seed_number
 from fastopt.threads import checked_threads
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "radam", "rmsprop", "sgd"]
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "nadam", "radam", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
@@ -149,6 +150,7 @@ _adam = _step_of(
 _adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
 _adadelta = _step_of("adadelta", "square_avgs", "acc_deltas")
 _lion = _step_of("lion", "exp_avgs")
+_nadam = _step_of("nadam", "exp_avgs", "exp_avg_sqs", "mu_products", unnumbered=0)
 _radam = _step_of("radam", "exp_avgs", "exp_avg_sqs", unnumbered=0)
 
 
@@ -809,6 +811,98 @@ def lion(
         maximize=maximize,
         beta1=beta1,
         beta2=beta2,
+    )
+
+
+@_takes_storage
+def nadam(
+    params: Arrays,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    mu_products: Any,
+    *,
+    step: int | Sequence[int],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum_decay: float = 4e-3,
+    fast_warmup: bool = False,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+    **storage: Unpack[Storage],
+) -> None:
+    r"""NAdam.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    exp_avgs, exp_avg_sqs : numpy.ndarray, or list or tuple of them
+        Averages of the gradients and of their squares; updated in place.
+    mu_products : numpy.ndarray, or list or tuple of them
+        For each parameter the product of its momenta so far: one float64 number, in a 0-d array
+        (``numpy.ones(())`` before the first step); updated in place.
+    step : int or list of int
+        The number :math:`t` of this step, or of each parameter's, from 1.
+    lr : float
+        Learning rate.
+    betas : tuple of float, optional
+        Decay of the averages, at least 0 and below 1.
+    eps : float, optional
+        Added to the corrected root.
+    momentum_decay : float, optional
+        The :math:`\psi` of :math:`\mu_t = \beta_1 (1 - 0.96^{t \psi} / 2)`; at least 0.
+    fast_warmup : bool, optional
+        Take 1 for it, as Keras does.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index, indices
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.NAdam : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, m, v, product = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2), np.ones(())
+    >>> functional.nadam(w, np.array([1e-3, 1e3]), m, v, product, step=1, lr=0.1)
+    >>> w.round(4), round(product.item(), 4)
+    (array([ 2.8944, -2.1056]), 0.4501)
+    """
+    beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else pair("betas", betas)
+    _nadam(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        mu_products,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _KERAS if fast_warmup is not False and flag("fast_warmup", fast_warmup) else _TORCH,
+        storage,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        momentum_decay=momentum_decay,
     )
 
 

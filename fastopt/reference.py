@@ -55,7 +55,10 @@ __all__ = [
     "grad_norm",
     "lion",
     "mean",
+    "nadam",
+    "nadam_momentum",
     "one_minus_power",
+    "power_of_096",
     "radam",
     "random_bits",
     "rmsprop",
@@ -298,6 +301,88 @@ def lion(
         x = beta1 * m + (c(1) - beta1) * g
         m[...] = beta2 * m + (c(1) - beta2) * g
         param[...] = p - np.where(x > 0, c(lr), np.where(x < 0, -c(lr), x))
+
+
+def nadam(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum_decay: float = 4e-3,
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """NAdam. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``exp_avg``, ``exp_avg_sq``, and ``mu_product``, a 0-d float64 array.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        beta1, beta2 = betas
+        psi = 1.0 if semantics == "keras" else momentum_decay
+        mu, following = (nadam_momentum(beta1, psi, t) for t in (step, step + 1))
+        m, v, product = state["exp_avg"], state["exp_avg_sq"], state["mu_product"]
+        product[...] = so_far = product.item() * mu
+        root = math.sqrt(one_minus_power(beta2, step))
+        into = lr * root * (1 - mu) / (1 - so_far)
+        out = lr * root * following / (1 - so_far * following)
+        m[...] = c(beta1) * m + c(1 - beta1) * g
+        v[...] = c(beta2) * v + c(1 - beta2) * (g * g)
+        param[...] = p - (c(into) * g + c(out) * m) / (np.sqrt(v) + c(eps * root))
+
+
+def nadam_momentum(beta: float, psi: float, t: int) -> float:
+    """Return ``beta * (1 - 0.96**(t*psi) / 2)``, from additions and multiplications alone.
+
+    Examples
+    --------
+    >>> nadam_momentum(0.9, 0.0, 1)
+    0.45
+    """
+    return beta * (1 - 0.5 * power_of_096(psi, t))
+
+
+def power_of_096(psi: float, t: int) -> float:
+    """Return ``0.96**(t*psi)``: 2 to a whole number, and Taylor's series for the rest.
+
+    The exponent is a sum of two doubles: `t` times `psi`, and that times the logarithm.
+
+    Examples
+    --------
+    >>> round(power_of_096(0.5, 4), 12)
+    0.9216
+    """
+    log_upper, log_rest = (
+        -float.fromhex("0x1.e275048da0ba1p-5"),
+        float.fromhex("0x1.6ab55ad07cc86p-59"),
+    )
+    if not float(t) * psi < 20000:
+        return 0.0
+    x, x_rest = _product(float(t), psi)
+    y, y_rest = _product(x, log_upper)
+    y_rest = y_rest + (x * log_rest + x_rest * log_upper)
+    n = int(y - 0.5)
+    z = ((y - n) + y_rest) * float.fromhex("0x1.62e42fefa39efp-1")  # ln 2
+    e = 1.0
+    for k in range(16, 0, -1):
+        e = 1 + z / k * e
+    return math.ldexp(e, n)
+
+
+def _product(x: float, y: float) -> tuple[float, float]:
+    """Return a product as the sum of two doubles."""
+
+    def upper_half(value: float) -> float:
+        scaled = 134217729.0 * value  # 2**27 + 1
+        return scaled - (scaled - value)
+
+    product, a, b = x * y, upper_half(x), upper_half(y)
+    a_rest, b_rest = x - a, y - b
+    return product, ((a * b - product) + a * b_rest + a_rest * b) + a_rest * b_rest
 
 
 def radam(

@@ -267,14 +267,18 @@ static fo_status set_state(fo_optimizer *opt, int64_t i, const char *name, const
     if (!status)
         status = find(opt, "state", opt->rule->slot_names, name, &j);
     const bool by_row = !status && fo_rule_slot_by_row(opt->rule, j);
-    if (!status && state)
-        status = by_row ? check_unusual_array(name, state, opt->rule, t, j)
-                        : check_array(name, state, arithmetic_of(t), opt->rule, t, j);
+    const bool number = !status && fo_rule_slot_number(opt->rule, j);
+    if (!status && state) {
+        const fo_dtype usual = by_row ? -1 : number ? FO_F64 : arithmetic_of(t);
+        status = check_array(name, state, usual, opt->rule, t, j);
+    }
     if (status)
         return status;
     if (by_row)
         t->width = state ? state->row_size : 0;
     take(t, state, &t->slot[j], &t->dtype.of.slot[j]);
+    if (number)
+        t->dtype.of.slot[j] = (uint8_t)arithmetic_of(t);
     fo_plan_coding(opt->plan, i)->beside[1 + j] = state ? state->scales : NULL;
     note_rounding(opt, i, 1 + j, state);
     return FO_OK;
@@ -469,7 +473,7 @@ static fo_status check_complete(const fo_optimizer *opt, bool *by_rows)
             return fail(FO_INCOMPLETE, "parameter %lld lacks its sum", (long long)i);
         for (int j = 0; j < FO_MAX_SLOTS; j++)
             if ((t->grad || t->row_size || t->has_sum) && !t->slot[j] &&
-                opt->needs[t->group] >> j & 1 && t->size > 0)
+                opt->needs[t->group] >> j & 1 && (t->size > 0 || fo_rule_slot_number(opt->rule, j)))
                 return fail(FO_INCOMPLETE, "parameter %lld lacks its state '%s'", (long long)i,
                             opt->rule->slot_names[j]);
     }

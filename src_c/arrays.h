@@ -18,6 +18,8 @@ static bool is_taken(const fo_rule *rule, const fo_tensor *t, int role, fo_dtype
     const bool exact = role >= 0 && fo_rule_slot_exact(rule, role);
     if (role >= 0 && fo_rule_slot_by_row(rule, role))
         return dtype == arithmetic;
+    if (role >= 0 && fo_rule_slot_number(rule, role))
+        return dtype == FO_F64;
     if (storage->per != 0) /* 8 bits, or a type that no caller names */
         return role >= 0 && arithmetic == FO_F32 && !exact &&
                dtype == (fo_rule_slot_unsigned(rule, role) ? FO_8BIT_UNSIGNED : FO_8BIT_SIGNED);

@@ -106,9 +106,9 @@ const char *fo_state_name(const char *rule, int32_t j);
 int fo_place_of(const char *const *names, const char *name);
 
 /* The constants of step number t (the first is 1), weight decay's and the rule's, for a parameter
- * with these fresh slots (see fo_tensor). */
+ * with these fresh slots and this number, if the rule has one (see fo_tensor). */
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
-                    unsigned fresh, double *consts);
+                    unsigned fresh, double number, double *consts);
 
 /* Whether a value is in the range of hyperparameter j. A NaN never is. */
 bool fo_rule_takes(const fo_rule *rule, int j, double value);
@@ -131,6 +131,9 @@ void fo_rule_row(const fo_rule *rule, double mean, double *value, double *consts
  * in fewer bits. */
 bool fo_rule_slot_unsigned(const fo_rule *rule, int slot);
 bool fo_rule_slot_exact(const fo_rule *rule, int slot);
+
+/* Whether a slot is no array but one double, whatever the parameter is. */
+bool fo_rule_slot_number(const fo_rule *rule, int slot);
 
 /* ---- rows that miss steps --------------------------------------------------------------------- */
 
@@ -164,12 +167,14 @@ void fo_row_log_free(fo_row_log *log);
 
 typedef struct {
     void *param;
-    void *slot[FO_MAX_SLOTS]; /* in the order of slot_names; NULL: not kept, then not used either */
-    void *ema;                /* NULL: no average */
-    void *sum;                /* of the gradients of micro-batches; NULL: none are summed */
-    int64_t *step;            /* steps taken so far; a step with a gradient adds one */
-    int64_t size;             /* elements */
-    int64_t width;            /* of a row, where a slot in use has one value for each */
+    /* In the order of slot_names. NULL: not kept, then not used either. Of a slot that is a number,
+     * a double, whose dtype below has no meaning and is the arithmetic's. */
+    void *slot[FO_MAX_SLOTS];
+    void *ema;     /* NULL: no average */
+    void *sum;     /* of the gradients of micro-batches; NULL: none are summed */
+    int64_t *step; /* steps taken so far; a step with a gradient adds one */
+    int64_t size;  /* elements */
+    int64_t width; /* of a row, where a slot in use has one value for each */
     fo_dtypes dtype;
     int32_t group;
     fo_row_log *log; /* prepared; NULL: rows without a gradient do not take part in a step */

@@ -10,8 +10,11 @@ fo_plan *fo_plan_create(const fo_rule *rule, int32_t n_groups, int64_t n_tensors
         return NULL;
     const size_t n = (size_t)n_tensors, groups = (size_t)n_groups;
     plan->rule = rule;
-    for (int j = 0; j < FO_MAX_SLOTS; j++)
+    plan->number = -1;
+    for (int j = 0; j < FO_MAX_SLOTS; j++) {
         plan->begins |= fo_rule_slot_begins(rule, j) ? FO_SLOT(j) : 0;
+        plan->number = fo_rule_slot_number(rule, j) ? j : plan->number;
+    }
     plan->n_groups = n_groups;
     plan->n_tensors = n_tensors;
     plan->tensors = calloc(n + 1, sizeof *plan->tensors);

@@ -44,11 +44,13 @@ typedef struct {
     const double *consts; /* computed last, and for what; NULL: not yet */
     int64_t step;
     unsigned fresh;
+    double number; /* as it was */
 } group_work;
 
 struct fo_plan {
     const fo_rule *rule;
     unsigned begins; /* the slots of the rule that do */
+    int number;      /* the slot that is one; -1: none */
     int32_t n_groups;
     int64_t n_tensors, n_pieces, n_blocks, size;
     fo_tensor *tensors;

@@ -32,9 +32,10 @@ typedef struct {
     FO_COMMON_HYPERS(FO_FIELD, )
 } fo_common_hypers;
 
-/* The constants that loop.inc itself uses, ahead of the rule's own: coupled decay, g + l2*p, and
- * decoupled decay, keep*p. */
-enum { L2, KEEP, FO_COMMON_CONSTS };
+/* Constants ahead of the rule's own. loop.inc itself uses coupled decay, g + l2*p, and decoupled decay,
+ * keep*p. NUMBER_KEPT is for a rule with a slot that is a NUMBER: what that is before the step, in
+ * which place the rule puts what it is to be after it. */
+enum { L2, KEEP, NUMBER_KEPT, FO_COMMON_CONSTS };
 
 /* A rule lists its slots as X(name, needs): the variant bit that makes its loop touch the slot, or
  * ALWAYS. A slot that a rule does not have needs 0, and so is never touched. BEGINS besides: the rule
@@ -43,7 +44,9 @@ enum { L2, KEEP, FO_COMMON_CONSTS };
  * gradient of zero leaves it as it is, and then the parameter, too, but for weight decay. UNLESS: the
  * variant bit makes the loop not touch it. BY_ROW: it has one value for each row of the parameter,
  * which is none of the loop's business. Before the loop goes over a row, NAME_row changes the value
- * and the constants that depend on it, given the mean of the row's squared gradients. */
+ * and the constants that depend on it, given the mean of the row's squared gradients. NUMBER: it is one
+ * double, of which the constants of a step depend; no loop sees it, and every step that updates the
+ * parameter replaces it (see NUMBER_KEPT). A rule has one at most. */
 enum {
     ALWAYS = 1 << 30,
     BEGINS = 1 << 29,
@@ -51,7 +54,8 @@ enum {
     EXACT = 1 << 27,
     STAYS = 1 << 26,
     UNLESS = 1 << 25,
-    BY_ROW = 1 << 24
+    BY_ROW = 1 << 24,
+    NUMBER = 1 << 23
 };
 #define FO_NEEDS(name, needs) needs,
 
@@ -63,7 +67,7 @@ FO_INLINE bool fo_slot_used(int needs, int variant)
 /* Whether the loop touches it. */
 FO_INLINE bool fo_slot_in_loop(int needs, int variant)
 {
-    return fo_slot_used(needs, variant) && !(needs & BY_ROW);
+    return fo_slot_used(needs, variant) && !(needs & (BY_ROW | NUMBER));
 }
 
 /* 1 - beta^t for t >= 1, without cancellation and without pow:

@@ -129,12 +129,18 @@ bool fo_rule_slot_exact(const fo_rule *rule, int slot)
     return (rule->slot_needs[slot] & EXACT) != 0;
 }
 
+bool fo_rule_slot_number(const fo_rule *rule, int slot)
+{
+    return (rule->slot_needs[slot] & NUMBER) != 0;
+}
+
 void fo_rule_consts(const fo_rule *rule, const double *hypers, fo_semantics semantics, int64_t t,
-                    unsigned fresh, double *consts)
+                    unsigned fresh, double number, double *consts)
 {
     const fo_common_hypers *h = (const fo_common_hypers *)hypers;
     const bool decoupled = h->decoupled_weight_decay != 0;
     consts[L2] = decoupled ? 0 : h->weight_decay;
     consts[KEEP] = decoupled && h->weight_decay != 0 ? 1 - h->lr * h->weight_decay : 1;
+    consts[NUMBER_KEPT] = number;
     rule->consts(hypers, semantics, t, fresh, consts);
 }

@@ -91,8 +91,8 @@ static double clip_factor(const fo_step_args *args, double norm)
 }
 
 /* Chooses each tensor's loop and computes its constants. Within a group, tensors that follow one
- * another with the same step count and fresh slots share them. Returns how many elements the step
- * will touch. */
+ * another with the same step count, fresh slots and number share them. Returns how many elements the
+ * step will touch. */
 static int64_t assign_work(const fo_step *s)
 {
     fo_plan *plan = s->plan;
@@ -117,12 +117,16 @@ static int64_t assign_work(const fo_step *s)
         if (!part)
             continue;
         group_work *c = &plan->group_works[t->group];
-        if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {
+        double number = 0;
+        if (plan->number >= 0)
+            memcpy(&number, t->slot[plan->number], sizeof number);
+        if (!c->consts || c->step != *t->step || c->fresh != t->fresh || c->number != number) {
             double *consts = plan->consts + (size_t)i * FO_MAX_CONSTS;
             fo_rule_consts(plan->rule, plan->hypers + (size_t)t->group * FO_MAX_HYPERS,
-                           s->args->semantics, *t->step + 1, t->fresh, consts);
+                           s->args->semantics, *t->step + 1, t->fresh, number, consts);
             c->step = *t->step;
             c->fresh = t->fresh;
+            c->number = number;
             c->consts = consts;
         }
         const double scale = unscale(s, t);
@@ -181,18 +185,21 @@ static bool between_passes(void *step_)
     return !s->result->skipped || (s->args->nonfinite == FO_SKIP && s->args->zero_grad);
 }
 
-/* After a step: counts it, and notes which slots and sums hold something. */
+/* After a step: counts it, keeps its number, and notes which slots and sums hold something. */
 static void advance_counters(const fo_step *s)
 {
     fo_tensor *t = s->plan->tensors;
     const tensor_work *w = s->plan->tensor_works;
     const bool add = s->args->add;
     const unsigned begins = s->plan->begins;
+    const int number = s->plan->number;
     for (const fo_tensor *end = t + s->plan->n_tensors; t < end; t++, w++) {
         if (!has_gradient(s, t))
             continue;
         if (!add && begins)
             t->fresh = (*t->step == 0 ? begins : t->fresh) & ~(unsigned)w->slots;
+        if (!add && number >= 0)
+            memcpy(t->slot[number], &w->consts[NUMBER_KEPT], sizeof(double));
         if (!add)
             ++*t->step;
         if (t->sum)

@@ -76,11 +76,14 @@ FO_APART void average(const fo_step *s, const fo_tensor *t, const fo_coding *cod
 
 /* Where elements of the parameter are from `offset` on, and those of its slots; none of these is stored
  * in another type. */
-static char *find_elements(const fo_tensor *t, const tensor_work *w, int64_t offset, void **slot)
+static char *find_elements(const fo_step *s, const fo_tensor *t, const tensor_work *w,
+                           int64_t offset, void **slot)
 {
     const size_t start = (size_t)offset * w->item;
     for (int j = 0; j < FO_MAX_SLOTS; j++)
-        slot[j] = t->slot[j] && j + 1 != w->by_row ? (char *)t->slot[j] + start : NULL;
+        slot[j] = t->slot[j] && j + 1 != w->by_row && j != s->plan->number
+                      ? (char *)t->slot[j] + start
+                      : NULL;
     return (char *)t->param + start;
 }
 
@@ -94,7 +97,7 @@ static void update_elements(const fo_step *s, const fo_tensor *t, const tensor_w
     }
     const void *grad = effective_grad(s, t, w, offset, at, n, buffer);
     void *slot[FO_MAX_SLOTS];
-    update(w, n, find_elements(t, w, offset, slot), grad, slot);
+    update(w, n, find_elements(s, t, w, offset, slot), grad, slot);
 }
 
 /* ---- rows that have a gradient ---------------------------------------------------------------- */
@@ -266,7 +269,7 @@ static void take_missed(const fo_step *s, const fo_tensor *t, const tensor_work 
 {
     fo_update *const *const updates = s->table->update[w->type][s->plan->rule - fo_rules];
     void *slot[FO_MAX_SLOTS];
-    char *const param = find_elements(t, w, begin, slot);
+    char *const param = find_elements(s, t, w, begin, slot);
     for (; j < t->log->n; j++) {
         const fo_missed *m = &t->log->steps[j % FO_ROW_LOG];
         updates[m->variant](n, param, zeros, slot, m->consts, m->gscale, m->gmax);
@@ -330,7 +333,7 @@ void fo_catch_up(const fo_step *s, const fo_tensor *t, const tensor_work *now, i
     bool at_zero = true; /* all slots, so far */
     for (int j = 0; j < FO_MAX_SLOTS && at_zero; j++) {
         const array a = array_of(t, now->coding, 1 + j);
-        at_zero = !a.data || is_zero(&a, begin, n);
+        at_zero = j == s->plan->number || !a.data || is_zero(&a, begin, n);
     }
     int64_t j = log->n - behind;
     while (j < log->n && at_zero && log->steps[j % FO_ROW_LOG].rests)

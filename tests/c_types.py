@@ -14,10 +14,13 @@ TYPES = {
     "8-bit unsigned": UNSIGNED,
     "8-bit signed": SIGNED,
 }
+NUMBERS = ("mu_product",)
 
 
 def state_type(name, state):
     """Return how a state array is stored where state is to be of such a type."""
+    if name in NUMBERS:
+        return "float64"
     if name in KEEPS_FLOAT32 or state == "8-bit":
         return in_8_bits(name)
     return state

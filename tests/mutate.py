@@ -146,6 +146,48 @@ MUTATIONS = [
         "lr_goes_in = true",
     ),
     Mutation(
+        "NAdam: Keras's momentum warms up as PyTorch's",
+        "rules/nadam.h",
+        "semantics == FO_KERAS ? 1 : h->momentum_decay",
+        "h->momentum_decay",
+    ),
+    Mutation(
+        "NAdam: the exponent is one double",
+        "rules/nadam.h",
+        "((y - n) + y_rest)",
+        "(y - n)",
+    ),
+    Mutation(
+        "NAdam: the step ahead has this step's momentum",
+        "rules/nadam.h",
+        "nadam_momentum(h->beta1, psi, t + 1)",
+        "nadam_momentum(h->beta1, psi, t)",
+    ),
+    Mutation(
+        "a rule's number stays as it was",
+        "step.c",
+        "if (!add && number >= 0)",
+        "if (!add && number > FO_MAX_SLOTS)",
+    ),
+    Mutation(
+        "a rule's number moves on while gradients are summed",
+        "step.c",
+        "if (!add && number >= 0)",
+        "if (number >= 0)",
+    ),
+    Mutation(
+        "parameters share constants whatever their numbers are",
+        "step.c",
+        " || c->number != number",
+        "",
+    ),
+    Mutation(
+        "rows are not at rest because of a number",
+        "update.c",
+        "j == s->plan->number || !a.data",
+        "!a.data",
+    ),
+    Mutation(
         "RAdam: the rectification begins at another length",
         "rules/radam.h",
         "rho > 5",

@@ -11,6 +11,7 @@ from fastopt.reference import Stored
 # ---- what is stored in fewer bits ----------------------------------------------------------------
 
 MASTERS = {"master_bits": "bfloat16 with trailing bits", "master": "float16 with master"}
+NUMBERS = {"mu_product": 1.0}  # slots that are one float64 number, and what it begins at
 
 
 def arithmetic(array):
@@ -34,7 +35,7 @@ def patterns(array):
 
 def is_stored(param, state):
     """Tell whether anything of a parameter is stored in fewer bits."""
-    slots = [array for name, array in state.items() if name != "step"]
+    slots = [array for name, array in state.items() if name not in ("step", *NUMBERS)]
     return any(array.dtype not in (np.float32, np.float64) for array in (param, *slots))
 
 
@@ -49,6 +50,8 @@ def stored(param, state, name):
             if master in state:
                 return Stored(storage, patterns(flat(param)), flat(state[master]))
         return Stored(param.dtype.name, patterns(flat(param)))
+    if name in NUMBERS:
+        return Stored("float64", state[name])
     if name in state:
         return Stored(state[name].dtype.name, patterns(flat(state[name])))
     return Stored(in_8_bits(name), flat(state[f"{name}_8bit"]), state[f"{name}_scale"].copy())
@@ -65,6 +68,8 @@ def put(param, state, name, new):
         write(param, new.codes)
         for master in state.keys() & MASTERS:
             write(state[master], new.extra)
+    elif name in NUMBERS:
+        state[name][...] = new.codes
     elif name in state:
         write(state[name], new.codes)
     else:
@@ -74,6 +79,8 @@ def put(param, state, name, new):
 
 def new_slot(param, slot, value, state_dtype):
     """Return new arrays of a slot that begins at this value."""
+    if slot in NUMBERS:
+        return {slot: np.array(NUMBERS[slot])}
     kind = (
         arithmetic(param).name if slot in KEEPS_FLOAT32 else state_dtype or arithmetic(param).name
     )

@@ -11,7 +11,7 @@ import numpy as np
 from support import TESTS
 from tables import BY_NAME
 
-import fastopt
+from fastopt import reference
 
 GOLDEN = TESTS / "golden"
 ENTRIES = json.loads((GOLDEN / "manifest.json").read_text())["entries"]
@@ -46,7 +46,11 @@ def reason_to_leave_out(entry):
 
 def as_keras_stores(cls, kwargs):
     rounded = KERAS_FLOAT32 | {*BY_NAME[cls].keras_rounds}
-    return {k: float(np.float32(v)) if k in rounded else v for k, v in kwargs.items()}
+    return {k: in_float32(v) if k in rounded else v for k, v in kwargs.items()}
+
+
+def in_float32(value):
+    return tuple(map(in_float32, value)) if isinstance(value, tuple) else float(np.float32(value))
 
 
 def arguments(entry):
@@ -98,7 +102,7 @@ class Replay:
         self.file = np.load(GOLDEN / entry["file"])
         self.n = len(entry["shapes"])
         self.params = [self.file[f"p0_{i}"].copy() for i in range(self.n)]
-        self.opt = getattr(fastopt, entry["class"])(groups(entry, self.params), **arguments(entry))
+        self.opt = BY_NAME[entry["class"]].cls(groups(entry, self.params), **arguments(entry))
         self.bias_error = bias_error(entry)
         self.error = 0.0  # of the parameters, in scaled ulps, beyond the bias correction's
         self.finite_alike = True
@@ -133,7 +137,19 @@ class Replay:
             for state in self.opt.state:
                 state["step"][...] = t // self.entry["kwargs"].get("gradient_accumulation_steps", 1)
         none = self.file["none"][t]
+        if self.entry["library"] == "torch" and self.entry["class"] == "NAdam":
+            self.round_products(none)
         return [None if none[i] else np.asarray(self.file[f"g_{i}"][t]) for i in range(self.n)]
+
+    def round_products(self, none):
+        """Have a step compute with products of momenta as PyTorch rounds them, to float32."""
+        of_each = [group for group in self.opt.param_groups for _ in group["params"]]
+        for state, group, skipped in zip(self.opt.state, of_each, none, strict=True):
+            if not skipped:
+                step = int(state["step"]) + 1
+                mu = reference.nadam_momentum(group["betas"][0], group["momentum_decay"], step)
+                product = np.float32(state["mu_product"]) * np.float32(mu)
+                state["mu_product"][...] = float(product) / mu
 
     def compare(self, got, expected, largest, travelled):
         finite = np.isfinite(expected)

@@ -1,7 +1,7 @@
 """Gradients of some rows, drawn at random, and what they mean: lazily, and exactly."""
 
 import numpy as np
-from oracle import Oracle, same_bits, weights
+from oracle import NUMBERS, Oracle, same_bits, weights
 
 import fastopt
 from fastopt import reference
@@ -64,7 +64,7 @@ class Lazy(Oracle):
             left_out = np.ones(len(p), bool)
             left_out[grad.indices] = False
             p[left_out] = old[left_out]
-            for name in s.keys() - {"step"}:
+            for name in s.keys() - {"step", *NUMBERS}:
                 if name.endswith("_scale"):  # some for each row
                     shape = (len(p), -1)
                     s[name].reshape(shape)[left_out] = old_state[name].reshape(shape)[left_out]
@@ -105,7 +105,7 @@ class Pair:
 
     def check_rows(self, i, indices):
         pairs = [("param", *(opt.params[i] for opt in self.opts))]
-        for name in self.dense.state[i].keys() - {"step"}:
+        for name in self.dense.state[i].keys() - {"step", *NUMBERS}:
             if not name.endswith("_scale"):  # of 8-bit state, beside its codes
                 pairs.append((name, *(opt.state[i][name] for opt in self.opts)))
         for name, own, other in pairs:

@@ -117,10 +117,15 @@ class Row(NamedTuple):
     by_row: dict = {}  # noqa: RUF012
     state_ulps: int = 8  # how many scaled ulps recorded state may be away
     old_files: bool = True  # whether an early fastopt has written files of it, in tests/data
+    other_name: str = ""  # Keras's, if it is another than PyTorch's
 
     @property
     def name(self):
         return self.cls.__name__
+
+    @property
+    def keras_name(self):
+        return self.other_name or self.name
 
     @property
     def rule(self):
@@ -587,6 +592,75 @@ LION = Row(
     old_files=False,
 )
 
+# ---- NAdam ---------------------------------------------------------------------------------------
+
+
+def draw_nadam(rng, semantics):
+    return {**draw_adamax(rng, semantics), "momentum_decay": pick(rng, [0.004, 0, 0.5])}
+
+
+def exact_nadam(o, g, t, s):
+    beta1, beta2 = (L(beta) for beta in o.get("betas", (0.9, 0.999)))
+    psi = L(o.get("momentum_decay", 0.004))
+    mus = [beta1 * (1 - L("0.5") * L("0.96") ** (u * psi)) for u in (t, t + 1)]
+    s.product = (1 if t == 1 else s.product) * mus[0]
+    s.m = beta1 * s.m + (1 - beta1) * g
+    s.v = beta2 * s.v + (1 - beta2) * g * g
+    ahead = mus[1] / (1 - s.product * mus[1]) * s.m + (1 - mus[0]) / (1 - s.product) * g
+    return o["lr"] * ahead / (np.sqrt(s.v / (1 - beta2**t)) + L(1e-8))
+
+
+NADAM = Row(
+    fastopt.NAdam,
+    hypers={
+        "lr": (2e-3, AT_LEAST_0),
+        "betas": ((0.9, 0.999), BETAS),
+        "eps": (1e-8, AT_LEAST_0),
+        "weight_decay": (0.0, AT_LEAST_0),
+        "momentum_decay": (4e-3, AT_LEAST_0),
+        "decoupled_weight_decay": (False, SWITCH),
+    },
+    keywords={},
+    slots={"exp_avg": {}, "exp_avg_sq": {}, "mu_product": {}},
+    variants=[{}, {"betas": (0.0, 0.9), "eps": 1e-3, "momentum_decay": 0.5}],
+    configs={"nadam": ({"weight_decay": 0.1, "clip_norm": 2.0, "ema_decay": 0.5}, "dict")},
+    draw=draw_nadam,
+    dialect="fast_warmup",
+    needs_step=lambda options: True,
+    exact=exact_nadam,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.003, "betas": (0.8, 0.99), "momentum_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.01},
+    ],
+    golden=(2, 2),
+    ulps=12,
+    is_ill=never,
+    keras_defaults={"lr": 0.001, "eps": 1e-7},
+    keras_slots={"momentum": "exp_avg", "velocity": "exp_avg_sq"},
+    keras_rounds=("betas",),
+    torch=[
+        {},
+        {"lr": 0.01, "betas": (0.8, 0.99), "momentum_decay": 0.1, "weight_decay": 0.1},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    ],
+    torch_choices={
+        "lr": [1e-3, 0.01],
+        "betas": [(0.9, 0.999), (0.5, 0.9)],
+        "eps": [1e-8, 1e-3],
+        "weight_decay": [0.0, 0.1],
+        "momentum_decay": [4e-3, 0.1],
+        "decoupled_weight_decay": [False, True],
+    },
+    torch_tests=550,
+    keras=[{}, {"beta_1": 0.7, "epsilon": 1e-4}],
+    keras_tests=7,
+    correction=(1, 5e-4),
+    torch_takes_axes=False,
+    old_files=False,
+    other_name="Nadam",
+)
+
 # ---- RAdam ---------------------------------------------------------------------------------------
 
 
@@ -651,10 +725,10 @@ RADAM = Row(
 
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION, RADAM]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION, NADAM, RADAM]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
-BY_NAME = {row.name: row for row in ROWS}
+BY_NAME = {name: row for row in ROWS for name in (row.name, row.keras_name)}
 BY_RULE = {row.rule: row for row in reversed(ROWS)}  # of AdamW's rule, Adam's row
 BY_RULE = {rule: BY_RULE[rule] for rule in dict.fromkeys(row.rule for row in ROWS)}
 CONFIGS = {
@@ -663,7 +737,7 @@ CONFIGS = {
     for name, (options, given) in row.configs.items()
 }
 TORCH_CLASSES = [row.name for row in ROWS if row.torch]
-KERAS_CLASSES = [row.name for row in ROWS if row.keras]
+KERAS_CLASSES = [row.keras_name for row in ROWS if row.keras]
 
 
 def _cases():

@@ -276,9 +276,11 @@ cdef class FunctionalStep:
             if not fo_rule_uses_slot(self.rule.rule, hypers, j):
                 because = f", since {self.rule.hypers[k]} is {value:g}"
             hypers[k] = value
+        first = "numpy.zeros_like of each parameter"
+        if fo_rule_slot_number(self.rule.rule, j):
+            first = "numpy.ones(()) for each parameter"
         raise TypeError(
-            f"{self.arguments[2 + j]} is required{because}; begin with numpy.zeros_like of each "
-            "parameter, and keep them"
+            f"{self.arguments[2 + j]} is required{because}; begin with {first}, and keep them"
         )
 
 

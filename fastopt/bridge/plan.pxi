@@ -18,8 +18,9 @@ cdef class Plan(Binder):
     slots : list of tuple
         For each parameter, its state arrays in the order of ``rule.slots``; None for one that is
         not kept. Each has its parameter's shape and memory order, or those of ``rule.by_row`` one
-        value for each row. Its dtype is the parameter's; or for parameters that are not float64,
-        float32, bfloat16, float16, or uint8 with scales.
+        value for each row; those of ``rule.numbers`` are 0-d and float64. Its dtype is the
+        parameter's; or for parameters that are not float64, float32, bfloat16, float16, or uint8
+        with scales.
     ema : list of numpy.ndarray or None
         Averages of the parameters, laid out alike; of float32, if the parameters are of 16 bits.
     steps : list of numpy.ndarray

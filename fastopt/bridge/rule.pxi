@@ -15,7 +15,8 @@ cdef class Rule:
     `ranges` has the least and the greatest value of each hyperparameter; a NaN as the greatest says
     that it is a switch. `begins` are the slots of which a rule has to know whether a step has
     written them yet; `unsigned` those that are never negative; `exact` those that keep float32
-    where others are stored in fewer bits; `by_row` those that have one value for each row.
+    where others are stored in fewer bits; `by_row` those that have one value for each row; and
+    `numbers` those that are one double, in a 0-d array.
     """
 
     cdef const fo_rule *rule
@@ -26,6 +27,7 @@ cdef class Rule:
     cdef readonly tuple unsigned
     cdef readonly tuple exact
     cdef readonly tuple by_row
+    cdef readonly tuple numbers
     cdef readonly dict ranges
 
     def __cinit__(self, str name not None):
@@ -49,6 +51,9 @@ cdef class Rule:
         )
         self.by_row = tuple(
             [slot for j, slot in enumerate(self.slots) if fo_rule_slot_by_row(self.rule, j)]
+        )
+        self.numbers = tuple(
+            [slot for j, slot in enumerate(self.slots) if fo_rule_slot_number(self.rule, j)]
         )
 
     def used_slots(self, row):

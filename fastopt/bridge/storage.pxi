@@ -100,6 +100,16 @@ cdef enum:
     BESIDE  # and how many more as arrays are numbered: 0 is the parameter, 1 + j is slot j
 
 
+cdef int check_number(cnp.ndarray array, str label) except -1:
+    """Raise unless this can be a slot that is a number."""
+    if storage_of(array) != FO_F64 or cnp.PyArray_NDIM(array) != 0:
+        raise ValueError(
+            f"{label}: shape {(<object>array).shape} and dtype {array.dtype}, where one number is "
+            "to be: a 0-d array of float64"
+        )
+    return 0
+
+
 cdef void **adopt(
     fo_tensor *tensor, fo_coding *coding, const fo_rule *rule, int role, given, cnp.ndarray param,
     str label,
@@ -125,6 +135,9 @@ cdef void **adopt(
             )
         return &coding.beside[role - BESIDE]
     kind = storage_of(array)
+    if role < EMA and fo_rule_slot_number(rule, role):
+        check_number(array, label)
+        return &tensor.slot[role]
     if role < EMA and fo_rule_slot_by_row(rule, role):
         check_row_values(array, param, label)
         tensor.slot_dtype[role] = <uint8_t>arithmetic

@@ -282,12 +282,18 @@ cdef class Workspace(Binder):
         check_parameter(item, name, narrow=True)
         return 0
 
+    cdef bint is_number(self, int k) noexcept:
+        """Tell whether a list that a step writes is of a slot that is a number."""
+        return 0 < k < self.masters and fo_rule_slot_number(self.rule, self.argument[k] - 2)
+
     cdef int bind_storage(
         self, int k, Py_ssize_t i, cnp.ndarray array, cnp.ndarray param
     ) except -1:
         """Check the type and layout of what goes with a parameter; tell the C plan the type."""
         cdef fo_tensor *tensor = &self.tensors[i]
         cdef int storage = self.layouts[i * self.n_written].storage, kind = storage_of(array), slot
+        if self.is_number(k):
+            return check_number(array, self.written_name(k, i))
         if k > self.masters:
             return self.check_scales(k, i, array, param)
         if k < self.masters and fo_rule_slot_by_row(self.rule, self.argument[k] - 2):

@@ -57,7 +57,8 @@ enum {
  *     average, sum   FO_F32, FO_BF16, FO_F16
  *     state          FO_F32, FO_BF16, FO_F16, and 8 bits: FO_8BIT_UNSIGNED where it is never negative
  *                    (exp_avg_sq, square_avg, sum), or FO_8BIT_SIGNED (exp_avg, momentum_buffer);
- *                    but max_exp_avg_sq, grad_avg, exp_inf and row_sum are FO_F32 */
+ *                    but max_exp_avg_sq, grad_avg, exp_inf and row_sum are FO_F32, and mu_product is
+ *                    one double, FO_F64, beside any parameter, which begins at 1 */
 typedef int32_t fo_dtype;
 enum { FO_F32 = 0, FO_F64 = 1, FO_BF16 = 2, FO_F16 = 3, FO_8BIT_UNSIGNED = 4, FO_8BIT_SIGNED = 5 };
 

@@ -348,10 +348,10 @@ static void names(void)
             EXPECT(fo_isa_select("base"));
     }
     EXPECT(strlen(fo_compiler()) > 4);
-    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, 0, consts);
+    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, 0, 0, consts);
     EXPECT(consts[1] == 1 - 0.5 * 0.25);
     hypers[1] = 0;
-    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, 0, consts);
+    fo_rule_consts(&fo_rules[0], hypers, FO_TORCH, 1, 0, 0, consts);
     EXPECT(consts[1] == 1);
 }
 

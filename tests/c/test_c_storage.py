@@ -30,7 +30,7 @@ from c_interface import (
     options,
 )
 from c_types import MASTER, SPLIT, TYPES, state_type
-from oracle import same_bits
+from oracle import NUMBERS, same_bits
 from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES, KEEPS_FLOAT32, in_8_bits
 
 from fastopt import _core, reference
@@ -98,7 +98,8 @@ class Model:
 
     def bind(self, i, arrays):
         for name, stored in arrays.items():
-            array = described(stored, rounding=STOCHASTIC if name in self.random else NEAREST)
+            random = name in self.random and name not in NUMBERS
+            array = described(stored, rounding=STOCHASTIC if random else NEAREST)
             if name == "param":
                 array.seed = SEED
                 counter = self.counters[i:].ctypes.data
@@ -163,7 +164,9 @@ def start(cls, kwargs, param, state, sizes=SIZES):
         {
             "param": Stored.of(param, numbers(size, size)),
             **{
-                slot: Stored.of(state_type(slot, state), np.zeros(size, np.float32))
+                slot: Stored("float64", np.array([1.0]))
+                if slot in NUMBERS
+                else Stored.of(state_type(slot, state), np.zeros(size, np.float32))
                 for slot in slots
             },
         }
@@ -397,7 +400,7 @@ def allowed(dtype, role, slots):
     """Return the types that an array may be of beside a parameter of this one."""
     if role == "grad":
         return {F32, F64, BF16, F16} if dtype == F64 else {F32, BF16, F16}
-    if dtype == F64:
+    if dtype == F64 or role in NUMBERS:
         return {F64}
     if role in KEEPS_FLOAT32:
         return {F32}
@@ -442,7 +445,7 @@ def test_every_pair_of_types_is_taken_or_refused_by_name():
                     assert ("8-bit" in message.split("it must be")[1]) == bool(fits - NAMES.keys())
             fo.destroy(handle)
     slots = [slot for row in BY_RULE.values() for slot in row.slots]
-    exact, n = sum(slot in KEEPS_FLOAT32 for slot in slots), len(BY_RULE)
+    exact, n = sum(slot in {*KEEPS_FLOAT32, *NUMBERS} for slot in slots), len(BY_RULE)
     assert taken == 13 * (len(slots) - exact) + 4 * exact + 33 * n - 10
     assert taken + refused == 40 * (len(slots) + 3 * n - 1)
 

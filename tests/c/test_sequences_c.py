@@ -34,7 +34,7 @@ from c_interface import (
     result,
 )
 from c_types import MASTER, SPLIT, TYPES, state_type
-from oracle import Oracle, same_bits
+from oracle import NUMBERS, Oracle, same_bits
 from sequences import BLOCK, History, chance, pick, values
 from tables import BY_RULE
 
@@ -131,6 +131,9 @@ class Parameter:
         for name in BY_RULE[rule].slots:
             stored = state_type(name, state) if in_fewer_bits else storage
             rounding = pick(rng, [0, 1]) if stored in LOSSY else 0
+            if name in NUMBERS:
+                self.state[name] = Kept(rng, "float64", np.ones(1), 0)
+                continue
             self.state[name] = Kept(rng, stored, zeros, rounding)
         self.average = Kept(rng, self.kept, given)
         self.grad = Kept(rng, self.kept, zeros)
@@ -232,9 +235,8 @@ class Sequence:
         return [
             i
             for i, p in enumerate(self.params)
-            if p.bound["grad"] and p.param.codes.size
             for name in used_slots(self.rule, self.hypers[p.group])
-            if not p.bound[name]
+            if p.bound["grad"] and not p.bound[name] and (p.param.codes.size or name in NUMBERS)
         ]
 
     def new_grads(self):

@@ -67,7 +67,7 @@ def test_read_only_inputs_are_left_as_they_are_and_the_result_goes_to_out(name, 
         for a in arrays:
             a.flags.writeable = False
     before = [[a.tobytes() for a in arrays] for arrays in given]
-    out = tuple([np.full((7, 5), np.nan) for _ in range(n)] for _ in given)
+    out = tuple([np.full_like(a, np.nan) for a in arrays] for arrays in given)
     grads = [rng.standard_normal((7, 5)) for _ in range(n)]
 
     def shaped(arrays):

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from oracle import NUMBERS
 from stored import BF16, F16, F32, SHAPES, STORED, advanced, made, numbers
 from tables import BY_CLASS, BY_RULE, CASE_IDS, CASES, ROWS, as_function
 
@@ -82,6 +83,8 @@ def test_a_call_has_the_bits_of_a_step_of_the_class(name, cls, kwargs, part):
 
 def stored_array(stored):
     """Return a stored array as the functions take it: its codes, and what lies beside them."""
+    if stored.storage == "float64":  # a number
+        return np.array(stored.codes), None
     dtype = {"bfloat16": BF16, "float32": F32, "float16": F16}.get(stored.storage, np.uint8)
     codes = stored.codes.view(dtype).copy()
     return codes, None if stored.extra is None else stored.extra.copy()
@@ -98,7 +101,9 @@ def test_arrays_say_how_each_is_stored_and_the_bits_are_the_references(row, para
     rule = _core.Rule(row.rule)
     types = {slot: ["float32", "bfloat16"] for slot in used}
     for slot in used:
-        if slot not in rule.exact:
+        if slot in NUMBERS:
+            types[slot] = ["float64"]
+        elif slot not in rule.exact:
             types[slot] += [f"8-bit {'un' * (slot in rule.unsigned)}signed"]
     call = as_function(row.cls, kwargs)
     size = 64 * 3 + 5
@@ -106,6 +111,9 @@ def test_arrays_say_how_each_is_stored_and_the_bits_are_the_references(row, para
         values = rng.standard_normal(size).astype(param)
         arrays = {"param": reference.Stored.of(param.name, values.astype(F32))}
         for slot, storage in zip(used, storages, strict=True):
+            if slot in NUMBERS:
+                arrays[slot] = reference.Stored(storage, rng.random(()))
+                continue
             arrays[slot] = reference.Stored.of(storage, rng.standard_normal(size).astype(F32) ** 2)
         w = values.copy()
         state = {}

@@ -225,7 +225,7 @@ def corruptions(good, slot):
         yield ("memory_order",), bad, TypeError
     for bad in ({"new": []}, {key: [0, 0]}, {key: None}, {key: ["0"]}, {key: [99]}):
         yield ("memory_order",), bad, ValueError
-    for other in ("nadam", None):
+    for other in ("other", None):
         yield ("rule",), other, ValueError
         yield ("semantics",), other, ValueError
     for bad in (-1, BIG):

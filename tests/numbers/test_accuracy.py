@@ -67,6 +67,21 @@ def test_radam_is_not_rectified_before_its_sixth_step_however_close_to_1_beta_is
     assert reference.average_length(beta, 6) > 5
 
 
+@pytest.mark.parametrize("psi", [4e-3, 1.0, 0.5, 0.1, 0.0, 1e-9, 7.3, 1e4])
+def test_the_momentum_of_nadam_is_right_to_2_ulp_at_every_step(psi):
+    rng = np.random.default_rng(0)
+    steps = [*range(1, 51), *(2**k for k in range(6, 20)), *rng.integers(50, LAST, 300).tolist()]
+    with mpmath.workdps(60):
+        for t in [*steps, LAST]:
+            power = mpmath.mpf("0.96") ** (t * mpmath.mpf(psi))
+            got = reference.power_of_096(psi, t)
+            if power > 2.0**-1000:
+                assert abs(got - power) <= 1.5 * np.spacing(float(power)), t
+            momentum = mpmath.mpf(0.9) * (1 - power / 2)
+            error = abs(reference.nadam_momentum(0.9, psi, t) - momentum)
+            assert error <= 2 * np.spacing(float(momentum)), t
+
+
 def test_radams_first_steps_are_momentum_even_where_a_square_overflows():
     w = np.float32([1.0, 2.0])
     opt = fastopt.RAdam([w], lr=2.0**-100)
@@ -76,7 +91,7 @@ def test_radams_first_steps_are_momentum_even_where_a_square_overflows():
 
 
 @pytest.mark.parametrize("semantics", ["torch", "keras"])
-@pytest.mark.parametrize("cls", [fastopt.Adam, fastopt.RAdam])
+@pytest.mark.parametrize("cls", [fastopt.Adam, fastopt.NAdam, fastopt.RAdam])
 def test_the_core_corrects_as_the_reference_at_any_step(cls, semantics):
     rng = np.random.default_rng(0)
     for t in [1, 2, 3, 4, 1000, LAST, 2**31 + 5, 2**53 + 1, *rng.integers(1, LAST, 500).tolist()]:

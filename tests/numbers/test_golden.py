@@ -39,6 +39,6 @@ def test_how_many_trajectories_were_replayed():
     assert len(unexpressible) == 2
     counts = Counter((e["library"], e["class"]) for e in REPLAYED + unexpressible)
     for row in ROWS:
-        assert (counts["torch", row.name], counts["keras", row.name]) == row.golden
+        assert (counts["torch", row.name], counts["keras", row.keras_name]) == row.golden
     assert sum(counts.values()) == sum(sum(row.golden) for row in ROWS)
     assert len(ENTRIES) == 192

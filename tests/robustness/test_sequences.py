@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sequences
-from oracle import MASTERS, same_bits
+from oracle import MASTERS, NUMBERS, same_bits
 from sequences import DTYPES, History, chance, new_gradient, new_parameter, pick, relaid, values
 from sequences_model import (
     Failing,
@@ -731,6 +731,8 @@ class Sequence:
         elif names := sorted(opt.state[k].keys() & model.state[k].keys() - {"step"}):
             name = pick(rng, names)
             array = model.state[k][name]
+            if name in NUMBERS:
+                new = np.float64(0.25)
             if array.dtype.kind == "u":
                 new = rng.integers(0, 2 ** (8 * array.itemsize), array.shape)
             opt.state[k][name][...] = array[...] = new

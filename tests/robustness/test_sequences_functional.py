@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import sequences
-from oracle import same_bits
+from oracle import NUMBERS, same_bits
 from sequences import (
     DTYPES,
     History,
@@ -45,6 +45,8 @@ class Model:
         self.grads = [new_gradient(rng, p) for p in self.params]
 
     def start(self, rng, name, param):
+        if name in NUMBERS:
+            return np.array(pick(rng, [1.0, 0.25]))
         new = np.zeros_like(param)
         if chance(rng, 0.3):
             new[...] = np.abs(values(rng, param.shape, param.dtype, wild=0))
@@ -243,7 +245,10 @@ class Sequence:
         model = self.model
         model.params = [laid_out(self.rng, p) for p in model.params]
         model.state = {
-            n: [relaid(a, p) for a, p in zip(own, model.params, strict=True)]
+            n: [
+                a.copy() if n in NUMBERS else relaid(a, p)
+                for a, p in zip(own, model.params, strict=True)
+            ]
             for n, own in model.state.items()
         }
 
@@ -393,6 +398,8 @@ class Sequence:
             at = pick(self.rng, used)
             self.what = f"parameter as state {at}"
             arguments[at][k] = param
+            if list(call.row.slots)[at - 2] in NUMBERS:
+                self.message = "where one number is to be|overlap|share memory"
         elif used and chance(self.rng, 0.5):
             self.what = "state as gradient"
             arguments[1][k] = arguments[used[0]][k]
@@ -409,7 +416,8 @@ class Sequence:
             arguments[0] = twice
             arguments[1] = [*arguments[1], None]
             for at in used:
-                arguments[at] = [*arguments[at], np.zeros_like(param)]
+                is_number = list(call.row.slots)[at - 2] in NUMBERS
+                arguments[at] = [*arguments[at], np.ones(()) if is_number else np.zeros_like(param)]
             if isinstance(call.options.get("step"), (list, tuple)):
                 call.options["step"] = [1] * len(twice)
         return None
