@@ -317,8 +317,25 @@ cdef class Gradients:
         return True
 
 
+cdef double value_of(cnp.ndarray array) noexcept:
+    """Return the value of a 0-d array of float32 or float64."""
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+        return (<float *>cnp.PyArray_DATA(array))[0]
+    return (<double *>cnp.PyArray_DATA(array))[0]
+
+
+cdef void set_value(cnp.ndarray array, double value) noexcept:
+    """Set a 0-d array of float32 or float64."""
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+        (<float *>cnp.PyArray_DATA(array))[0] = <float>value
+    else:
+        (<double *>cnp.PyArray_DATA(array))[0] = value
+
+
 cdef class Counters:
     """Step counters that are floats in a tensor or integers in a dict, and integers to a plan.
+
+    With them goes the number that a rule may keep of each parameter, a double to a plan.
 
     Parameters
     ----------
@@ -329,15 +346,23 @@ cdef class Counters:
         Used where there is None.
     dicts : list of dict, optional
         Where integers are, under ``"step"``, and no arrays.
+    numbers : list of numpy.ndarray or None
+        0-d arrays of float32 or float64.
     """
 
-    cdef tuple floats
+    cdef tuple floats, narrow
     cdef list dicts
     cdef cnp.ndarray integers
     cdef int64_t *count
+    cdef cnp.ndarray doubles
+    cdef double *number
 
-    def __cinit__(self, list arrays not None, list starts not None, list dicts=None):
-        self.floats, self.dicts = tuple(arrays), dicts
+    def __cinit__(
+        self, list arrays not None, list starts not None, list dicts, list numbers not None
+    ):
+        self.floats, self.narrow, self.dicts = tuple(arrays), tuple(numbers), dicts
+        self.doubles = np.ones(len(numbers))
+        self.number = <double *>cnp.PyArray_DATA(self.doubles)
         self.integers = np.array(starts, np.int64)
         self.count = <int64_t *>cnp.PyArray_DATA(self.integers)
 
@@ -346,10 +371,18 @@ cdef class Counters:
         """The integers, each a 0-d int64 array."""
         return [self.integers[i, ...] for i in range(len(self.floats))]
 
+    @property
+    def numbers(self):
+        """The doubles, each a 0-d array."""
+        return [self.doubles[i, ...] for i in range(len(self.narrow))]
+
     def read(self):
         """Take over the counters; tell whether all of them are whole numbers, as expected."""
         cdef Py_ssize_t i
         cdef double value
+        for i in range(len(self.narrow)):
+            if self.narrow[i] is not None:
+                self.number[i] = value_of(self.narrow[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 step = self.dicts[i].get("step")
@@ -361,30 +394,26 @@ cdef class Counters:
             array = self.floats[i]
             if array is None:
                 continue
-            if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-                value = (<float *>cnp.PyArray_DATA(array))[0]
-            else:
-                value = (<double *>cnp.PyArray_DATA(array))[0]
+            value = value_of(array)
             if not 0 <= value < 2.0**62 or <double><int64_t>value != value:
                 return False
             self.count[i] = <int64_t>value
         return True
 
     def write(self):
-        """Set the counters to the plan's integers."""
+        """Set the counters to the plan's integers, and the numbers to its doubles."""
         cdef Py_ssize_t i
+        for i in range(len(self.narrow)):
+            if self.narrow[i] is not None:
+                set_value(self.narrow[i], self.number[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 self.dicts[i]["step"] = self.count[i]
             return
         for i in range(len(self.floats)):
             array = self.floats[i]
-            if array is None:
-                continue
-            if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-                (<float *>cnp.PyArray_DATA(array))[0] = <float>self.count[i]
-            else:
-                (<double *>cnp.PyArray_DATA(array))[0] = <double>self.count[i]
+            if array is not None:
+                set_value(array, <double>self.count[i])
 
 
 cdef class Snapshot:

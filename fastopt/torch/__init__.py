@@ -37,6 +37,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
@@ -218,6 +219,39 @@ class Adadelta(KernelOptimizer, torch.optim.Adadelta):
     _rule = _core.Rule("adadelta")
     _namesake = torch.optim.Adadelta
     _state_lists = 5
+
+
+class NAdam(KernelOptimizer, torch.optim.NAdam):
+    """:class:`torch.optim.NAdam`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.NAdam` has the mathematics.
+    ``mu_product`` is of float64 beside a parameter of float64, for which PyTorch, too, rounds it to
+    float32 at every step.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.NAdam([w], lr=0.25)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.7360, -1.7360])
+    """
+
+    _rule = _core.Rule("nadam")
+    _namesake = torch.optim.NAdam
+    _state_lists = 6
+    _fixed: ClassVar[dict[str, bool]] = {}
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        beta1, beta2 = group["betas"]
+        return super()._row({**group, "beta1": beta1, "beta2": beta2})
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        super()._make_state(param, group)
+        if param.dtype == torch.float64:
+            self.state[param]["mu_product"] = self.state[param]["mu_product"].double()
 
 
 class RAdam(KernelOptimizer, torch.optim.RAdam):

@@ -195,6 +195,8 @@ def _unfit_state(
         if not isinstance(tensor, torch.Tensor):
             return f"its state has no tensor {name!r}"
         dtype, shape = form_of(storage, name), shape_of(storage, param, name)
+        if name in storage.numbers and tensor.dtype in (torch.float32, torch.float64):
+            dtype = tensor.dtype  # of which it is, depends on who made it
         if (why := _unfit_tensor(tensor, dtype)) is not None:
             return f"its state: {name}'s {why}"
         lies = layout(tensor) == layout(param) if shape == param.shape else tensor.is_contiguous()

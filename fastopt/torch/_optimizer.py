@@ -438,15 +438,15 @@ class KernelOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_options": self._options, "_rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for own in state.get("state", {}).values():  # before PyTorch looks at it
+            if isinstance(own, dict):
+                kept = {k: v.tensor for k, v in own.items() if isinstance(v, Kept)}
+                own.update(kept)
         super().__setstate__(state)
         self._run = self._refusal = None
         self._logs = {}
         if self._rows == "exact":
             watch_lookups(self)
-        for own in self.state.values():
-            if isinstance(own, dict):
-                kept = {k: v.tensor for k, v in own.items() if isinstance(v, Kept)}
-                own.update(kept)
 
     # ---- how it is stored -----------------------------------------------------------------------
 

@@ -210,7 +210,7 @@ class Run:
     def make_plan(self, optimizer: Owner) -> _core.Plan:
         """Make the state that is lacking, and a plan that borrows the tensors."""
         rule, state, options = optimizer._rule, self.state, optimizer._options
-        starts, slots, steps, fresh = [], [], [], []
+        starts, slots, steps, numbers, fresh = [], [], [], [], []
         beside: list[list[torch.Tensor | None]] = []
         for param, number in zip(self.params, self.group_of, strict=True):
             used, storage = self.used[number], optimizer._storage_of(param)
@@ -219,6 +219,7 @@ class Run:
                 self.lacking.append((param, dict(state[param]) if param in state else None))
                 optimizer._complete_state(param, self.groups[number], used)
             has = state.get(param) or {}
+            numbers += [has[name] for name in rule.numbers]
             kept = [storage.arrays(slot) if slot in used else () for slot in rule.slots]
             slots.append([has[names[0]] if names else None for names in kept])
             scales = [has[names[1]] if len(names) > 1 else None for names in kept]
@@ -228,7 +229,7 @@ class Run:
             new = not {name for names in kept for name in names}.isdisjoint(lacking)
             fresh.append(rule.begins if new else ())
             starts.append(0 if new else 1)  # which is all that a rule without `step` looks at
-        counters = [step.data_ptr() for step in steps if step is not None]
+        counters = [tensor.data_ptr() for tensor in (*steps, *numbers) if tensor is not None]
         if len(set(counters)) < len(counters):
             raise ValueError("two parameters share a step counter")
         rows = [steps, *slots, *beside]
@@ -239,8 +240,12 @@ class Run:
         states = [state[param] for param in self.params if param in state]
         of_ints = optimizer._counts_in_ints
         self.counters = _tensors.Counters(
-            [array_of.get(id(step)) for step in steps], starts, states if of_ints else None
+            [array_of.get(id(step)) for step in steps],
+            starts,
+            states if of_ints else None,
+            [array_of[id(number)] for number in numbers],
         )
+        array_of.update(zip(map(id, numbers), self.counters.numbers, strict=True))
         self.seen = _tensors.Snapshot([state, *states, *self.lists], "step" if of_ints else None)
         plan = _core.Plan(
             rule,

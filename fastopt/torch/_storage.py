@@ -32,6 +32,8 @@ def form_of(storage: Storage, name: str) -> torch.dtype:
     """Return the dtype of the tensor of this name in a parameter's state."""
     if name in MASTERS.values():
         return torch.int16 if name == "master_bits" else torch.float32
+    if name in storage.numbers:  # which PyTorch makes of its default dtype
+        return torch.float64 if storage.param == "float64" else torch.float32
     if any(storage.in_8bit(name.removesuffix(end)) for end in ("_8bit", "_scale")):
         return torch.uint8
     return dtype_of(_framework.form_of(storage, name))
@@ -43,6 +45,8 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def shape_of(storage: Storage, param: torch.Tensor, name: str) -> torch.Size:
+    if name in storage.numbers:
+        return torch.Size([])
     if name.endswith("_scale") and storage.in_8bit(name.removesuffix("_scale")):
         return torch.Size([-(-param.numel() // _core.SCALED)])
     return param.shape
@@ -51,7 +55,7 @@ def shape_of(storage: Storage, param: torch.Tensor, name: str) -> torch.Size:
 def zeros(storage: Storage, param: torch.Tensor, name: str) -> torch.Tensor:
     """Return a new tensor of this name for a parameter's state."""
     dtype, shape = form_of(storage, name), shape_of(storage, param, name)
-    if name.endswith("_scale") and shape != param.shape:
+    if shape != param.shape:
         return torch.zeros(shape, dtype=dtype)
     return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
@@ -137,9 +141,11 @@ def prepared(
             if convert:
                 state = _converted(storage, param, state)
             refuse_unlike(storage, state, where)
+            numbers = {name: _number(state[name]) for name in storage.numbers if name in state}
+            state = {**state, **numbers}
             if not is_frameworks(storage, options):
                 state = _kept(storage, param, state, where)
-            states[key] = state
+            states[key] = state | {name: Kept(number) for name, number in numbers.items()}
     named = [{k: v for k, v in g.items() if k != "seed"} for g in saved["param_groups"]]
     return {**saved, "state": states, "param_groups": named}
 
@@ -156,6 +162,12 @@ def refuse_unlike(storage: Storage, state: Iterable[str], where: str) -> None:
             )
 
 
+def _number(value: Any) -> torch.Tensor:
+    """Return a rule's number as a tensor of float32 or float64, neither of which PyTorch casts."""
+    number = torch.as_tensor(value, device="cpu")
+    return number.to(torch.promote_types(number.dtype, torch.float32))
+
+
 def _kept(
     storage: Storage, param: torch.Tensor, state: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
@@ -165,6 +177,8 @@ def _kept(
     for name in storage.names(slots)[1:]:
         tensor, dtype = state.get(name), form_of(storage, name)
         shape = shape_of(storage, param, name)
+        if name in storage.numbers and isinstance(tensor, torch.Tensor):
+            dtype = tensor.dtype
         if not isinstance(tensor, torch.Tensor) or (tensor.dtype, tensor.shape) != (dtype, shape):
             found = "nothing"
             if isinstance(tensor, torch.Tensor):

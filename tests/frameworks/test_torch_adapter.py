@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch_peers
 from tables import BY_NAME, ROWS, TORCH_CLASSES
 from torch.nn import Parameter
 from torch.testing import assert_close
@@ -31,7 +32,7 @@ CONFIGS = [(row.name, kwargs) for row in ROWS for kwargs in row.torch or ()]
 every_config = pytest.mark.parametrize(
     ("name", "kwargs"), CONFIGS, ids=[f"{n}-{'-'.join(k)}" for n, k in CONFIGS]
 )
-MODULES = (torch.optim, fastopt.torch)
+MODULES = (torch_peers, fastopt.torch)
 every_class = pytest.mark.parametrize("name", TORCH_CLASSES)
 may_fall_back = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
 
@@ -57,7 +58,7 @@ class Pair:
         start = [torch.randn(s, dtype=d) for s, d in zip(shapes, dtypes, strict=False)]
         self.theirs = [Parameter(p.clone()) for p in start]
         self.ours = [Parameter(p.clone()) for p in start]
-        self.peer = self.make(torch.optim, self.theirs)
+        self.peer = self.make(torch_peers, self.theirs)
         self.opt = self.make(fastopt.torch, self.ours)
 
     def make(self, module, params):
@@ -134,7 +135,7 @@ def test_checkpoints_cross_in_both_directions(name, kwargs):
     for _ in range(2):
         files = [through_a_file(opt.state_dict()) for opt in (pair.peer, pair.opt)]
         pair.opt = pair.make(fastopt.torch, pair.ours)
-        pair.peer = pair.make(torch.optim, pair.theirs)
+        pair.peer = pair.make(torch_peers, pair.theirs)
         pair.opt.load_state_dict(files[0])  # each other's
         pair.peer.load_state_dict(files[1])
         pair.step(5)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch_peers
 from tables import BY_NAME, TORCH_CLASSES
 from torch.nn import Parameter
 from torch.optim import _functional as functional
@@ -217,7 +218,7 @@ def guard(monkeypatch):
 def test_pytorchs_own_class_does_not_pass_the_guard(info, guard):
     param = torch.ones(3, requires_grad=True)
     param.grad = given(info, torch.ones(3))
-    peer = getattr(torch.optim, info.name)([param])
+    peer = getattr(torch_peers, info.name)([param])
     with pytest.raises(AssertionError):
         peer.step()
     with guard.lifted():
@@ -368,7 +369,7 @@ def test_tensor_lr(info, kwargs):
     opt = info.optim_cls(problem.params, **kwargs)
     kwargs["lr"] = torch.tensor(1e-3)
     try:
-        getattr(torch.optim, info.name)(twin.params, **kwargs)
+        getattr(torch_peers, info.name)(twin.params, **kwargs)
     except ValueError:  # of Adam and AdamW
         assert kwargs["foreach"]
         with pytest.raises(ValueError, match="lr as a Tensor is not supported"):
@@ -409,7 +410,7 @@ def test_rosenbrock_sparse(info, scheduled, flags, guard):
     Beside it, the same with dense gradients, or else with PyTorch's own class.
     """
     updates, make_schedulers = info.metadata_for_sparse
-    peer = getattr(torch.optim, info.name) if info.only_supports_sparse_grads else info.optim_cls
+    peer = getattr(torch_peers, info.name) if info.only_supports_sparse_grads else info.optim_cls
     for maximize in (False, True):
         kwargs = {**updates, **flags, "maximize": maximize}
         start = torch.tensor([1.5, 1.5], dtype=torch.float64)
@@ -488,7 +489,7 @@ def compare(info, dtype, flag, guard=None):
             net, x = small_net(dtype)
             scalar = torch.zeros((), dtype=dtype, requires_grad=True)
             scalar.grad = torch.ones_like(scalar)
-            cls = getattr(torch.optim, info.name) if guard and not value else info.optim_cls
+            cls = getattr(torch_peers, info.name) if guard and not value else info.optim_cls
             kwargs = {**copy.deepcopy(case.kwargs), flag: value}
             opt = cls([*net.parameters(), scalar], **kwargs)
             opts.append(opt)

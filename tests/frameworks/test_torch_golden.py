@@ -49,6 +49,10 @@ class Replay(recorded.Replay):
         self.error, self.finite_alike = 0.0, True
 
     @property
+    def param_groups(self):
+        return self.torch.param_groups
+
+    @property
     def state(self):
         return [
             {name: np.asarray(value) for name, value in self.torch.state.get(t, {}).items()}
@@ -78,6 +82,12 @@ class Replay(recorded.Replay):
             for group, lr in zip(self.torch.param_groups, self.file["lr"][t], strict=False):
                 assert group["lr"] == lr
         none = self.file["none"][t]
+        if self.entry["class"] == "NAdam":
+            for tensor in self.tensors if t == 0 else ():
+                zeros = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
+                number = {"mu_product": torch.tensor(1.0, dtype=tensor.dtype)}
+                self.torch.state[tensor] = {"step": torch.tensor(0.0), **number, **zeros}
+            self.round_products(none)
         return [None if none[i] else np.asarray(self.file[f"g_{i}"][t]) for i in range(self.n)]
 
 

@@ -16,6 +16,7 @@ import warnings
 
 import pytest
 import torch
+import torch_peers
 from tables import ROWS
 from torch.nn import Parameter
 from torch_files import through_a_file
@@ -79,7 +80,7 @@ class Sequence:
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.numbers = torch.Generator().manual_seed(seed)
-        self.sides = self.theirs, self.ours = Side(torch.optim), Side(fastopt.torch)
+        self.sides = self.theirs, self.ours = Side(torch_peers), Side(fastopt.torch)
         self.name = self.random.choice(list(HYPERS))
         self.log = [self.name]
         # fused=True takes for granted that all is laid out alike, and that all have a gradient.
@@ -263,7 +264,7 @@ class Sequence:
         for group in self.theirs.opt.param_groups:
             group.update({k: v[0] for k, v in HYPERS[self.name].items()})
         self.theirs.opt.state.clear()
-        fresh = getattr(torch.optim, self.name)(self.groups_of(self.theirs))
+        fresh = getattr(torch_peers, self.name)(self.groups_of(self.theirs))
         fresh.param_groups = self.theirs.opt.param_groups
         self.theirs.opt.load_state_dict(fresh.state_dict())
         self.ours.opt.load_state_dict(copy.deepcopy(fresh.state_dict()))
