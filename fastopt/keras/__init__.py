@@ -1,10 +1,11 @@
 """Keras 3's optimizers, with fastopt's kernels in place of their updates.
 
 ``import fastopt.keras as optimizers`` gives ``SGD``, ``Adagrad``, ``RMSprop``, ``Adam``, ``AdamW``,
-``Adamax``, ``Adadelta`` and ``Lion``: subclasses of Keras's own, which keep its arguments,
-defaults, variables and checkpoints, and take options for what is stored in fewer bits and for
-sparse gradients. Of a training step only the update of the variables, with its weight decay, is
-done here: all of them in one step. Clipping, averaging, accumulation and loss scaling are Keras's.
+``Adamax``, ``Adadelta``, ``Nadam`` and ``Lion``: subclasses of Keras's own, which keep its
+arguments, defaults, variables and checkpoints, and take options for what is stored in fewer bits
+and for sparse gradients. Of a training step only the update of the variables, with its weight
+decay, is done here: all of them in one step. Clipping, averaging, accumulation and loss scaling are
+Keras's.
 
 ``get`` and ``deserialize`` give the classes of this module where they are asked for one of these.
 Whatever else is in ``keras.optimizers`` is here, too, and is Keras's own: its other optimizers
@@ -36,6 +37,7 @@ __all__ = [
     "Adamax",
     "Lion",
     "LossScaleOptimizer",
+    "Nadam",
     "Optimizer",
     "RMSprop",
     "deserialize",
@@ -57,6 +59,7 @@ _Adam: Any = _class_of(keras.optimizers.Adam)
 _AdamW: Any = _class_of(keras.optimizers.AdamW)
 _Adamax: Any = _class_of(keras.optimizers.Adamax)
 _Adadelta: Any = _class_of(keras.optimizers.Adadelta)
+_Nadam: Any = _class_of(keras.optimizers.Nadam)
 _Lion: Any = _class_of(keras.optimizers.Lion)
 
 
@@ -462,6 +465,80 @@ class Adadelta(KernelOptimizer, _Adadelta):
 
 
 @keras.saving.register_keras_serializable(package="fastopt")
+class Nadam(KernelOptimizer, _Nadam):
+    r"""Nadam: Adam whose momentum looks ahead, as Nesterov's does, and warms up.
+
+    Parameters
+    ----------
+    learning_rate, beta_1, beta_2, epsilon
+        As for ``keras.optimizers.Nadam``, whose arguments, defaults and errors it has.
+    state_dtype : {None, "float32", "bfloat16", "8bit"}, optional
+        What state is stored in; the variable's type by default.
+    master_weights : bool, optional
+        Whether float32 weights are trained under variables of 16 bits.
+    stochastic_rounding : bool, optional
+        Whether what is stored in fewer bits is rounded at random; by default where
+        `state_dtype` is ``"bfloat16"`` or ``"8bit"``.
+    seed : int, optional
+        On which the random bits depend.
+    rows : {None, "lazy"}, optional
+        What a gradient of some rows (``tf.IndexedSlices``) means for the others: that it is zero
+        there, as in Keras; or, lazily, that they do not take part in the step.
+    **kwargs
+        What all of Keras's optimizers take: ``weight_decay``, ``clipnorm``, ``use_ema``, ...
+
+    Notes
+    -----
+    With gradient :math:`g`, learning rate :math:`\gamma`, and the product :math:`P` of all
+    variables, which is 1 before the first step, in step :math:`t`,
+
+    .. math:: \mu_t = \beta_1 \left(1 - \tfrac{1}{2} 0.96^t\right), \quad
+        P_t = P_{t-1} \mu_t, \quad
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2
+
+    .. math:: \theta \leftarrow \theta - \gamma \left(\frac{\mu_{t+1} m}{1 - P_t \mu_{t+1}}
+        + \frac{(1 - \mu_t) g}{1 - P_t}\right)
+        \bigg/ \left(\sqrt{\frac{v}{1 - \beta_2^t}} + \epsilon\right)
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> import fastopt.keras as optimizers
+    >>> w = keras.Variable(np.float32([3, -2]))
+    >>> opt = optimizers.Nadam(0.5)
+    >>> opt.apply([np.float32([1, 4])], [w])
+    >>> print(w.value.numpy().round(3))
+    [ 2.47 -2.53]
+    """
+
+    _rule = _core.Rule("nadam")
+    _parent = _Nadam
+    _slot_names = ("momentum", "velocity")
+
+    @staticmethod
+    def _correction(lr: Any, left1: Any, left2: Any, sqrt: Callable[[Any], Any]) -> Any:
+        return lr * sqrt(left2)
+
+    def _hypers(self) -> dict[str, Any]:
+        betas = {"beta1": self.beta_1, "beta2": self.beta_2}
+        betas = {k: _backend.rounded(v) if isinstance(v, Real) else v for k, v in betas.items()}
+        return {**betas, "eps": self.epsilon}
+
+    def _slots(self) -> tuple[Sequence[Any] | None, ...]:
+        return self._momentums, self._velocities, None
+
+    def _number(self) -> tuple[Any, ...]:
+        return (self._u_product,)
+
+    def _advance(self) -> None:
+        dtype = "float64" if self._u_product.dtype == "float64" else "float32"
+        step, product = (keras.ops.cast(v, dtype) for v in (self.iterations + 1, self._u_product))
+        momentum = self.beta_1 * (1.0 - 0.5 * keras.ops.power(0.96, step))
+        self.assign(self._u_product, keras.ops.cast(product * momentum, self._u_product.dtype))
+
+
+@keras.saving.register_keras_serializable(package="fastopt")
 class Lion(KernelOptimizer, _Lion):
     r"""Lion: steps of one size, in the direction of the sign of momentum and gradient.
 
@@ -516,7 +593,7 @@ class Lion(KernelOptimizer, _Lion):
 
 _BY_NAME = {
     cls.__name__.lower(): cls
-    for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion)
+    for cls in (SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Nadam, Lion)
 }
 
 
@@ -578,10 +655,10 @@ def get(identifier: Any) -> Any:
     Examples
     --------
     >>> import fastopt.keras as optimizers
-    >>> for name in "adam", "nadam":
+    >>> for name in "adam", "ftrl":
     ...     print(type(optimizers.get(name)).__module__)
     fastopt.keras
-    keras.src.optimizers.nadam
+    keras.src.optimizers.ftrl
     """
     config = {"class_name": identifier, "config": {}} if isinstance(identifier, str) else identifier
     if isinstance(config, dict) and "class_name" in config and _class_for(config) is not None:

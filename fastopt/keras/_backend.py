@@ -15,8 +15,10 @@ class Updates(Protocol):
 
     def find(
         self, settings: Settings, variables: list[Any], grads: list[Any]
-    ) -> Callable[[Any, Any], None]:
-        """Return a function of the learning rate and the iterations so far that updates.
+    ) -> Callable[..., None]:
+        """Return a function that updates: of the learning rate and the iterations so far.
+
+        And of the rule's number before the step, if it has one.
 
         `variables` are the model's, then what each has beside it. Raises RefusedError, with
         everything as it was, if the kernels cannot take their memory.

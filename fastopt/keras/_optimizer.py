@@ -95,6 +95,13 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
         raise NotImplementedError
 
+    def _number(self) -> tuple[Any, ...]:
+        """Return Keras's variable for the rule's number, if it has one."""
+        return ()
+
+    def _advance(self) -> None:
+        """Set that number to what it is after the step, as Keras's own update does."""
+
     def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
         """Tell whether a step without decay leaves rows as they are where the gradient is zero."""
         return False
@@ -273,13 +280,15 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         self._decide(pairs, indices, reasons)
         if update is not None:
             try:
-                update(learning_rate, self.iterations)
+                update(learning_rate, self.iterations, *self._number())
             except RefusedError as refused:  # a gradient that is another variable's value
                 reasons = [reason or _refusal(refused) for reason in reasons]
                 left = pairs
                 self._decide(pairs, indices, reasons)
         if left:
             self._run_parents(left, learning_rate)
+        else:
+            self._advance()
 
     def _updates_by_rows(
         self, grad: Any, hypers: dict[str, Any], decay: float, scales: Sequence[Any]
@@ -297,6 +306,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         super()._apply_weight_decay(variables)
         if self._has_own_update() or not backend.by_itself():
             # Unlike PyTorch's update of all at once, it calls update_step, and assigns values.
+            self._advance()
             keras.optimizers.Optimizer._backend_update_step(self, grads, variables, learning_rate)
         else:
             super()._backend_update_step(grads, variables, learning_rate)
@@ -376,8 +386,8 @@ class KernelOptimizer(keras.optimizers.Optimizer):
 
     def _prepare(
         self, grads: list[Any], variables: list[Any], hypers: dict[str, Any]
-    ) -> Callable[[Any, Any], None]:
-        """Return the kernels' update, or raise RefusedError; it takes the rate and the count."""
+    ) -> Callable[..., None]:
+        """Return the kernels' update, or raise RefusedError; it takes what each step has."""
         variables = [backend.native(v) for v in variables]
         indices = [self._get_variable_index(v) for v in variables]
         slots = self._slots()
@@ -404,9 +414,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         beside = [backend.native(own) for row in rows for own in row if own is not None]
         if self._updates is None:
             self._updates = backend.Updates()
-        update: Callable[[Any, Any], None] = self._updates.find(
-            settings, [*variables, *beside], grads
-        )
+        update: Callable[..., None] = self._updates.find(settings, [*variables, *beside], grads)
         return update
 
 

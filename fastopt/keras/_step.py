@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ class Step:
         n, n_slots = len(settings.names), len(self._rule.slots)
         rest = iter(arrays[n:])
         owned = [tuple(_seen(next(rest)) if k else None for k in row) for row in settings.kept]
+        self._numbers = np.ones(n)  # Keras has one for all, but the core one for each
         types = (arithmetic_of(array.dtype) for array in arrays[:n])
         kinds = list(zip(settings.decays, types, strict=True))
         groups = list(dict.fromkeys(kinds))
@@ -103,9 +105,15 @@ class Step:
             self.plan = _core.Plan(
                 self._rule,
                 list(arrays[:n]),
-                [row[:n_slots] for row in owned],
+                [
+                    tuple(
+                        self._numbers[i, ...] if slot in self._rule.numbers else own
+                        for slot, own in zip(self._rule.slots, row, strict=False)
+                    )
+                    for i, row in enumerate(owned)
+                ],
                 None,
-                [self._counters[i : i + 1].reshape(()) for i in range(n)],
+                [self._counters[i, ...] for i in range(n)],
                 [groups.index(kind) for kind in kinds],
                 [[0.0] * len(self._rule.hypers)] * len(groups),
                 list(settings.names),
@@ -124,12 +132,18 @@ class Step:
         except (TypeError, ValueError) as error:
             raise RefusedError(str(error)) from error
 
-    def __call__(self, grads: Sequence[Array | Rows], learning_rate: Any, iterations: Any) -> None:
-        """Update everything, or raise RefusedError and change nothing."""
-        for number, (group, dtype) in enumerate(self._groups):
+    def __call__(
+        self, grads: Sequence[Array | Rows], learning_rate: Any, iterations: Any, number: Any = 1.0
+    ) -> None:
+        """Update everything, or raise RefusedError and change nothing.
+
+        `number` is what the rule has of this kind, before the step; it is left to the caller.
+        """
+        for i, (group, dtype) in enumerate(self._groups):
             row = self._rates(self._correction, group, dtype, learning_rate, iterations)
-            self.plan.set_hypers(number, [row.get(name, 0.0) for name in self._rule.hypers])
+            self.plan.set_hypers(i, [row.get(name, 0.0) for name in self._rule.hypers])
         self._counters.fill(iterations)
+        self._numbers.fill(number)
         try:
             self.plan.step(grads, 1.0, False)
         except (TypeError, ValueError) as error:
@@ -141,7 +155,9 @@ def _seen(array: Array) -> Array:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
-def with_rate(row: dict[str, float], rate: float, step: int) -> dict[str, float]:
+def with_rate(
+    row: dict[str, float], rate: float, step: int, correction: Correction
+) -> dict[str, float]:
     """Return hyperparameters with a corrected learning rate, for the same weight decay.
 
     Keras computes the correction in the type of the variables. What cancels in ``1 - beta**step``
@@ -153,6 +169,7 @@ def with_rate(row: dict[str, float], rate: float, step: int) -> dict[str, float]
     if "bias_correction" in row:
         row = {**row, "bias_correction": 0.0}
     else:  # the rule will correct
-        rate *= one_minus_power(row["beta1"], step)
+        left1, left2 = (one_minus_power(row[name], step) for name in ("beta1", "beta2"))
+        rate /= correction(1.0, left1, left2, math.sqrt)
     decay = row["weight_decay"] * row["lr"] / rate  # which the learning rate multiplies again
     return {**row, "lr": rate, "weight_decay": decay}

@@ -130,7 +130,7 @@ def _rates(
     with np.errstate(all="ignore"):
         left1, left2 = (1 - dtype(rounded(row[name])) ** dtype(step) for name in ("beta1", "beta2"))
         rate = float(correction(dtype(row["lr"]), left1, left2, np.sqrt))
-    return with_rate(row, rate, step)
+    return with_rate(row, rate, step, correction)
 
 
 class _Layout:
@@ -171,6 +171,7 @@ class _Memory:
 
     def __init__(self, settings: Settings, layout: _Layout, counts: Sequence[int]) -> None:
         self._layout = layout
+        self._n_scalars = 2 + len(settings.rule.numbers)
         # Room for some more rows: numbers vary, and few steps are to need other memory.
         self._room = [1 << max(0, count - 1).bit_length() for count in counts]
         self._wholes = [
@@ -199,11 +200,12 @@ class _Memory:
     def update(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return views of new values: of all together, or of each variable, for DLPack.
 
-        The arrays are the learning rate, the number of iterations, gradients, for those of rows
+        The arrays are the learning rate, the number of iterations, the rule's number if there is
+        one, gradients, for those of rows
         which of the rows read each is of, and values. Views of rows come last.
         """
         layout = self._layout
-        now, grads, places, values = _split(arrays, 2, layout.n, len(layout.params))
+        now, grads, places, values = _split(arrays, self._n_scalars, layout.n, len(layout.params))
         for to, array, by_rows in zip(self._arrays, values, layout.by_rows, strict=True):
             (to[: len(array)] if by_rows else to)[...] = array
         self._step(
@@ -263,7 +265,7 @@ class _Update:
         self._inputs_lock = threading.Lock()
 
     def __call__(self, inputs: list[Any], numbers: list[Any]) -> None:
-        """Update from the rate, the iterations, and gradients; and the numbers of their rows."""
+        """Update from the rate, the iterations, and so on, and gradients; and their rows."""
         if not tf.executing_eagerly():
             _keep_with_graph(self)
             self._in_graph(inputs, numbers)
@@ -396,7 +398,7 @@ class Updates:
 
     def find(
         self, settings: Settings, variables: list[Any], grads: list[Any]
-    ) -> Callable[[Any, Any], None]:
+    ) -> Callable[..., None]:
         """Return what updates variables: those of the model, then what each has beside it."""
         key = (settings, *map(id, variables))
         update = self._by_key.get(key)

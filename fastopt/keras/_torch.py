@@ -161,7 +161,7 @@ class Updates:
 
     def find(
         self, settings: Settings, variables: list[Any], grads: list[Any]
-    ) -> Callable[[Any, Any], None]:
+    ) -> Callable[..., None]:
         """Return what updates variables: those of the model, then what each has beside it."""
         values = [v._value for v in variables]
         params = values[: len(grads)]
@@ -185,11 +185,11 @@ class Updates:
             except (TypeError, RuntimeError, BufferError) as error:  # memory that cannot be read
                 raise RefusedError(str(error)) from error
 
-        def update(learning_rate: Any, iterations: Any, _kept: Any = grads) -> None:
+        def update(*now: Any, _kept: Any = grads) -> None:
             # The arrays are over the memory of these tensors, and do not keep it.
             with self._lock:
                 share_threads(step.plan)
-                step(arrays, _number(learning_rate), _number(iterations))
+                step(arrays, *map(_number, now))
             torch.autograd.graph.increment_version(values)
 
         return update
@@ -197,7 +197,8 @@ class Updates:
 
 def _number(value: Any) -> Any:
     """Return a tensor for a variable."""
-    return value.value if isinstance(value, keras.Variable) else value
+    value = value.value if isinstance(value, keras.Variable) else value
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _rates_dtype(first: torch.dtype) -> torch.dtype:
@@ -232,7 +233,8 @@ def _rates(
             for name in ("beta1", "beta2")
         )
         lr = torch.as_tensor(learning_rate, dtype=dtype)
-        row = with_rate(row, float(correction(lr, left1, left2, torch.sqrt)), int(iterations) + 1)
+        rate = float(correction(lr, left1, left2, torch.sqrt))
+        row = with_rate(row, rate, int(iterations) + 1, correction)
     return row
 
 

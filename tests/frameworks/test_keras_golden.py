@@ -59,6 +59,8 @@ def test_trajectory(entry, traced):
         apply = tf.function(apply, autograph=False)
     # In a graph TensorFlow rounds Keras's own schedules, which are float32, otherwise than eagerly.
     rate_error = 2.0**-22 if traced and "sched" in entry else 0.0
+    if entry["class"] == "Nadam" and entry["dtype"] == "float64":
+        rate_error = 2.0**-21  # Keras rounds 0.96 to float32
     largest, travelled = [np.abs(p) for p in start], [np.zeros(p.shape) for p in start]
     largest_state = [np.abs(s) for s in values(opt.variables)]
     before, error = start, 0.0
@@ -93,6 +95,9 @@ def test_trajectory(entry, traced):
             limit = tolerance(entry) if name == "average" else state_tolerance(entry)
             assert scaled(values([slot])[0], file[key], most, slack) <= limit, key
             compared += 1
+    for number in opt._number():
+        assert abs(number.numpy() / file["o_u_product"] - 1) <= 16 * np.finfo(entry["dtype"]).eps
+        compared += 1
     assert compared == len(opt.variables) - 1 - isinstance(opt._learning_rate, keras.Variable)
 
 

@@ -31,7 +31,7 @@ kernels_alone = pytest.mark.usefixtures("only_kernels")
 
 COUNT, WIDTH = 9, 3  # rows of the table, and elements of each
 OWN = [
-    (row.name, {"learning_rate": 0.1, **own})
+    (row.keras_name, {"learning_rate": 0.1, **own})
     for row in ROWS
     if row.keras
     for own in (*row.keras, *([] if row.name == "AdamW" else [{"weight_decay": 0.05}]))
