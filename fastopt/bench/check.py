@@ -90,7 +90,7 @@ def check_formula(name: str, rule_name: str, dtype: str, threads: int) -> None:
     means = [rng.standard_normal(shape) * 10 ** rng.uniform(-9, 1, shape) for shape in _SHAPES]
     grads = [mean.astype(dtype) for mean in means]
     want = [param.copy() for param in params]
-    states = [{slot: np.zeros_like(param) for slot in rule.slots} for param in params]
+    states = [rule.state(param) for param in params]
     subject = candidate(rule, [param.copy() for param in params], grads, threads)
     for step in range(1, STEPS + 1):
         for grad, mean in zip(grads, means, strict=True):
@@ -147,6 +147,7 @@ def check_stored(rule_name: str, storage_name: str, threads: int) -> None:
                 slot: Stored.of(storage.slot(slot), np.zeros(param.size, np.float32))
                 for slot in rule.slots
             },
+            **{name: Stored("float64", np.array(start)) for name, start in rule.numbers.items()},
         }
         for param in params
     ]
@@ -219,7 +220,8 @@ def travel(name: str, rule_name: str, storage_name: str, threads: int) -> Travel
     sizes[rng.permutation(_WEIGHTS)[: _WEIGHTS // 4]] = 0
     grad = sizes.astype(dtype)
     subject = candidate(storage.of(rule), [np.ones(_WEIGHTS, dtype)], [grad], threads)
-    exact, state = np.ones(_WEIGHTS), {slot: np.zeros(_WEIGHTS) for slot in rule.slots}
+    exact = np.ones(_WEIGHTS)
+    state = rule.state(exact)
     shares, step = [], 0
     subject.begin()
     at, exact_at = np.ones(_WEIGHTS), exact.copy()

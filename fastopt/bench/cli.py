@@ -35,6 +35,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
             "adamax",
             "adadelta",
             "lion",
+            "nadam",
             "radam",
             "clip-adam",
         ),

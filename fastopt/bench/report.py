@@ -54,6 +54,7 @@ SPOKEN = {
     "adamax": "Adamax",
     "adadelta": "Adadelta",
     "lion": "Lion",
+    "nadam": "NAdam",
     "radam": "RAdam",
     "clip-adam": "clipping, Adam and zeroing",
 }

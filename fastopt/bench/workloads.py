@@ -87,8 +87,9 @@ class Rule:
     """An update rule with its hyperparameters.
 
     `options` are keyword arguments of the fastopt class and of `formula`, in `reference`; `slots`
-    are the state arrays. A rule with `clip_norm` is the whole tail of a training step: clip the
-    gradients to this common norm, update, zero the gradients.
+    are the state arrays, and `numbers` state that is one number, with what it begins at. A rule
+    with `clip_norm` is the whole tail of a training step: clip the gradients to this common norm,
+    update, zero the gradients.
     """
 
     name: str
@@ -97,6 +98,12 @@ class Rule:
     slots: tuple[str, ...]
     options: Mapping[str, Any] = field(hash=False)
     clip_norm: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def state(self, param: Array) -> dict[str, Array]:
+        """Return a parameter's state before its first step, as `formula` takes it."""
+        slots = {slot: np.zeros_like(param) for slot in self.slots}
+        return slots | {name: np.array(value) for name, value in self.numbers.items()}
 
     def bytes_moved(self, elements: int, dtype: str) -> int:
         """Return what a step has to read and write at least.
@@ -162,12 +169,13 @@ RULES = {
             {"lr": 1.0, "rho": ALPHA, "eps": EPS},
         ),
         Rule("lion", fastopt.Lion, reference.lion, ("exp_avg",), {"lr": LR, "betas": BETAS}),
+        Rule("nadam", fastopt.NAdam, reference.nadam, _MOMENTS, _ADAM, numbers={"mu_product": 1.0}),
         Rule(
             "radam",
             fastopt.RAdam,
             reference.radam,
-            ("exp_avg", "exp_avg_sq"),
-            {"lr": LR, "betas": BETAS, "eps": EPS},
+            _MOMENTS,
+            _ADAM,
         ),
         Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
     )

@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamax": (fastopt.Adamax, {}),
     "adadelta": (fastopt.Adadelta, {}),
     "lion": (fastopt.Lion, {}),
+    "nadam": (fastopt.NAdam, {}),
     "radam": (fastopt.RAdam, {}),
 }
 DEFAULT = ("sgd", "momentum", "adagrad", "rmsprop", "adam")

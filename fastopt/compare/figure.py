@@ -32,6 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "adamax": {"color": "#AA4499", "marker": "<", "linestyle": (0, (5, 1.5, 1, 1.5, 1, 1.5))},
     "adadelta": {"color": "#999933", "marker": "p", "linestyle": (0, (3, 3))},
     "lion": {"color": "#882255", "marker": ">", "linestyle": (0, (6, 1, 3, 1))},
+    "nadam": {"color": "#DDCC77", "marker": "H", "linestyle": (0, (2, 1, 2, 3))},
     "radam": {"color": "#44AA99", "marker": "h", "linestyle": (0, (1, 3))},
 }
 _LOOK: dict[str, Any] = {

@@ -498,7 +498,7 @@ def test_every_algorithm_can_be_asked_for(tmp_path, capsys):
     argv = ["--optimizers", "all", "--lr", "0.003", "--epochs", "2", "--seeds", "1"]
     results = results_of(tmp_path, *argv)
     assert list(table(capsys.readouterr().out)) == list(ALGORITHMS)
-    assert len({losses(r)[-1] for r in results["runs"]}) == len(ALGORITHMS) == 12
+    assert len({losses(r)[-1] for r in results["runs"]}) == len(ALGORITHMS) == 13
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [("", [64, 10]), ("5", [64, 5, 10])])

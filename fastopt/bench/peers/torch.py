@@ -18,6 +18,7 @@ _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rmsprop": (torch.optim.RMSprop, {"alpha": ALPHA, "eps": EPS, "foreach": True}),
     "adamax": (torch.optim.Adamax, {"betas": BETAS, "eps": EPS, "foreach": True}),
     "adadelta": (torch.optim.Adadelta, {"rho": ALPHA, "eps": EPS, "foreach": True}),
+    "nadam": (torch.optim.NAdam, {"betas": BETAS, "eps": EPS, "foreach": True}),
     "radam": (torch.optim.RAdam, {"betas": BETAS, "eps": EPS, "foreach": True}),
     "adam": (torch.optim.Adam, {"betas": BETAS, "eps": EPS, "fused": True}),
     "adamw": (
