@@ -111,13 +111,16 @@ static fo_status out_of_range(const fo_rule *rule, int j, double value)
 {
     const char *name = rule->hyper_names[j];
     const double low = rule->lows[j], high = rule->highs[j];
-    if (high != high)
-        return fail(FO_BAD_VALUE, "%s must be 0 or 1, got %g", name, value);
-    if (low == -INFINITY)
-        return fail(FO_BAD_VALUE, "%s must be a number, got %g", name, value);
+    if (high != high || low == -INFINITY)
+        return fail(FO_BAD_VALUE, "%s must be %s, got %g", name,
+                    high != high ? "0 or 1" : "a number", value);
+    /* The range includes both ends; one that is next to a whole number stands for all that lie on the
+     * other side of that. */
+    const char *above = low > floor(low) ? ">" : ">=", *below = high < ceil(high) ? "<" : "<=";
     if (high == INFINITY)
-        return fail(FO_BAD_VALUE, "%s must be >= %g, got %g", name, low, value);
-    return fail(FO_BAD_VALUE, "%s must be >= %g and < %g, got %g", name, low, high, value);
+        return fail(FO_BAD_VALUE, "%s must be %s %g, got %g", name, above, floor(low), value);
+    return fail(FO_BAD_VALUE, "%s must be %s %g and %s %g, got %g", name, above, floor(low), below,
+                ceil(high), value);
 }
 
 static fo_status set_hyper(fo_optimizer *opt, int32_t group, const char *name, double value)
