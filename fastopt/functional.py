@@ -43,118 +43,35 @@ array([ 2.9, -2.1])
 
 from __future__ import annotations
 
-import inspect
-import operator
-from collections.abc import Callable, Sequence
-from functools import partial
-from math import inf, isnan
-from typing import Any, TypedDict, TypeVar, Unpack
+from collections.abc import Sequence
+from typing import Any, Unpack
 
-import numpy as np
-
-from fastopt import _core
+from fastopt._calls import ANY_NUMBER, Storage, step_of, takes_storage
 from fastopt._hypers import check
 from fastopt._memory import Array
-from fastopt._options import flag, pair, real, seed_number
-from fastopt.threads import checked_threads
+from fastopt._options import flag, pair, real
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "nadam", "radam", "rmsprop", "sgd"]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
-_ANY_NUMBER, _UP_TO_1 = (-inf, inf), (0.0, 1.0)
-_any_number = check(*_ANY_NUMBER)
+_UP_TO_1 = (0.0, 1.0)
+_any_number = check(*ANY_NUMBER)
 
-
-class Storage(TypedDict, total=False):
-    """What every function takes, by name, for storage in fewer bits and gradients of rows."""
-
-    master: Any
-    stochastic_rounding: bool
-    seed: int
-    index: int | Sequence[int]
-    indices: Any
-
-
-def _checked_storage(
-    *,
-    master: Any = None,
-    stochastic_rounding: bool = False,
-    seed: int = 0,
-    index: int | Sequence[int] = 0,
-    indices: Any = None,
-) -> tuple[Any, bool, int, int | list[int], Any]:
-    return (
-        master,
-        bool(flag("stochastic_rounding", stochastic_rounding)),
-        seed_number("seed", seed),
-        _numbers("index", 0, index),
-        indices,
-    )
-
-
-def _storage_of(function: str, given: Storage) -> Any:
-    for name in given:
-        if name not in Storage.__annotations__:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-    return _checked_storage(**given)
-
-
-Function = TypeVar("Function", bound=Callable[..., None])
-
-
-def _takes_storage(function: Function) -> Function:
-    """Show in the signature of a function what its ``**storage`` stands for, with defaults."""
-    signature = inspect.signature(function)
-    *own, _ = signature.parameters.values()
-    shared = inspect.signature(_checked_storage).parameters.values()
-    vars(function)["__signature__"] = signature.replace(parameters=[*own, *shared])
-    return function
-
-
-def _step_of(
-    name: str, *slots: str, unnumbered: int = 1, **ranges: tuple[float, float]
-) -> Callable[..., None]:
-    """Return a rule as a function, with its ranges of hyperparameters but for these.
-
-    `unnumbered` is the number of a step that is given none; 0 if one is required.
-    """
-    rule = _core.Rule(name)
-    checks = {
-        hyper: (check(low, high), low, 0.0 if isnan(high) else high)
-        for hyper, (low, high) in (rule.ranges | {"lr": _ANY_NUMBER} | ranges).items()
-    }
-    options = (
-        partial(_numbers, "step", 1),
-        partial(flag, "zero_grad"),
-        partial(checked_threads, name="num_threads"),
-        partial(_storage_of, name),
-    )
-    arguments = ("params", "grads", *slots)
-    return _core.FunctionalStep(rule, checks, arguments, options, unnumbered).function()
-
-
-def _numbers(name: str, first: int, given: Any) -> int | list[int]:
-    """Check a number, or that of each parameter, counted from `first`."""
-    if isinstance(given, (list, tuple)):
-        return [_whole(name, first, number) for number in given]
-    return _whole(name, first, given)
-
-
-_sgd = _step_of("sgd", "momentum_buffers", unnumbered=2)
-_adagrad = _step_of("adagrad", "sums", "sums")
-_rmsprop = _step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
-_adam = _step_of(
+_sgd = step_of("sgd", "momentum_buffers", unnumbered=2)
+_adagrad = step_of("adagrad", "sums", "sums")
+_rmsprop = step_of("rmsprop", "square_avgs", "momentum_buffers", "grad_avgs")
+_adam = step_of(
     "adam", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", beta1=_UP_TO_1, beta2=_UP_TO_1
 )
-_adamax = _step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
-_adadelta = _step_of("adadelta", "square_avgs", "acc_deltas")
-_lion = _step_of("lion", "exp_avgs")
-_nadam = _step_of("nadam", "exp_avgs", "exp_avg_sqs", "mu_products", unnumbered=0)
-_radam = _step_of("radam", "exp_avgs", "exp_avg_sqs", unnumbered=0)
+_adamax = step_of("adamax", "exp_avgs", "exp_infs", unnumbered=0)
+_adadelta = step_of("adadelta", "square_avgs", "acc_deltas")
+_lion = step_of("lion", "exp_avgs")
+_nadam = step_of("nadam", "exp_avgs", "exp_avg_sqs", "mu_products", unnumbered=0)
+_radam = step_of("radam", "exp_avgs", "exp_avg_sqs", unnumbered=0)
 
 
-@_takes_storage
+@takes_storage
 def sgd(
     params: Arrays,
     grads: Any,
@@ -287,7 +204,7 @@ def sgd(
     )
 
 
-@_takes_storage
+@takes_storage
 def adagrad(
     params: Arrays,
     grads: Any,
@@ -377,7 +294,7 @@ def adagrad(
     )
 
 
-@_takes_storage
+@takes_storage
 def rmsprop(
     params: Arrays,
     grads: Any,
@@ -467,7 +384,7 @@ def rmsprop(
     )
 
 
-@_takes_storage
+@takes_storage
 def adam(
     params: Arrays,
     grads: Any,
@@ -576,7 +493,7 @@ def adam(
     )
 
 
-@_takes_storage
+@takes_storage
 def adamax(
     params: Arrays,
     grads: Any,
@@ -659,7 +576,7 @@ def adamax(
     )
 
 
-@_takes_storage
+@takes_storage
 def adadelta(
     params: Arrays,
     grads: Any,
@@ -738,7 +655,7 @@ def adadelta(
     )
 
 
-@_takes_storage
+@takes_storage
 def lion(
     params: Arrays,
     grads: Any,
@@ -814,7 +731,7 @@ def lion(
     )
 
 
-@_takes_storage
+@takes_storage
 def nadam(
     params: Arrays,
     grads: Any,
@@ -906,7 +823,7 @@ def nadam(
     )
 
 
-@_takes_storage
+@takes_storage
 def radam(
     params: Arrays,
     grads: Any,
@@ -984,17 +901,3 @@ def radam(
         beta2=beta2,
         eps=eps,
     )
-
-
-def _whole(name: str, first: int, given: Any) -> int:
-    try:
-        if isinstance(given, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(given)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer, got {given!r} ({type(given).__name__})"
-        ) from None
-    if not first <= number < 2**62:
-        raise ValueError(f"{name} must be >= {first} and < 2**62, got {given!r}")
-    return number
