@@ -1,7 +1,7 @@
 """First-order optimizers for training on the CPU.
 
-SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion, NAdam and RAdam as C loops that update
-NumPy arrays in place::
+SGD, Adagrad, RMSprop, Adam, AdamW, Adamax, Adadelta, Lion, NAdam, RAdam and Rprop as C loops that
+update NumPy arrays in place::
 
     opt = fastopt.Adam([W1, b1, W2, b2], lr=1e-3)
     opt.step([dW1, db1, dW2, db2])
@@ -33,6 +33,7 @@ from fastopt._nadam import NAdam
 from fastopt._radam import RAdam
 from fastopt._rmsprop import RMSprop
 from fastopt._rows import Rows
+from fastopt._rprop import Rprop
 from fastopt._sgd import SGD
 from fastopt._version import __version__
 from fastopt._warnings import FallbackWarning
@@ -55,6 +56,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rows",
+    "Rprop",
     "__version__",
     "build_info",
     "flatten",
@@ -82,6 +84,7 @@ for _class in (
     RAdam,
     RMSprop,
     Rows,
+    Rprop,
 ):
     _class.__module__ = "fastopt"  # where users find them, and so do pickles
 del _class

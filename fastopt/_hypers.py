@@ -22,7 +22,15 @@ Seen = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
 
 Check = Callable[[str, Any], float]  # of a name and a value: returns that as a float, or raises
 
+ABOVE = {math.nextafter(x, math.inf): x for x in (0.0, 1.0)}  # the first number after each
 BELOW_1 = math.nextafter(1.0, 0.0)
+
+# Options of a group that are pairs, and the two hyperparameters of the rule that each is.
+PAIRS = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("etaminus", "etaplus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+}
 
 
 def checks(rule: _core.Rule) -> dict[str, Check]:
@@ -34,17 +42,33 @@ def check(low: float, high: float) -> Check:
     """Return a check for a range with both ends in it; a NaN as `high` says that it is a switch."""
     if math.isnan(high):
         return flag
+    above = ABOVE.get(low)
     if high == BELOW_1:
-        return partial(real, low=low, below=1.0)
-    return partial(real, low=low, high=None if high == math.inf else high)
+        return partial(real, low=low, above=above, below=1.0)
+    return partial(real, low=low, above=above, high=None if high == math.inf else high)
 
 
-def checked_betas(checks: Mapping[str, Check], betas: Any, where: str) -> dict[str, float]:
-    """Check the option ``betas``, a pair, which the rule has as two hyperparameters."""
+def checked_pairs(
+    checks: Mapping[str, Check], group: Mapping[str, Any], where: str
+) -> dict[str, float]:
+    """Check the options that are pairs; return their values as the rule has them."""
     return {
-        f"beta{index + 1}": checks[f"beta{index + 1}"](f"{where}betas[{index}]", beta)
-        for index, beta in enumerate(pair(f"{where}betas", betas))
+        name: checks[name](f"{where}{option}[{index}]", value)
+        for option, names in PAIRS.items()
+        if option in group
+        for index, (name, value) in enumerate(
+            zip(names, pair(f"{where}{option}", group[option]), strict=True)
+        )
     }
+
+
+def check_order(where: str, smallest: float, largest: float) -> None:
+    """Raise if the option ``step_sizes`` has the larger one first."""
+    if smallest > largest:
+        raise ValueError(
+            f"{where}step_sizes must be the smallest and the largest, in this order, "
+            f"got ({smallest!r}, {largest!r})"
+        )
 
 
 # ---- a group -------------------------------------------------------------------------------------

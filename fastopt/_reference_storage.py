@@ -349,6 +349,7 @@ SLOTS = {
     "lion": ("exp_avg",),
     "nadam": ("exp_avg", "exp_avg_sq", "mu_product"),
     "radam": ("exp_avg", "exp_avg_sq"),
+    "rprop": ("prev", "step_size"),
 }
 
 

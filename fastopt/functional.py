@@ -28,7 +28,8 @@ the same in 8 bits        in its place a tuple, ``(codes, scales)``: uint8, laid
 ========================  =====================================================================
 
 Zeros stand for zeros in all other arrays, and for a `master` that has nothing to add yet. Maxima
-(`max_exp_avg_sqs`, `exp_infs`) and `grad_avgs` may not be in 8 bits, which would break them.
+(`max_exp_avg_sqs`, `exp_infs`), `grad_avgs` and `sizes` may not be in 8 bits, which would break
+them.
 
 Examples
 --------
@@ -44,18 +45,30 @@ array([ 2.9, -2.1])
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Unpack
 
 from fastopt._calls import ANY_NUMBER, Storage, step_of, takes_storage
-from fastopt._hypers import check
+from fastopt._hypers import check, check_order
 from fastopt._memory import Array
 from fastopt._options import flag, pair, real
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "lion", "nadam", "radam", "rmsprop", "sgd"]
+__all__ = [
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "lion",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "sgd",
+]
 
 Arrays = Array | list[Array] | tuple[Array, ...]
 _TORCH, _KERAS = 0, 1
-_UP_TO_1 = (0.0, 1.0)
+_AT_LEAST_0, _UP_TO_1 = (0.0, inf), (0.0, 1.0)
 _any_number = check(*ANY_NUMBER)
 
 _sgd = step_of("sgd", "momentum_buffers", unnumbered=2)
@@ -69,6 +82,7 @@ _adadelta = step_of("adadelta", "square_avgs", "acc_deltas")
 _lion = step_of("lion", "exp_avgs")
 _nadam = step_of("nadam", "exp_avgs", "exp_avg_sqs", "mu_products", unnumbered=0)
 _radam = step_of("radam", "exp_avgs", "exp_avg_sqs", unnumbered=0)
+_rprop = step_of("rprop", "prevs", "sizes", lr=_AT_LEAST_0)
 
 
 @takes_storage
@@ -900,4 +914,93 @@ def radam(
         beta1=beta1,
         beta2=beta2,
         eps=eps,
+    )
+
+
+@takes_storage
+def rprop(
+    params: Arrays,
+    grads: Any,
+    prevs: Any,
+    sizes: Any,
+    *,
+    lr: float,
+    step: int | Sequence[int] | None = None,
+    etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    zero_grad: bool = False,
+    num_threads: int | None = None,
+    out: Any = None,
+    **storage: Unpack[Storage],
+) -> None:
+    r"""Rprop.
+
+    Parameters
+    ----------
+    params, grads
+        As for :func:`sgd`.
+    prevs : numpy.ndarray, or list or tuple of them
+        The previous gradients, 0 where the last step has found another sign; updated in place.
+    sizes : numpy.ndarray, or list or tuple of them
+        The step size of each element, updated in place; 0 stands for `lr`. In float16, let
+        `step_sizes` begin at 6e-8 or more, as smaller ones are stored as 0.
+    lr : float
+        The step size that an element begins with, at least 0.
+    step : int or list of int, optional
+        The number of this step, or of each parameter's, from 1; `stochastic_rounding` needs it, and
+        nothing else.
+    etas : tuple of float, optional
+        What a step size is multiplied by where the gradient changes its sign, above 0 and below 1;
+        and where it keeps it, above 1.
+    step_sizes : tuple of float, optional
+        The smallest step size and the largest; at least 0.
+    weight_decay, decoupled_weight_decay, maximize, zero_grad, num_threads, out
+        As for :func:`sgd`.
+    master, stochastic_rounding, seed, index, indices
+        As for :func:`sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what the classes refuse; nothing has then been written.
+
+    See Also
+    --------
+    fastopt.Rprop : With state and checks of its own, and the formulas.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import functional
+    >>> w, h, s = np.array([3.0, -2.0]), np.zeros(2), np.zeros(2)
+    >>> for _ in range(2):
+    ...     functional.rprop(w, np.array([1e-3, -1e3]), h, s, lr=0.5, etas=(0.5, 2.0))
+    >>> w, s
+    (array([ 1.5, -0.5]), array([1., 1.]))
+    """
+    etaminus, etaplus = pair("etas", etas)
+    smallest, largest = pair("step_sizes", step_sizes)
+    check_order("", real("step_size_min", smallest), real("step_size_max", largest))
+    _rprop(
+        params,
+        grads,
+        prevs,
+        sizes,
+        step,
+        zero_grad,
+        num_threads,
+        out,
+        _TORCH,
+        storage,
+        lr=lr,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        etaminus=etaminus,
+        etaplus=etaplus,
+        step_size_min=smallest,
+        step_size_max=largest,
     )

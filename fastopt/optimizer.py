@@ -24,7 +24,7 @@ from fastopt._hypers import (
     Seen,
     as_seen,
     check_names,
-    checked_betas,
+    checked_pairs,
     own_copies,
     scheduled_groups,
     without_call,
@@ -238,15 +238,14 @@ class Optimizer:
         check_names(group, self._defaults.keys(), where, type(self).__name__)
         values = {}
         for name, check in self._checks.items():
-            if name not in self._defaults:  # it is one of the betas
+            if name not in self._defaults:  # it is one of a pair
                 continue
             value = group[name]
             if name == "lr" and callable(value):
                 values[name] = self._evaluate_lr(value, where, completed_steps)
             else:
                 values[name] = check(f"{where}{name}", value)
-        if "betas" in self._defaults:
-            values |= checked_betas(self._checks, group["betas"], where)
+        values |= checked_pairs(self._checks, group, where)
         self._check_together(values, where)
         return values
 

@@ -62,6 +62,7 @@ __all__ = [
     "radam",
     "random_bits",
     "rmsprop",
+    "rprop",
     "sgd",
     "stored_step",
     "sum_of_squares",
@@ -412,6 +413,36 @@ def radam(
             divisor = np.sqrt(v) + c(eps)
         rate = lr * math.sqrt(r2 * c2) / one_minus_power(beta1, step)
         param[...] = p - (c(rate) * m) / divisor
+
+
+def rprop(
+    param: Array,
+    grad: Array,
+    state: Mapping[str, Array],
+    *,
+    step: int,
+    lr: float,
+    etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    semantics: str = "torch",
+    **common: Any,
+) -> None:
+    """Rprop. See :func:`sgd` for the arguments.
+
+    ``state`` holds ``prev`` and ``step_size``, of which 0 is one that has not begun. It is the same
+    under both semantics.
+    """
+    with np.errstate(all="ignore"):
+        c, p, g = _begin(param, grad, lr, **common)
+        least = max(step_sizes[0], 2.0**-149 if lr > 0 else 0.0)  # the smallest float
+        prev, s = state["prev"], state["step_size"]
+        x = g * prev
+        eta = np.where(x < 0, c(etas[0]), np.where(x > 0, c(etas[1]), c(1)))
+        grown = np.where(s != 0, s, c(lr)) * eta
+        large = np.where(grown < c(least), c(least), grown)
+        s[...] = np.where(large > c(step_sizes[1]), c(step_sizes[1]), large)
+        prev[...] = np.where(x < 0, c(0), g)
+        param[...] = p - np.where(prev > 0, s, np.where(prev < 0, -s, c(0)))
 
 
 def average_length(beta: float, t: int) -> float:

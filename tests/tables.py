@@ -24,11 +24,23 @@ L = np.longdouble
 NUMBER, AT_LEAST_0, SWITCH = (-math.inf, math.inf), (0.0, math.inf), (0.0, NAN)
 BELOW_1, UP_TO_1 = (0.0, math.nextafter(1.0, 0.0)), (0.0, 1.0)
 BETAS = "two of them, each from 0 to below 1"
+ETAS = "two of them, between 0 and 1, and above 1"
+STEP_SIZES = "two of them, at least 0, the larger one last"
+
+# Options that are pairs: the hyperparameters of the rule that each is, with their ranges.
+PAIRS = {
+    "betas": {"beta1": BELOW_1, "beta2": BELOW_1},
+    "etas": {
+        "etaminus": (math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)),
+        "etaplus": (math.nextafter(1.0, 2.0), math.inf),
+    },
+    "step_sizes": {"step_size_min": AT_LEAST_0, "step_size_max": AT_LEAST_0},
+}
 
 # State of which no value is negative, and state that keeps float32 where other state is stored in
 # fewer bits.
 NEVER_NEGATIVE = {"exp_avg_sq", "square_avg", "sum", "acc_delta"}
-KEEPS_FLOAT32 = {"max_exp_avg_sq", "exp_inf", "grad_avg"}
+KEEPS_FLOAT32 = {"max_exp_avg_sq", "exp_inf", "grad_avg", "step_size"}
 
 
 def in_8_bits(slot):
@@ -116,6 +128,7 @@ class Row(NamedTuple):
     # it has tests of its own, in test_rowwise.py.
     by_row: dict = {}  # noqa: RUF012
     state_ulps: int = 8  # how many scaled ulps recorded state may be away
+    ascends: bool = True  # whether its function takes a negative rate, which ascends
     old_files: bool = True  # whether an early fastopt has written files of it, in tests/data
     other_name: str = ""  # Keras's, if it is another than PyTorch's
 
@@ -723,9 +736,71 @@ RADAM = Row(
     old_files=False,
 )
 
+# ---- Rprop ---------------------------------------------------------------------------------------
+
+
+def draw_rprop(rng, semantics):
+    return {
+        "etas": pick(rng, [(0.5, 1.2), [0.25, 2], np.array([0.5, 1.5])]),
+        "step_sizes": pick(rng, [(1e-6, 50), [0, 0.5], (0.01, 0.02), np.array([0.0, 8.0])]),
+    }
+
+
+def exact_rprop(o, g, t, s):
+    down, up = map(L, o.get("etas", (0.5, 1.2)))
+    least, most = map(L, o.get("step_sizes", (1e-6, 50)))
+    turned, kept = g * s.a < 0, g * s.a > 0
+    sizes = np.full_like(g, o["lr"]) if t == 1 else s.b
+    s.b = np.clip(sizes * np.where(turned, down, np.where(kept, up, 1)), least, most)
+    s.a = np.where(turned, 0, g)
+    return s.b * np.sign(s.a)
+
+
+RPROP = Row(
+    fastopt.Rprop,
+    hypers={
+        "lr": (1e-2, AT_LEAST_0),
+        "etas": ((0.5, 1.2), ETAS),
+        "step_sizes": ((1e-6, 50), STEP_SIZES),
+    },
+    keywords={"weight_decay": (0.0, AT_LEAST_0)},
+    slots={"prev": {}, "step_size": {}},
+    variants=[{}, {"etas": (0.3, 2.5), "step_sizes": (0.04, 0.2)}],
+    configs={
+        "rprop": ({"etas": (0.5, 1.5), "weight_decay": 0.1, "clip_value": 2.0}, "list"),
+    },
+    draw=draw_rprop,
+    dialect=None,
+    needs_step=never,
+    exact=exact_rprop,
+    accuracy=[
+        {"lr": 0.01},
+        {"lr": 0.03, "etas": (0.3, 1.3)},
+        {"lr": 0.01, "step_sizes": (0.003, 0.02)},
+    ],
+    golden=(0, 0),
+    ulps=0,
+    is_ill=never,
+    keras_defaults={},
+    keras_slots={},
+    torch=[
+        {"lr": 0.1},
+        {"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.05, 0.3), "maximize": True},
+    ],
+    torch_choices={
+        "etas": ((0.5, 1.2), (0.25, 2.0)),
+        "step_sizes": ((1e-6, 50), (0.0, 0.125)),
+    },
+    torch_tests=459,
+    keras=None,
+    keras_tests=0,
+    ascends=False,
+    old_files=False,
+)
+
 # ---- all of them ---------------------------------------------------------------------------------
 
-ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION, NADAM, RADAM]
+ROWS = [SGD, ADAGRAD, RMSPROP, ADAM, ADAMW, ADAMAX, ADADELTA, LION, NADAM, RADAM, RPROP]
 CLASSES = [row.cls for row in ROWS]
 BY_CLASS = {row.cls: row for row in ROWS}
 BY_NAME = {name: row for row in ROWS for name in (row.name, row.keras_name)}
@@ -832,6 +907,28 @@ _BAD = {
         (np.ones((2, 2)), TypeError, "{} must be a tuple of two numbers"),
         (np.array(0.9), TypeError, "{} must be a tuple of two numbers"),
         (np.array([0.9, 1.0]), ValueError, r"{}\[1\] must be >= 0 and < 1, got "),
+    ],
+}
+
+_BAD |= {
+    ETAS: [
+        ((0.0, 1.2), ValueError, r"{}\[0\] must be > 0 and < 1, got 0.0"),
+        ((1, 1.2), ValueError, r"{}\[0\] must be > 0 and < 1, got 1"),
+        ((NAN, 1.2), ValueError, r"{}\[0\] must be > 0 and < 1, got nan"),
+        ((0.5, 1.0), ValueError, r"{}\[1\] must be > 1, got 1.0"),
+        ([0.5, NAN], ValueError, r"{}\[1\] must be > 1, got nan"),
+        ((1.2, 0.5), ValueError, r"{}\[0\] must be > 0 and < 1, got 1.2"),
+        (("x", 1.2), TypeError, r"{}\[0\] must be a real number, got 'x'"),
+        ((0.5,), ValueError, "{} must have two elements"),
+        (0.5, TypeError, "{} must be a tuple of two numbers, got 0.5"),
+    ],
+    STEP_SIZES: [
+        ((-1e-9, 50), ValueError, r"{}\[0\] must be >= 0, got -1e-09"),
+        ((0, NAN), ValueError, r"{}\[1\] must be >= 0, got nan"),
+        ((50, 1), ValueError, r"{} must be the smallest and the largest.* \(50.0, 1.0\)"),
+        ((0, True), TypeError, r"{}\[1\] must be a real number, got True"),
+        ((0, 1, 2), ValueError, "{} must have two elements"),
+        (None, TypeError, "{} must be a tuple of two numbers, got None"),
     ],
 }
 

@@ -29,6 +29,7 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from fastopt import _core
 from fastopt.torch._fitness import DENSE
 from fastopt.torch._optimizer import KernelOptimizer
+from fastopt.torch._storage import form_of
 
 __all__ = [
     "SGD",
@@ -41,6 +42,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "SparseAdam",
     "lr_scheduler",
     "swa_utils",
@@ -279,6 +281,42 @@ class RAdam(KernelOptimizer, torch.optim.RAdam):
         beta1, beta2 = group["betas"]
         values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
         return super()._row(values)
+
+
+class Rprop(KernelOptimizer, torch.optim.Rprop):
+    """:class:`torch.optim.Rprop`, updated by fastopt.
+
+    Signature, defaults and errors are the namesake's; :class:`fastopt.Rprop` has the mathematics.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch as optim
+    >>> w = torch.tensor([3.0, -2.0], requires_grad=True)
+    >>> optimizer = optim.Rprop([w], lr=0.5)
+    >>> (w**2).sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([ 2.5000, -1.5000])
+    """
+
+    _rule = _core.Rule("rprop")
+    _namesake = torch.optim.Rprop
+    _state_lists = 5
+
+    def _row(self, group: Mapping[str, Any]) -> list[float]:
+        (down, up), (least, most) = group["etas"], group["step_sizes"]
+        own = {"etaminus": down, "etaplus": up, "step_size_min": least, "step_size_max": most}
+        # State has begun when it is made: where a step size is 0, none begins at a rate again.
+        return super()._row({**group, **own, "lr": 0.0, "weight_decay": 0.0})
+
+    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
+        super()._make_state(param, group)
+        dtype = form_of(self._storage_of(param), "step_size")
+        # The namesake's are of the gradient's type, and lie in memory as that does.
+        sizes = torch.full_like(
+            param, float(group["lr"]), dtype=dtype, memory_format=torch.preserve_format
+        )
+        self.state[param]["step_size"] = sizes
 
 
 class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):

@@ -555,6 +555,22 @@ def test_ranges_of_hyperparameters_are_those_of_the_class():
         fo.destroy(handle)
 
 
+@pytest.mark.parametrize(
+    ("rule", "name", "value", "range_"),
+    [
+        ("adadelta", "rho", 1.5, ">= 0 and <= 1"),
+        ("adam", "beta1", 1.0, ">= 0 and < 1"),
+        ("rprop", "etaminus", 0.0, "> 0 and < 1"),
+        ("rprop", "etaplus", 1.0, "> 1"),
+    ],
+)
+def test_the_message_about_a_range_says_which_of_its_ends_are_in_it(rule, name, value, range_):
+    handle = create(rule, 1, 0)
+    assert fo.set_hyper(handle, 0, name.encode(), value) == BAD_VALUE
+    assert fo.last_error().decode() == f"{name} must be {range_}, got {value:g}"
+    fo.destroy(handle)
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_gradients_accumulate_as_in_the_class(k):
     rng = np.random.default_rng(k)

@@ -36,7 +36,7 @@ from c_interface import (
 from c_types import MASTER, SPLIT, TYPES, state_type
 from oracle import NUMBERS, Oracle, same_bits
 from sequences import BLOCK, History, chance, pick, values
-from tables import BY_RULE
+from tables import BY_RULE, PAIRS
 
 import fastopt
 from fastopt import reference
@@ -54,9 +54,9 @@ FLAGS = {"lr": [0.1, 1e-3, 0.0, 0.5], "weight_decay": [0.0, 0.1], "eps": [1e-8, 
 
 def some_values(rule, name):
     """Return values that a hyperparameter may be given."""
-    is_switch = math.isnan(BY_RULE[rule].cls._rule.ranges[name][1])
-    tried = [0.0, 1.0] if is_switch else [0.0, 0.1, 0.5, 0.9]
-    return FLAGS.get(name, tried)
+    low, high = BY_RULE[rule].cls._rule.ranges[name]
+    tried = [0.0, 1.0] if math.isnan(high) else [0.0, 0.1, 0.5, 0.9] if low < 1 else [1.1, 2.0]
+    return FLAGS.get(name, [value for value in tried if value >= low])
 
 
 def used_slots(rule, hypers):
@@ -283,8 +283,9 @@ class Sequence:
         model.groups = []
         for p in self.params:
             hypers = dict(self.hypers[p.group])
-            if "beta1" in hypers:
-                hypers["betas"] = hypers.pop("beta1"), hypers.pop("beta2")
+            for option, names in PAIRS.items():
+                if names.keys() <= hypers.keys():
+                    hypers[option] = tuple(hypers.pop(name) for name in names)
             model.groups.append(hypers)
         return model
 

@@ -546,7 +546,8 @@ def test_sparse_gradients_come_and_go():
 def test_an_error_of_torchs_own_changes_nothing(name):
     """The plain parameter is updated by fastopt, the other by PyTorch, which refuses."""
     plain, odd = torch.ones(3), torch.ones(3)
-    opt = getattr(fastopt.torch, name)([plain, odd], weight_decay=0.1)
+    decay = {"weight_decay": 0.1} if takes(name, "weight_decay") else {}
+    opt = getattr(fastopt.torch, name)([plain, odd], **decay)
     plain.grad, odd.grad = torch.ones(3), torch.ones(3).to_sparse()
     before = copy.deepcopy(opt.state_dict())
     with pytest.raises(RuntimeError, match=r"sparse"):
@@ -718,6 +719,31 @@ def test_hyperparameters_that_are_tensors(name, shape):
             opt.param_groups[0]["lr"].mul_(2)
     pair.check()
     assert set(pair.runs()) == {"fastopt"}
+
+
+def test_a_step_size_of_rprops_that_has_become_zero_stays_so():
+    """As the core class has it, it would begin again at the rate."""
+    pair = Pair("Rprop", {"lr": 0.0, "step_sizes": (0.0, 50)}, shapes=((3,),))
+    pair.step()
+    pair.check()
+    for opt in (pair.peer, pair.opt):
+        opt.param_groups[0]["lr"] = 1.0
+    pair.step(3)
+    pair.check()
+    assert pair.opt.state[pair.ours[0]]["step_size"].tolist() == [0.0] * 3
+    assert set(pair.runs()) == {"fastopt"}
+
+
+def test_step_sizes_of_rprops_are_as_the_parameter_whatever_the_gradient_is():
+    w = torch.zeros(2, 3, dtype=torch.bfloat16)
+    opt = fastopt.torch.Rprop([w], lr=0.01, state_dtype="float32")
+    w.grad = torch.ones(3, 2, dtype=torch.bfloat16).T
+    opt.step()
+    sizes = opt.state[w]["step_size"]
+    assert sizes.dtype == torch.float32
+    assert sizes.stride() == w.stride()
+    assert (sizes == 0.01).all()  # and not its rounding to bfloat16
+    assert opt.fastopt_info()[0]["runs"] == "fastopt"
 
 
 SCHEDULERS = torch.optim.lr_scheduler

@@ -352,7 +352,10 @@ def test_param_groups_lr(info, kwargs):
     problem, still = Linear(info), Parameter(torch.randn(2))
     before = still.detach().clone()
     kwargs.setdefault("lr", 1e-3)
-    opt = info.optim_cls([{"params": problem.params, **kwargs}, {"params": [still]}], lr=1e-28)
+    outer = {"lr": 1e-28}
+    if info.name == "Rprop":  # whose steps do not become smaller than the smallest step size
+        outer["step_sizes"] = (0, 50)
+    opt = info.optim_cls([{"params": problem.params, **kwargs}, {"params": [still]}], **outer)
     still.grad = given(info, torch.rand(2))
     problem.train(opt, 20)
     assert_close(still.detach(), before)
@@ -694,7 +697,8 @@ def test_can_load_older_state_dict(info, kwargs):
             group.pop(flag, None)
     opt.load_state_dict(old)
     before = [param.detach().clone() for param in net.parameters()]
-    opt.step(backward)
+    for _ in range(2):  # in the first, Rprop rests: without `maximize` all signs have changed
+        opt.step(backward)
     assert not torch.equal(before[0], net[0].weight)
 
 

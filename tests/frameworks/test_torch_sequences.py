@@ -112,6 +112,8 @@ class Sequence:
 
     def some_options(self):
         choices = {**COMMON, **HYPERS[self.name]}
+        if self.name == "Rprop":  # which has none
+            del choices["weight_decay"]
         chosen = {
             k: self.random.choice(v) for k, v in choices.items() if self.random.random() < 0.4
         }

@@ -236,8 +236,11 @@ def step_rows_of_torchs(name, kwargs, param, state, grad):
         if value.dim() == 0:
             state[slot] = value
         else:
-            start = kwargs.get("initial_accumulator_value", 0.0) if slot == "sum" else 0.0
-            state.setdefault(slot, torch.full_like(param, start))[rows] = value
+            starts = {
+                "sum": kwargs.get("initial_accumulator_value", 0.0),
+                "step_size": kwargs["lr"],
+            }
+            state.setdefault(slot, torch.full_like(param, starts.get(slot, 0.0)))[rows] = value
 
 
 @pytest.mark.parametrize(("name", "kwargs"), LAZILY, ids=[f"{n}-{'-'.join(k)}" for n, k in LAZILY])

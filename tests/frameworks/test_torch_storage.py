@@ -30,6 +30,7 @@ VARIANTS = [
     ("Adam", {"lr": 0.01, "amsgrad": True, "maximize": True}),
     ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
     ("Adamax", {"lr": 0.01}),
+    ("Rprop", {"lr": 2.0**-6}),  # which step sizes hold in 16 bits
     ("Adadelta", {"lr": 1.0}),
 ]
 every_variant = pytest.mark.parametrize(("name", "kwargs"), VARIANTS, ids=str)

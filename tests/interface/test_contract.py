@@ -19,7 +19,7 @@ from support import (
     make_grads,
     make_owned_params,
 )
-from tables import BELOW_1, BETAS, CLASSES, COMMON, CONFIGS, ROWS
+from tables import CLASSES, COMMON, CONFIGS, PAIRS, ROWS
 
 import fastopt
 from fastopt import SGD, Adam, RMSprop, _core, functional
@@ -113,8 +113,9 @@ def test_every_option_is_accepted_by_every_class(cls):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_ranges_are_as_documented(row):
     expected = {k: v for k, v in row.ranges.items() if k not in row.starts.values()}
-    if expected.pop("betas", None) == BETAS:
-        expected |= {"beta1": BELOW_1, "beta2": BELOW_1}
+    for option in PAIRS.keys() & expected.keys():
+        del expected[option]
+        expected |= PAIRS[option]
     np.testing.assert_equal(row.cls._rule.ranges, expected)
 
 

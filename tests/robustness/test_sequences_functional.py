@@ -22,7 +22,7 @@ from sequences import (
     relaid,
     values,
 )
-from tables import BY_RULE
+from tables import BY_RULE, PAIRS
 
 import fastopt
 
@@ -71,7 +71,8 @@ class Call:
             drawn["betas"] = (0.5, 1)  # which only a function takes
         self.used = self.row.used({**self.row.defaults, **drawn})
         self.options = {name: value for name, value in drawn.items() if name in self.known}
-        self.options["lr"] = pick(rng, [0.1, 1e-3, 0, -0.5, np.float32(0.25), 1])
+        negative = [-0.5] if self.row.ascends else []
+        self.options["lr"] = pick(rng, [0.1, 1e-3, 0, *negative, np.float32(0.25), 1])
         if "step" in self.known:
             self.number(self.row.needs_step(self.options))
         if self.keras and self.row.dialect:
@@ -112,8 +113,8 @@ class Call:
             for name, value in self.options.items()
             if name not in ("step", "zero_grad", "num_threads", self.row.dialect)
         }
-        if "betas" in options:
-            options["betas"] = tuple(float(b) for b in options["betas"])
+        for name in PAIRS.keys() & options.keys():
+            options[name] = tuple(map(float, options[name]))
         options |= {name: slot in self.used for slot, name in implied(self.row).items()}
         options = {k: float(v) if isinstance(v, np.floating) else v for k, v in options.items()}
         params = [p.copy(order="K") for p in self.model.params]
@@ -338,7 +339,7 @@ class Sequence:
     def spoil_option(self, call, arguments, k, used):
         nan = float("nan")
         ways = [
-            ("lr", nan, "lr must be a number"),
+            ("lr", nan, "lr must be a number" if call.row.ascends else "lr must be >= 0"),
             ("lr", "0.1", "lr must be a real number"),
             ("lr", None, "lr must be a real number"),
             ("weight_decay", -1.0, "weight_decay must be >= 0"),
@@ -361,8 +362,9 @@ class Sequence:
         needs_step = call.row.needs_step(call.options)
         if needs_step:
             ways.append(("step", None, "step"))
-        if "betas" in call.known:
-            ways += [("betas", (0.9,), "two elements"), ("betas", (-1, 0.5), "beta1 must be >= 0")]
+        for option in PAIRS.keys() & call.known.keys():
+            ways.append((option, (0.9,), "two elements"))
+            ways.append((option, (-1, 0.5), f"{next(iter(PAIRS[option]))} must be >=? 0"))
         if "betas" in call.known and needs_step:
             ways.append(("betas", (0.9, 1.0), "beta.* must be .*< 1"))
         if call.row.dialect:
