@@ -37,6 +37,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
             "lion",
             "nadam",
             "radam",
+            "rprop",
             "clip-adam",
         ),
         default="adam",

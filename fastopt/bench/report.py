@@ -56,6 +56,7 @@ SPOKEN = {
     "lion": "Lion",
     "nadam": "NAdam",
     "radam": "RAdam",
+    "rprop": "Rprop",
     "clip-adam": "clipping, Adam and zeroing",
 }
 _PACKAGES = (

@@ -177,6 +177,7 @@ RULES = {
             _MOMENTS,
             _ADAM,
         ),
+        Rule("rprop", fastopt.Rprop, reference.rprop, ("prev", "step_size"), {"lr": LR}),
         Rule("clip-adam", fastopt.Adam, reference.adam, _MOMENTS, _ADAM, clip_norm=1.0),
     )
 }
@@ -207,11 +208,11 @@ class Storage:
 
     def slot(self, name: str) -> str:
         """Return how a slot is stored: a name in ``reference.STORAGE``."""
-        if name == "exp_inf":
+        if name in ("exp_inf", "step_size"):
             return "float32"
         if self.state != "8-bit":
             return self.state
-        signed = name in ("momentum_buffer", "exp_avg")
+        signed = name in ("momentum_buffer", "exp_avg", "prev")
         return "8-bit signed" if signed else "8-bit unsigned"
 
 

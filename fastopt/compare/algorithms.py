@@ -23,6 +23,7 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lion": (fastopt.Lion, {}),
     "nadam": (fastopt.NAdam, {}),
     "radam": (fastopt.RAdam, {}),
+    "rprop": (fastopt.Rprop, {}),
 }
 DEFAULT = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 STATELESS = ("sgd",)

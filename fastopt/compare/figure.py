@@ -34,6 +34,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "lion": {"color": "#882255", "marker": ">", "linestyle": (0, (6, 1, 3, 1))},
     "nadam": {"color": "#DDCC77", "marker": "H", "linestyle": (0, (2, 1, 2, 3))},
     "radam": {"color": "#44AA99", "marker": "h", "linestyle": (0, (1, 3))},
+    "rprop": {"color": "#332288", "marker": "d", "linestyle": (0, (8, 1, 1, 1))},
 }
 _LOOK: dict[str, Any] = {
     "linewidth": 1.7,

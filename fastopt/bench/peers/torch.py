@@ -20,6 +20,7 @@ _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adadelta": (torch.optim.Adadelta, {"rho": ALPHA, "eps": EPS, "foreach": True}),
     "nadam": (torch.optim.NAdam, {"betas": BETAS, "eps": EPS, "foreach": True}),
     "radam": (torch.optim.RAdam, {"betas": BETAS, "eps": EPS, "foreach": True}),
+    "rprop": (torch.optim.Rprop, {"foreach": True}),
     "adam": (torch.optim.Adam, {"betas": BETAS, "eps": EPS, "fused": True}),
     "adamw": (
         torch.optim.AdamW,
