@@ -56,6 +56,7 @@ TESTS_OF |= {file: ["rows", "rows_exact", "c_rows"] for file in ("rows.c", "miss
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
 WORKERS = min(2, os.cpu_count() or 1)
 HANGS_AFTER = 300  # seconds
+BUILT: dict[Path, str] = {}  # the source of each object, as the compiler's preprocessor left it
 
 
 class Mutation(NamedTuple):
@@ -1570,13 +1571,24 @@ def build(folder: Path) -> list[list[str]]:
     output = checked_run(folder, sys.executable, "setup.py", "build_ext", "--inplace")
     commands = [shlex.split(line) for line in output.splitlines() if " -o build" in line]
     core = [command for command in commands if "fastopt/_core.c" not in command]
-    return [command for command in core if not any("_tensors" in part for part in command)]
+    core = [command for command in core if not any("_tensors" in part for part in command)]
+    # The bits do not depend on it, and the compiler is done in half of the time.
+    return [["-O1" if part == "-O3" else part for part in command] for command in core]
 
 
 def rebuild(folder: Path, commands: list[list[str]]) -> None:
-    """Build again what a mutation may have changed, which the bridge to Python is not."""
+    """Build again what a mutation has changed, which the bridge to Python is not."""
     for command in commands:
+        place = command.index("-o")
+        made = folder / command[place + 1]
+        if "-c" in command:
+            rest = [part for part in (*command[:place], *command[place + 2 :]) if part != "-c"]
+            source = checked_run(folder, *rest, "-E", "-P")
+            if BUILT.get(made) == source:
+                continue
         checked_run(folder, *command)
+        if "-c" in command:
+            BUILT[made] = source
     linked = commands[-1][commands[-1].index("-o") + 1]
     if not Path(linked).name.startswith("_core."):
         raise RuntimeError(f"the last command of the build makes {linked}, not the core")
