@@ -344,13 +344,13 @@ cdef class Counters:
         what `starts` says.
     starts : list of int
         Used where there is None.
-    dicts : list of dict, optional
+    dicts : list of dict or None
         Where integers are, under ``"step"``, and no arrays.
     numbers : list of numpy.ndarray or None
         0-d arrays of float32 or float64.
     """
 
-    cdef tuple floats, narrow
+    cdef tuple floats, kept
     cdef list dicts
     cdef cnp.ndarray integers
     cdef int64_t *count
@@ -360,7 +360,7 @@ cdef class Counters:
     def __cinit__(
         self, list arrays not None, list starts not None, list dicts, list numbers not None
     ):
-        self.floats, self.narrow, self.dicts = tuple(arrays), tuple(numbers), dicts
+        self.floats, self.kept, self.dicts = tuple(arrays), tuple(numbers), dicts
         self.doubles = np.ones(len(numbers))
         self.number = <double *>cnp.PyArray_DATA(self.doubles)
         self.integers = np.array(starts, np.int64)
@@ -374,15 +374,15 @@ cdef class Counters:
     @property
     def numbers(self):
         """The doubles, each a 0-d array."""
-        return [self.doubles[i, ...] for i in range(len(self.narrow))]
+        return [self.doubles[i, ...] for i in range(len(self.kept))]
 
     def read(self):
         """Take over the counters; tell whether all of them are whole numbers, as expected."""
         cdef Py_ssize_t i
         cdef double value
-        for i in range(len(self.narrow)):
-            if self.narrow[i] is not None:
-                self.number[i] = value_of(self.narrow[i])
+        for i in range(len(self.kept)):
+            if self.kept[i] is not None:
+                self.number[i] = value_of(self.kept[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 step = self.dicts[i].get("step")
@@ -403,9 +403,9 @@ cdef class Counters:
     def write(self):
         """Set the counters to the plan's integers, and the numbers to its doubles."""
         cdef Py_ssize_t i
-        for i in range(len(self.narrow)):
-            if self.narrow[i] is not None:
-                set_value(self.narrow[i], self.number[i])
+        for i in range(len(self.kept)):
+            if self.kept[i] is not None:
+                set_value(self.kept[i], self.number[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 self.dicts[i]["step"] = self.count[i]

@@ -166,7 +166,10 @@ def check_stored(rule_name: str, storage_name: str, threads: int) -> None:
         pairs = {"the parameter": (flat.view(codes.dtype), codes)}
         for name, stored in want[index].items():
             got = state.get("master", flat) if name == "param" else state[name]
-            pairs[name] = _flat(got), stored.values()
+            pairs[name] = (
+                _flat(got),
+                _flat(stored.codes if name in rule.numbers else stored.values()),
+            )
         for name, (bits, right) in pairs.items():
             if bits.tobytes() != right.tobytes():
                 raise WrongResultError(

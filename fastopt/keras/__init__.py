@@ -25,6 +25,7 @@ import numpy as np
 from keras.optimizers import LossScaleOptimizer, Optimizer, schedules, serialize
 
 from fastopt import _core
+from fastopt._framework import NARROW
 from fastopt.keras._optimizer import KernelOptimizer
 from fastopt.keras._optimizer import backend as _backend
 
@@ -515,6 +516,7 @@ class Nadam(KernelOptimizer, _Nadam):
     _rule = _core.Rule("nadam")
     _parent = _Nadam
     _slot_names = ("momentum", "velocity")
+    _u_product: Any
 
     @staticmethod
     def _correction(lr: Any, left1: Any, left2: Any, sqrt: Callable[[Any], Any]) -> Any:
@@ -528,14 +530,24 @@ class Nadam(KernelOptimizer, _Nadam):
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return self._momentums, self._velocities, None
 
+    def build(self, variables: Any) -> None:
+        """Make the optimizer's variables, as Keras does."""
+        new = not self.built
+        super().build(variables)
+        if new and self._stored.options.master_weights and self._u_product.dtype in NARROW:
+            self._untrack_variable(self._u_product)
+            self._u_product = keras.Variable(1.0, dtype="float32", trainable=False)
+
     def _number(self) -> tuple[Any, ...]:
         return (self._u_product,)
 
-    def _advance(self) -> None:
-        dtype = "float64" if self._u_product.dtype == "float64" else "float32"
+    def _advanced(self) -> list[tuple[Any, Any]]:
+        kept = self._u_product.dtype
+        dtype = "float64" if kept == "float64" else "float32"
         step, product = (keras.ops.cast(v, dtype) for v in (self.iterations + 1, self._u_product))
-        momentum = self.beta_1 * (1.0 - 0.5 * keras.ops.power(0.96, step))
-        self.assign(self._u_product, keras.ops.cast(product * momentum, self._u_product.dtype))
+        beta = float(self.beta_1) if isinstance(self.beta_1, Real) else self.beta_1
+        momentum = beta * (1.0 - 0.5 * 0.96**step)
+        return [(self._u_product, keras.ops.cast(product * momentum, kept))]
 
 
 @keras.saving.register_keras_serializable(package="fastopt")

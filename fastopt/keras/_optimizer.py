@@ -99,8 +99,9 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         """Return Keras's variable for the rule's number, if it has one."""
         return ()
 
-    def _advance(self) -> None:
-        """Set that number to what it is after the step, as Keras's own update does."""
+    def _advanced(self) -> list[tuple[Any, Any]]:
+        """Return that variable, and its value after a step that follows now."""
+        return []
 
     def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
         """Tell whether a step without decay leaves rows as they are where the gradient is zero."""
@@ -278,6 +279,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 reasons = [reason or _refusal(refused) for reason in reasons]
                 left = pairs
         self._decide(pairs, indices, reasons)
+        advanced = self._advanced()
         if update is not None:
             try:
                 update(learning_rate, self.iterations, *self._number())
@@ -286,9 +288,9 @@ class KernelOptimizer(keras.optimizers.Optimizer):
                 left = pairs
                 self._decide(pairs, indices, reasons)
         if left:
-            self._run_parents(left, learning_rate)
-        else:
-            self._advance()
+            self._run_parents(left, learning_rate, advanced)
+        for variable, value in advanced:
+            self.assign(variable, value)
 
     def _updates_by_rows(
         self, grad: Any, hypers: dict[str, Any], decay: float, scales: Sequence[Any]
@@ -301,12 +303,15 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         in_8bit = any(own is not None for own in scales)  # where rows may have a scale in common
         return decay == 0 and not in_8bit and self._leaves_rows(hypers)
 
-    def _run_parents(self, pairs: list[tuple[Any, Any]], learning_rate: Any) -> None:
+    def _run_parents(
+        self, pairs: list[tuple[Any, Any]], learning_rate: Any, advanced: list[tuple[Any, Any]]
+    ) -> None:
         grads, variables = _unzipped(pairs)
         super()._apply_weight_decay(variables)
         if self._has_own_update() or not backend.by_itself():
             # Unlike PyTorch's update of all at once, it calls update_step, and assigns values.
-            self._advance()
+            for variable, value in advanced:
+                self.assign(variable, value)
             keras.optimizers.Optimizer._backend_update_step(self, grads, variables, learning_rate)
         else:
             super()._backend_update_step(grads, variables, learning_rate)

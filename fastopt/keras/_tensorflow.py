@@ -200,9 +200,9 @@ class _Memory:
     def update(self, arrays: Sequence[Array], *, whole: bool) -> list[Array]:
         """Return views of new values: of all together, or of each variable, for DLPack.
 
-        The arrays are the learning rate, the number of iterations, the rule's number if there is
-        one, gradients, for those of rows
-        which of the rows read each is of, and values. Views of rows come last.
+        The arrays are the learning rate, the number of iterations, a number that the rule keeps (if
+        it does), gradients, for those of rows which of the rows read each is of, and values. Views
+        of rows come last.
         """
         layout = self._layout
         now, grads, places, values = _split(arrays, self._n_scalars, layout.n, len(layout.params))

@@ -20,6 +20,7 @@ Whatever else is in ``torch.optim`` is here, too, and is PyTorch's own: its othe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -250,10 +251,13 @@ class NAdam(KernelOptimizer, torch.optim.NAdam):
         beta1, beta2 = group["betas"]
         return super()._row({**group, "beta1": beta1, "beta2": beta2})
 
-    def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
-        super()._make_state(param, group)
-        if param.dtype == torch.float64:
-            self.state[param]["mu_product"] = self.state[param]["mu_product"].double()
+    def _init_group(self, group: Any, params_with_grad: Any, *lists: Any) -> Any:
+        has_complex = super()._init_group(group, params_with_grad, *lists)
+        products = lists[3]
+        for i, param in enumerate(params_with_grad):
+            if param.dtype == torch.float64:
+                products[i] = self.state[param]["mu_product"] = products[i].double()
+        return has_complex
 
 
 class RAdam(KernelOptimizer, torch.optim.RAdam):
@@ -366,3 +370,6 @@ class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):
 _TORCHS = [name for name in torch.optim.__all__ if name not in __all__]
 globals().update({name: getattr(torch.optim, name) for name in _TORCHS})
 __all__ += _TORCHS
+# ``from torch.optim.lr_scheduler import StepLR`` goes on with the import changed.
+for _name in ("lr_scheduler", "optimizer", "swa_utils"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"torch.optim.{_name}"]

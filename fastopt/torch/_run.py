@@ -231,7 +231,9 @@ class Run:
             starts.append(0 if new else 1)  # which is all that a rule without `step` looks at
         counters = [tensor.data_ptr() for tensor in (*steps, *numbers) if tensor is not None]
         if len(set(counters)) < len(counters):
-            raise ValueError("two parameters share a step counter")
+            raise ValueError(
+                f"two parameters share a {' or '.join(['step counter', *rule.numbers])}"
+            )
         rows = [steps, *slots, *beside]
         held = [t for row in rows for t in row if t is not None]
         self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])

@@ -141,7 +141,7 @@ def prepared(
             if convert:
                 state = _converted(storage, param, state)
             refuse_unlike(storage, state, where)
-            numbers = {name: _number(state[name]) for name in storage.numbers if name in state}
+            numbers = {n: _number(state[n], f"{where}: {n}") for n in storage.numbers if n in state}
             state = {**state, **numbers}
             if not is_frameworks(storage, options):
                 state = _kept(storage, param, state, where)
@@ -162,10 +162,15 @@ def refuse_unlike(storage: Storage, state: Iterable[str], where: str) -> None:
             )
 
 
-def _number(value: Any) -> torch.Tensor:
+def _number(value: Any, name: str) -> torch.Tensor:
     """Return a rule's number as a tensor of float32 or float64, neither of which PyTorch casts."""
-    number = torch.as_tensor(value, device="cpu")
-    return number.to(torch.promote_types(number.dtype, torch.float32))
+    try:
+        number = torch.as_tensor(value, device="cpu")
+        return number.to(torch.promote_types(number.dtype, torch.float32))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} has to be a number, or a 0-d tensor of one, there is {value!r}"
+        ) from error
 
 
 def _kept(
@@ -208,6 +213,8 @@ def _converted(storage: Storage, param: torch.Tensor, state: Mapping[str, Any]) 
         fits = isinstance(master, torch.Tensor) and master.dtype == form_of(storage, storage.master)
         new[storage.master] = master if fits else new_master(storage, param)
     for slot in storage.slots:
+        if slot in storage.numbers:  # it stays as it is
+            continue
         values = _saved_values(storage, param, state, slot)
         if values is None:
             continue

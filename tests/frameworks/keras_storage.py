@@ -482,3 +482,16 @@ def test_scales_are_one_for_64_elements():
             assert forms[f"v{i}_{name}_8bit"] == ("uint8", shape)
             count = -(-int(np.prod(shape)) // _core.SCALED)
             assert forms[f"v{i}_{name}_scale"] == ("uint8", (count,))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["Adam", "Nadam"])
+def test_weights_with_a_master_train_as_float32_does_to_the_bit(name, dtype):
+    lean = keras.Variable(np.ones(5), dtype=dtype)
+    wide = keras.Variable(np.ones(5), dtype="float32")
+    mine, peer = OURS[name](0.01, master_weights=True), OURS[name](0.01)
+    for i in range(30):
+        (grad,) = make_grads([lean], i)
+        mine.apply([grad], [lean])
+        peer.apply([ops.cast(grad, "float32")], [wide])
+    assert equal([mine.decoded_state(lean)["master"]], [array_of(wide)])

@@ -3,7 +3,9 @@
 import copy
 import doctest
 import gc
+import importlib
 import inspect
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -1192,6 +1194,40 @@ def test_zero_redundancy_optimizer(name, buckets, tmp_path):
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_modules_of_torch_optim_can_be_imported_from():
+    for name in ("lr_scheduler", "optimizer", "swa_utils"):
+        theirs = importlib.import_module(f"torch.optim.{name}")
+        assert importlib.import_module(f"fastopt.torch.{name}") is theirs
+    from fastopt.torch.lr_scheduler import StepLR
+
+    assert StepLR is torch.optim.lr_scheduler.StepLR
+
+
+def test_a_product_of_momenta_is_loaded_as_it_is():
+    for shape, dtype, convert in itertools.product(
+        ((), (1,), (3,)), (torch.float32, torch.bfloat16, torch.float64), (False, True)
+    ):
+        opt = fastopt.torch.NAdam([torch.ones(shape, dtype=dtype)])
+        [param] = opt.param_groups[0]["params"]
+        param.grad = torch.ones_like(param)
+        opt.step()
+        saved = opt.state_dict()
+        for product in torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.1), 0.1:
+            saved["state"][0]["mu_product"] = product
+            opt.load_state_dict(copy.deepcopy(saved), convert=convert)
+            loaded = opt.state[param]["mu_product"]
+            assert loaded.dtype == torch.as_tensor(product).dtype
+            assert loaded == product
+            opt.step()
+            assert opt.fastopt_info()[0]["runs"] == "fastopt"
+        before = opt.state[param]["mu_product"].item()
+        for bad in None, "x", torch.tensor(1.0, device="meta"):
+            saved["state"][0]["mu_product"] = bad
+            with pytest.raises(ValueError, match="state of parameter 0: mu_product has to be"):
+                opt.load_state_dict(saved, convert=convert)
+        assert opt.state[param]["mu_product"].item() == before
 
 
 def step_in_shared_memory(opt, param):

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+import torch_peers
 from tables import TORCH_CLASSES
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ import fastopt
 import fastopt.torch
 from fastopt import FallbackWarning, _tensors
 
-MODULES = (torch.optim, fastopt.torch)
+MODULES = (torch_peers, fastopt.torch)
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}}
 every_class = pytest.mark.parametrize("name", TORCH_CLASSES)
 may_fall_back = pytest.mark.filterwarnings("ignore::fastopt.FallbackWarning")
@@ -168,7 +169,7 @@ def train(training, steps):
 
 
 def check(kind, name):
-    theirs, ours = kind(torch.optim, name), kind(fastopt.torch, name)
+    theirs, ours = kind(torch_peers, name), kind(fastopt.torch, name)
     before = ours.values()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -203,7 +204,7 @@ def test_a_training_of_pytorchs_warns_once_and_is_pytorchs(kind, name):
     if kind.compiled:
         torch._dynamo.reset()
     if kind in (OfASubclass, WithGaps):
-        theirs, ours = kind(torch.optim, name), kind(fastopt.torch, name)
+        theirs, ours = kind(torch_peers, name), kind(fastopt.torch, name)
         (warning,) = train(ours, 3)
         train(theirs, 3)
         assert kind.why in str(warning.message)
@@ -242,7 +243,7 @@ def test_a_training_of_dtensors_warns_once_and_is_pytorchs(name, tmp_path):
         fused = name not in ("SGD", "Adagrad") and has_fused(name)
         fast = "fused=True" if fused else "foreach=True"
         assert fast in text
-        make(torch.optim, name, OfDTensors(torch.optim, name).net.parameters(), **{fast[:-5]: True})
+        make(torch_peers, name, OfDTensors(torch_peers, name).net.parameters(), **{fast[:-5]: True})
     finally:
         dist.destroy_process_group()
 
