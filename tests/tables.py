@@ -665,7 +665,7 @@ NADAM = Row(
         "momentum_decay": [4e-3, 0.1],
         "decoupled_weight_decay": [False, True],
     },
-    torch_tests=550,
+    torch_tests=636,
     keras=[{}, {"beta_1": 0.7, "epsilon": 1e-4}],
     keras_tests=7,
     correction=(1, 5e-4),

@@ -239,7 +239,7 @@ class NAdam(KernelOptimizer, torch.optim.NAdam):
     >>> (w**2).sum().backward()
     >>> optimizer.step()
     >>> w.detach()
-    tensor([ 2.7360, -1.7360])
+    tensor([ 2.7359, -1.7359])
     """
 
     _rule = _core.Rule("nadam")

@@ -74,7 +74,7 @@ static unsigned rows_of(int j)
 static double other_value(const fo_rule *rule, int j)
 {
     const double standard = rule->defaults[j];
-    const double others[] = {0.7 * standard, 0.3, 1 - standard};
+    const double others[] = {0.7 * standard, 0.3, 1 - standard, 1.1 * standard};
     for (int i = 0; i < COUNT(others); i++)
         if (others[i] != standard && fo_rule_takes(rule, j, others[i]))
             return others[i];
