@@ -536,7 +536,9 @@ class Nadam(KernelOptimizer, _Nadam):
         super().build(variables)
         if new and self._stored.options.master_weights and self._u_product.dtype in NARROW:
             self._untrack_variable(self._u_product)
-            self._u_product = keras.Variable(1.0, dtype="float32", trainable=False)
+            self._u_product = keras.Variable(
+                1.0, dtype="float32", trainable=False, name="u_product"
+            )
 
     def _number(self) -> tuple[Any, ...]:
         return (self._u_product,)

@@ -5,6 +5,7 @@ test_keras_storage.py runs it on TensorFlow and on PyTorch, each in a process of
 
 import importlib
 import itertools
+import re
 
 import keras
 import ml_dtypes
@@ -413,9 +414,11 @@ def test_configurations_have_the_options(storage):
         assert storage.items() <= mine.get_config().items()
         for optimizer in mine, again:
             optimizer.build(make_variables("bfloat16"))
-        assert [(v.name, v.dtype) for v in mine.variables] == [
-            (v.name, v.dtype) for v in again.variables
+        made = [
+            [(re.sub(r"^variable_\d+$", "variable", v.name), v.dtype) for v in opt.variables]
+            for opt in (mine, again)
         ]
+        assert made[0] == made[1]
 
 
 # ---- what is refused -----------------------------------------------------------------------------
