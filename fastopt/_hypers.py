@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,8 @@ Seen = list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None
 
 Check = Callable[[str, Any], float]  # of a name and a value: returns that as a float, or raises
 
-ABOVE = {math.nextafter(x, math.inf): x for x in (0.0, 1.0)}  # the first number after each
+# The first number after each, but no subnormal, which a thread may take for 0.
+ABOVE = {sys.float_info.min: 0.0, math.nextafter(1.0, math.inf): 1.0}
 BELOW_1 = math.nextafter(1.0, 0.0)
 
 # Options of a group that are pairs, and the two hyperparameters of the rule that each is.

@@ -22,7 +22,7 @@
     X(weight_decay, 0, 0, INFINITY)                                                                \
     X(decoupled_weight_decay, 0, 0, FO_SWITCH)                                                     \
     X(maximize, 0, 0, FO_SWITCH)
-#define FO_ABOVE_0 0x1p-1074            /* the first number after 0 */
+#define FO_ABOVE_0 0x1p-1022            /* the first normal number after 0 */
 #define FO_BELOW_1 0x1.fffffffffffffp-1 /* the last number before 1 */
 #define FO_ABOVE_1 0x1.0000000000001p0  /* the first number after 1 */
 #define FO_SWITCH NAN                   /* as `high`: it is 0 or 1 */

@@ -1091,14 +1091,14 @@ MUTATIONS = [
     Mutation(
         "constants are shared by parameters of different step counts",
         "step.c",
-        "if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {",
-        "if (!c->consts || c->fresh != t->fresh) {",
+        "c->step != *t->step || c->fresh != t->fresh || ",
+        "c->fresh != t->fresh || ",
     ),
     Mutation(
         "constants are shared by buffers that have begun and that have not",
         "step.c",
-        "if (!c->consts || c->step != *t->step || c->fresh != t->fresh) {",
-        "if (!c->consts || c->step != *t->step) {",
+        "c->step != *t->step || c->fresh != t->fresh || ",
+        "c->step != *t->step || ",
     ),
     Mutation(
         "a buffer that starts late takes the gradient dampened",

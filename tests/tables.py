@@ -8,6 +8,7 @@ they are to be.
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ STEP_SIZES = "two of them, at least 0, the larger one last"
 PAIRS = {
     "betas": {"beta1": BELOW_1, "beta2": BELOW_1},
     "etas": {
-        "etaminus": (math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0)),
+        "etaminus": (sys.float_info.min, math.nextafter(1.0, 0.0)),
         "etaplus": (math.nextafter(1.0, 2.0), math.inf),
     },
     "step_sizes": {"step_size_min": AT_LEAST_0, "step_size_max": AT_LEAST_0},

@@ -80,6 +80,7 @@ typedef struct {
     int axes;
     int64_t turn; /* element whose gradient comes first in memory */
     char *grad_block;
+    double number; /* of a rule that keeps one */
     unsigned swapped;
 } tensor;
 
@@ -175,6 +176,7 @@ static void append_arrays(record *r, const tensor *tensors)
         append(r, t->ema, bytes);
         append(r, t->sum, bytes);
         append(r, &t->step, sizeof t->step);
+        append(r, &t->number, sizeof t->number);
     }
 }
 
@@ -266,7 +268,9 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
     for (int i = 0; i < TENSORS; i++) {
         tensor *t = &tensors[i];
         fo_tensor *bound = fo_plan_tensor(plan, i);
-        *t = (tensor){.dtype = i % 2 ? FO_F64 : FO_F32, .size = sizes[i / 2]};
+        *t = (tensor){.dtype = i % 2 ? FO_F64 : FO_F32,
+                      .size = sizes[i / 2],
+                      .number = 1.0 / (1 + i / 2 % 2)};
         t->param = new_array(t, shift);
         t->ema = new_array(t, shift);
         t->sum = new_array(t, shift);
@@ -284,7 +288,9 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
         bound->sum = options[option].args.accumulate > 1 ? t->sum : NULL;
         for (int j = 0; j < FO_MAX_SLOTS; j++) {
             t->slot[j] = new_array(t, shift);
-            if (fo_rule_uses_slot(rule, fo_plan_hypers(plan, bound->group), j))
+            if (fo_rule_slot_number(rule, j))
+                bound->slot[j] = &t->number;
+            else if (fo_rule_uses_slot(rule, fo_plan_hypers(plan, bound->group), j))
                 bound->slot[j] = t->slot[j];
         }
     }
@@ -377,6 +383,7 @@ static void train(const fo_rule *rule, fo_step_args args, matrix *m, bool in_pie
     fo_plan *plan = checked(fo_plan_create(rule, 1, n));
     double *hypers = fo_plan_hypers(plan, 0);
     int64_t counters[RUNS] = {0};
+    double numbers[RUNS] = {1, 1, 1, 1, 1};
     fo_step_result result;
     for (int j = 0; rule->hyper_names[j]; j++)
         hypers[j] = rule->defaults[j];
@@ -391,7 +398,9 @@ static void train(const fo_rule *rule, fo_step_args args, matrix *m, bool in_pie
                          .size = p.size,
                          .grad = p.tensor == 0 ? m->grad + p.grad : NULL};
         for (int j = 0; j < FO_MAX_SLOTS; j++)
-            if (fo_rule_uses_slot(rule, hypers, j))
+            if (fo_rule_slot_number(rule, j))
+                t->slot[j] = &numbers[i];
+            else if (fo_rule_uses_slot(rule, hypers, j))
                 t->slot[j] = m->slot[j] + p.offset;
     }
     if ((in_pieces ? fo_plan_prepare_pieces(plan, runs, RUNS) : fo_plan_prepare(plan)) != FO_OK)

@@ -46,6 +46,7 @@ typedef struct {
     stored arrays[ARRAYS], ema;
     char *grad;
     int64_t step, *indices;
+    double number; /* of a rule that keeps one */
     fo_row_log log;
 } table;
 
@@ -185,6 +186,11 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
             *a = new_array(type_of(rule, i, j), n);
             if (j > 0 && !fo_rule_uses_slot(rule, fo_plan_hypers(plan, 0), j - 1))
                 continue;
+            if (j > 0 && fo_rule_slot_number(rule, j - 1)) {
+                b->number = 1;
+                t->slot[j - 1] = &b->number;
+                continue;
+            }
             *(j == 0 ? &t->param : &t->slot[j - 1]) = a->data;
             *(j == 0 ? &t->dtype.of.param : &t->dtype.of.slot[j - 1]) = (uint8_t)a->dtype;
             coding->beside[j] = a->beside;
@@ -267,6 +273,7 @@ static void run(const fo_rule *rule, int row, fo_semantics semantics, int option
         }
         append_stored(r, &bound[i].ema, n);
         append(r, &bound[i].step, sizeof bound[i].step);
+        append(r, &bound[i].number, sizeof bound[i].number);
         free(bound[i].ema.data);
         free(bound[i].ema.beside);
         free(bound[i].grad);

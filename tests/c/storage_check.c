@@ -203,6 +203,7 @@ static void run(const fo_rule *rule, int row, int way, int option, bool exact, i
     static fo_piece pieces[PARTS * TENSORS];
     static stored arrays[TENSORS][ARRAYS], grads[TENSORS], averages[TENSORS], sums[TENSORS];
     static int64_t counters[TENSORS][PARTS];
+    static double numbers[TENSORS][PARTS];
     static ptrdiff_t shapes[TENSORS][PARTS], strides[TENSORS];
     const int64_t unit = ways[way].state == BITS8 ? FO_SCALED : 1; /* scales are not cut up */
     const int each = cuts == TENSORS_OF_THEIR_OWN ? PARTS : 1;
@@ -235,6 +236,11 @@ static void run(const fo_rule *rule, int row, int way, int option, bool exact, i
                 const stored *a = &arrays[i][j];
                 if (j > 0 && !fo_rule_uses_slot(rule, fo_plan_hypers(plan, 0), j - 1))
                     continue;
+                if (j > 0 && fo_rule_slot_number(rule, j - 1)) {
+                    numbers[i][k] = 1;
+                    t->slot[j - 1] = &numbers[i][k];
+                    continue;
+                }
                 *(j == 0 ? &t->param : &t->slot[j - 1]) = at(a, begin);
                 *(j == 0 ? &t->dtype.of.param : &t->dtype.of.slot[j - 1]) = (uint8_t)a->dtype;
                 coding->beside[j] = a->beside + beside(a->dtype, begin);
@@ -283,6 +289,7 @@ static void run(const fo_rule *rule, int row, int way, int option, bool exact, i
         append_array(r, &averages[i], n);
         append_array(r, &sums[i], n);
         append(r, &counters[i][0], sizeof counters[i][0]);
+        append(r, &numbers[i][0], sizeof numbers[i][0]);
         free_array(&averages[i], shift);
         free_array(&sums[i], shift);
         free_array(&grads[i], shift);
