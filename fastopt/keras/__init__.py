@@ -510,7 +510,7 @@ class Nadam(KernelOptimizer, _Nadam):
     >>> opt = optimizers.Nadam(0.5)
     >>> opt.apply([np.float32([1, 4])], [w])
     >>> print(w.value.numpy().round(3))
-    [ 2.47 -2.53]
+    [ 2.469 -2.531]
     """
 
     _rule = _core.Rule("nadam")
