@@ -38,7 +38,7 @@ class Counters:
         arrays: list[NDArray[Any] | None],
         starts: list[int],
         dicts: list[dict[str, Any]] | None,
-        numbers: list[NDArray[Any] | None],
+        numbers: list[NDArray[Any]],
     ) -> None: ...
     @property
     def arrays(self) -> list[NDArray[Any]]: ...

@@ -346,8 +346,8 @@ cdef class Counters:
         Used where there is None.
     dicts : list of dict or None
         Where integers are, under ``"step"``, and no arrays.
-    numbers : list of numpy.ndarray or None
-        0-d arrays of float32 or float64.
+    numbers : list of numpy.ndarray
+        0-d arrays of float32 or float64; empty for a rule that keeps none.
     """
 
     cdef tuple floats, kept
@@ -381,8 +381,7 @@ cdef class Counters:
         cdef Py_ssize_t i
         cdef double value
         for i in range(len(self.kept)):
-            if self.kept[i] is not None:
-                self.number[i] = value_of(self.kept[i])
+            self.number[i] = value_of(self.kept[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 step = self.dicts[i].get("step")
@@ -404,8 +403,7 @@ cdef class Counters:
         """Set the counters to the plan's integers, and the numbers to its doubles."""
         cdef Py_ssize_t i
         for i in range(len(self.kept)):
-            if self.kept[i] is not None:
-                set_value(self.kept[i], self.number[i])
+            set_value(self.kept[i], self.number[i])
         if self.dicts is not None:
             for i in range(len(self.floats)):
                 self.dicts[i]["step"] = self.count[i]

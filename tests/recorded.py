@@ -20,7 +20,6 @@ ENTRIES = json.loads((GOLDEN / "manifest.json").read_text())["entries"]
 NOT_EXPRESSIBLE = {
     "ema_overwrite_frequency": "the average replaces the weights inside Keras's own step",
 }
-OTHER_RULES = {"NAdam", "Nadam", "RAdam", "Adamax", "Adadelta"} - BY_NAME.keys()
 
 KERAS_NAMES = {
     "learning_rate": "lr",
@@ -39,8 +38,6 @@ KERAS_FLOAT32 = {"lr", "weight_decay", "initial_accumulator_value"}
 def reason_to_leave_out(entry):
     if entry["class"].startswith("lr:"):
         return "a schedule alone"
-    if entry["class"] in OTHER_RULES:
-        return "another algorithm"
     return next((why for key, why in NOT_EXPRESSIBLE.items() if key in entry["kwargs"]), None)
 
 

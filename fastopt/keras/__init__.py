@@ -64,6 +64,12 @@ _Nadam: Any = _class_of(keras.optimizers.Nadam)
 _Lion: Any = _class_of(keras.optimizers.Lion)
 
 
+def _rounded_betas(optimizer: Any) -> dict[str, Any]:
+    """Return the betas as they are where Keras makes tensors of them."""
+    betas = {"beta1": optimizer.beta_1, "beta2": optimizer.beta_2}
+    return {k: _backend.rounded(v) if isinstance(v, Real) else v for k, v in betas.items()}
+
+
 @keras.saving.register_keras_serializable(package="fastopt")
 class SGD(KernelOptimizer, _SGD):
     r"""Gradient descent, with momentum and Nesterov's look-ahead.
@@ -523,9 +529,7 @@ class Nadam(KernelOptimizer, _Nadam):
         return lr * sqrt(left2)
 
     def _hypers(self) -> dict[str, Any]:
-        betas = {"beta1": self.beta_1, "beta2": self.beta_2}
-        betas = {k: _backend.rounded(v) if isinstance(v, Real) else v for k, v in betas.items()}
-        return {**betas, "eps": self.epsilon}
+        return {**_rounded_betas(self), "eps": self.epsilon}
 
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return self._momentums, self._velocities, None
@@ -539,9 +543,6 @@ class Nadam(KernelOptimizer, _Nadam):
             self._u_product = keras.Variable(
                 1.0, dtype="float32", trainable=False, name="u_product"
             )
-
-    def _number(self) -> tuple[Any, ...]:
-        return (self._u_product,)
 
     def _advanced(self) -> list[tuple[Any, Any]]:
         kept = self._u_product.dtype
@@ -598,8 +599,7 @@ class Lion(KernelOptimizer, _Lion):
     _slot_names = ("momentum",)
 
     def _hypers(self) -> dict[str, Any]:
-        betas = {"beta1": self.beta_1, "beta2": self.beta_2}
-        return {k: _backend.rounded(v) if isinstance(v, Real) else v for k, v in betas.items()}
+        return _rounded_betas(self)
 
     def _slots(self) -> tuple[Sequence[Any] | None, ...]:
         return (self._momentums,)

@@ -95,12 +95,8 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         """Return Keras's variables for each of the rule's slots; None for one that is not kept."""
         raise NotImplementedError
 
-    def _number(self) -> tuple[Any, ...]:
-        """Return Keras's variable for the rule's number, if it has one."""
-        return ()
-
     def _advanced(self) -> list[tuple[Any, Any]]:
-        """Return that variable, and its value after a step that follows now."""
+        """Return Keras's variable for the rule's number, if any, and its value after this step."""
         return []
 
     def _leaves_rows(self, hypers: dict[str, Any]) -> bool:
@@ -282,7 +278,7 @@ class KernelOptimizer(keras.optimizers.Optimizer):
         advanced = self._advanced()
         if update is not None:
             try:
-                update(learning_rate, self.iterations, *self._number())
+                update(learning_rate, self.iterations, *(v for v, _ in advanced))
             except RefusedError as refused:  # a gradient that is another variable's value
                 reasons = [reason or _refusal(refused) for reason in reasons]
                 left = pairs

@@ -152,11 +152,6 @@ class Adam(KernelOptimizer, torch.optim.Adam):
     _state_lists = 6
     _fixed: ClassVar[dict[str, bool]] = {"bias_correction": True}
 
-    def _row(self, group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = group["betas"]
-        values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
-        return super()._row(values)
-
 
 class AdamW(Adam, torch.optim.AdamW):
     """:class:`torch.optim.AdamW`, updated by fastopt.
@@ -196,10 +191,6 @@ class Adamax(KernelOptimizer, torch.optim.Adamax):
     _rule = _core.Rule("adamax")
     _namesake = torch.optim.Adamax
     _state_lists = 5
-
-    def _row(self, group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = group["betas"]
-        return super()._row({**group, "beta1": beta1, "beta2": beta2})
 
 
 class Adadelta(KernelOptimizer, torch.optim.Adadelta):
@@ -247,10 +238,6 @@ class NAdam(KernelOptimizer, torch.optim.NAdam):
     _state_lists = 6
     _fixed: ClassVar[dict[str, bool]] = {}
 
-    def _row(self, group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = group["betas"]
-        return super()._row({**group, "beta1": beta1, "beta2": beta2})
-
     def _init_group(self, group: Any, params_with_grad: Any, *lists: Any) -> Any:
         has_complex = super()._init_group(group, params_with_grad, *lists)
         products = lists[3]
@@ -281,11 +268,6 @@ class RAdam(KernelOptimizer, torch.optim.RAdam):
     _state_lists = 5
     _fixed: ClassVar[dict[str, bool]] = {}
 
-    def _row(self, group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = group["betas"]
-        values = {"decoupled_weight_decay": False, **group, "beta1": beta1, "beta2": beta2}
-        return super()._row(values)
-
 
 class Rprop(KernelOptimizer, torch.optim.Rprop):
     """:class:`torch.optim.Rprop`, updated by fastopt.
@@ -308,10 +290,8 @@ class Rprop(KernelOptimizer, torch.optim.Rprop):
     _state_lists = 5
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
-        (down, up), (least, most) = group["etas"], group["step_sizes"]
-        own = {"etaminus": down, "etaplus": up, "step_size_min": least, "step_size_max": most}
         # State has begun when it is made: where a step size is 0, none begins at a rate again.
-        return super()._row({**group, **own, "lr": 0.0, "weight_decay": 0.0})
+        return super()._row({**group, "lr": 0.0, "weight_decay": 0.0})
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
         super()._make_state(param, group)
@@ -347,9 +327,7 @@ class SparseAdam(KernelOptimizer, torch.optim.SparseAdam):
     _takes_rows_alone = True
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = group["betas"]
-        own = {"beta1": beta1, "beta2": beta2, "weight_decay": 0.0, "amsgrad": False}
-        return super()._row({"maximize": False, **group, **own})
+        return super()._row({"maximize": False, **group, "weight_decay": 0.0, "amsgrad": False})
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:
         zeros = {

@@ -15,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from fastopt import _core
 from fastopt._framework import Options, checked_options, is_frameworks, rounds_at_random
+from fastopt._hypers import PAIRS
 from fastopt._rows import row_numbers
 from fastopt._storage import Storage
 from fastopt.torch._fitness import COMPILED, DISPATCHED, MIXED, SHARES, pieces, reasons, warn
@@ -504,7 +505,10 @@ class KernelOptimizer(torch.optim.Optimizer):
 
     def _row(self, group: Mapping[str, Any]) -> list[float]:
         """Return a group's hyperparameters in the order of the rule."""
-        values = {**group, **self._fixed}
+        values = {"decoupled_weight_decay": False, **group}
+        for option in PAIRS.keys() & group.keys():
+            values.update(zip(PAIRS[option], group[option], strict=True))
+        values.update(self._fixed)
         return [float(values[name]) for name in self._rule.hypers]
 
     def _make_state(self, param: torch.Tensor, group: dict[str, Any]) -> None:

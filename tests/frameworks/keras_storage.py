@@ -129,7 +129,7 @@ def test_bits_are_those_of_fastopts_own_classes(name, own, storage, dtype):
     for i in range(5):
         peer.param_groups[0]["lr"] = rates(mine, i)
         grads = make_grads(variables, i)
-        for number in mine._number():  # which Keras keeps in the variables' type
+        for number, _ in mine._advanced():  # which Keras keeps in the variables' type
             for state in peer.state:
                 state["mu_product"][...] = ops.convert_to_numpy(number)
         # The first has no gradient: numbers are those among all of the optimizer's variables.
@@ -141,7 +141,7 @@ def test_bits_are_those_of_fastopts_own_classes(name, own, storage, dtype):
     seen = set()
     for variable in mine.variables[2:]:
         owner, _, rest = variable.name.partition("_")
-        if owner == "v0" or any(variable is number for number in mine._number()):
+        if owner == "v0" or any(variable is number for number, _ in mine._advanced()):
             continue
         for theirs, ours in slots.items():
             if rest in (theirs, f"{theirs}_8bit", f"{theirs}_scale"):

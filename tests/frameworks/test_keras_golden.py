@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from frameworks.keras_support import OURS, only_kernels, values  # noqa: F401
-from recorded import ENTRIES, GOLDEN, OTHER_RULES, state_tolerance, tolerance
+from recorded import ENTRIES, GOLDEN, state_tolerance, tolerance
 from tables import BY_NAME, KERAS_CLASSES
 
 KERAS = [entry for entry in ENTRIES if entry["library"] == "keras"]
@@ -95,7 +95,7 @@ def test_trajectory(entry, traced):
             limit = tolerance(entry) if name == "average" else state_tolerance(entry)
             assert scaled(values([slot])[0], file[key], most, slack) <= limit, key
             compared += 1
-    for number in opt._number():
+    for number, _ in opt._advanced():
         assert abs(number.numpy() / file["o_u_product"] - 1) <= 16 * np.finfo(entry["dtype"]).eps
         compared += 1
     assert compared == len(opt.variables) - 1 - isinstance(opt._learning_rate, keras.Variable)
@@ -118,6 +118,6 @@ def test_schedule(entry):
 
 def test_how_many_trajectories_were_replayed():
     left_out = [entry for entry in KERAS if entry not in REPLAYED + SCHEDULES]
-    assert {entry["class"] for entry in left_out} <= {*OTHER_RULES, *BY_NAME}
+    assert {entry["class"] for entry in left_out} <= {*BY_NAME}
     assert len(REPLAYED) == sum(BY_NAME[name].golden[1] for name in KERAS_CLASSES)
     assert (len(KERAS), len(SCHEDULES)) == (87, 7)
