@@ -2,10 +2,17 @@
 # Builds the C core by itself, with gcc and clang, and checks what a Python test cannot: that it
 # compiles without a warning, that every kernel is vectorised and none contracts, that a build which
 # would change results is refused, that the checks and the example in C are clean under the
-# sanitizers (with --valgrind, there as well), and that C++ takes the public header.
+# sanitizers, that other compilers and processors give the same bits, and that C++ takes the public
+# header.
+#
+#     tests/c/run.sh [--all]
+#
+# What is slow, sanitized or emulated, runs a few configurations, and has the loops of one instruction
+# set. With --all it is all configurations and sets, gcc's sanitizers with OpenMP, and valgrind.
 set -euo pipefail
-valgrind=${1:-}
-[[ $valgrind == '' || $valgrind == --valgrind ]] || { echo "unknown argument: $1" >&2; exit 2; }
+all=${1:-} few=few
+[[ $all == '' || $all == --all ]] || { echo "unknown argument: $1" >&2; exit 2; }
+[[ -z $all ]] || few=''
 cd "$(dirname "$0")/../.."
 export OMP_WAIT_POLICY=passive # teams are larger than the machine here; waiting must not cost
 
@@ -18,7 +25,7 @@ core=(src_c/{api,bandwidth,coded,gradient,machine,missed,plan,region,rows,rules,
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
-sanitizers=(-O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-pass-failed)
+sanitizers=(-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-pass-failed)
 
 isas=(base)
 if echo | gcc -mavx512f -x c -c - -o /dev/null 2> /dev/null; then
@@ -90,7 +97,8 @@ same_digests() {
 # check ARGUMENTS COMPILER FLAG...: builds the checks and the example and runs them, those with a digest
 # with these arguments.
 check() {
-    local out=$folder/check
+    local out=$folder/check isas=("${isas[@]}")
+    [[ $all ]] || isas=(base)
     compile "$2" "$out" "${@:3}"
     programs "$2" "$out" "${@:3}"
     digests "" "$out" "$1"
@@ -175,16 +183,18 @@ for compiler in gcc clang; do
         fi
     done
     echo "fast math refused"
-    echo "sanitizers, with OpenMP:"
-    check "" "$compiler" "${sanitizers[@]}" -fopenmp
+    if [[ $all || $compiler == clang ]]; then
+        echo "sanitizers, with OpenMP:"
+        check "$few" "$compiler" "${sanitizers[@]}" -fopenmp
+    fi
 done
 echo "-- clang: thread sanitizer, the library's own team:"
 (
     export TSAN_OPTIONS=die_after_fork=0:ignore_noninstrumented_modules=1
-    check own clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
+    check "own $few" clang -O1 -g -fsanitize=thread -Wno-pass-failed -fopenmp
 )
 echo "-- gcc: sanitizers, without OpenMP, with a type of elements that is for tests:"
-check "" gcc "${sanitizers[@]}" -Wno-unknown-pragmas -DFO_TEST_STORAGE
+check "$few" gcc "${sanitizers[@]}" -Wno-unknown-pragmas -DFO_TEST_STORAGE
 
 # The command by which docs/c-api.md builds a program from the sources.
 bash -euc "$(sed -n '/^cc -std=c11/,/^```/{/^```/!p}' docs/c-api.md) -o $folder/train"
@@ -207,22 +217,23 @@ build() {
     "${@:2}" "${plain[@]}" tests/c/rows_check.c "$1"/*.o -o "$1/rows_check" -lm
 }
 build "$folder/here" gcc
-here=$(digests "" "$folder/here" "")
+digests "" "$folder/here" "" # all configurations, with any number of threads, layout and rounding mode
+here=$(digests "" "$folder/here" "digest $few")
 
-# other_build NAME "EMULATOR" "ARGUMENTS" COMPILER FLAG...: has the digests of `here`.
+# other_build NAME "EMULATOR" COMPILER FLAG...: has the digests of `here`.
 other_build() {
     local there
-    build "$folder/there" "${@:4}"
-    there=$(digests "$2" "$folder/there" "$3")
+    build "$folder/there" "${@:3}"
+    there=$(digests "$2" "$folder/there" "digest $few")
     printf '%s\n' "-- $1:" "$there"
     same_digests "$there" "$here"
 }
 arm32=(-static -march=armv7-a -mfpu=neon)
-other_build "clang" "" digest clang
-other_build "64-bit Arm, emulated" qemu-aarch64 digest aarch64-linux-gnu-gcc -static
-digests qemu-aarch64 "$folder/there" few # and any number of threads, layout and rounding mode
-other_build "32-bit Arm, emulated" qemu-arm digest arm-linux-gnueabihf-gcc "${arm32[@]}"
-other_build "32-bit Arm, clang, emulated" qemu-arm digest \
+other_build "clang" "" clang
+other_build "64-bit Arm, emulated" qemu-aarch64 aarch64-linux-gnu-gcc -static
+[[ -z $all ]] || digests qemu-aarch64 "$folder/there" few
+other_build "32-bit Arm, emulated" qemu-arm arm-linux-gnueabihf-gcc "${arm32[@]}"
+other_build "32-bit Arm, clang, emulated" qemu-arm \
     clang --target=arm-linux-gnueabihf "${arm32[@]}"
 
 if [[ $(uname -m) == x86_64 ]]; then
@@ -234,7 +245,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     programs gcc "$folder/coverage" -fopenmp --coverage
     cd "$folder/coverage"
     here=$(digests "" . few)
-    old=$(digests "qemu-x86_64 -cpu Nehalem" . few)
+    old=$(digests "qemu-x86_64 -cpu Nehalem" . "digest few")
     printf '%s\n' "-- x86-64 without AVX, emulated:" "$old"
     same_digests "$old" "$here"
     ./edge_check
@@ -252,7 +263,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     echo "-- coverage: every line and branch of ${files[*]}"
 fi
 
-if [[ $valgrind ]]; then
+if [[ $all ]]; then
     echo "-- valgrind:"
     compile gcc "$folder/valgrind" -O2 -g -fopenmp
     programs gcc "$folder/valgrind" -fopenmp
