@@ -7,6 +7,7 @@ FASTOPT_OPENMP=0 in the environment leaves out the threading layer of OpenMP.
 
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -77,14 +78,19 @@ class BuildExt(build_ext):
         for isa, flags in ISAS.items():
             if self.compiles(f"#ifndef __{flags[0][2:].upper()}__\n#error\n#endif", flags):
                 tables[isa] = flags
-        for isa, flags in tables.items():
-            ext.extra_objects += self.compiler.compile(
+
+        def compile_kernels(isa):
+            return self.compiler.compile(
                 [KERNELS],
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("FO_ISA", isa)],
                 include_dirs=INCLUDE,
-                extra_postargs=ext.extra_compile_args + UNROLL + flags,
+                extra_postargs=ext.extra_compile_args + UNROLL + tables[isa],
             )
+
+        with ThreadPoolExecutor() as pool:  # these take longest
+            for objects in pool.map(compile_kernels, tables):
+                ext.extra_objects += objects
         ext.extra_objects += self.compiler.compile(
             CORE,
             output_dir=self.build_temp,
