@@ -30,41 +30,56 @@ static void sort_by_insertion(fo_row *rows, int64_t n)
     }
 }
 
-/* By digits, the last one first; each moves all to the other array. Returns where they end. */
-static fo_row *sort_by_radix(fo_row *from, fo_row *to, int64_t n, int64_t highest)
+/* Rows below 2^bits, by digits, the last one first: each moves all to the other array, the first of
+ * them from the indices, and meanwhile the next one is counted. Leaves all in `sorted`. */
+static void sort_by_radix(fo_rows *rows, const int64_t *indices, int bits)
 {
-    int64_t counts[1 << MAX_DIGIT_BITS];
-    int bits = 1;
-    while (highest >> bits)
-        bits++;
+    int64_t memory[2][1 << MAX_DIGIT_BITS];
+    int64_t *counts = memory[0], *next = memory[1];
     const int digits = (bits + MAX_DIGIT_BITS - 1) / MAX_DIGIT_BITS;
     const int width = (bits + digits - 1) / digits, mask = (1 << width) - 1;
+    const int64_t n = rows->n;
+    memset(counts, 0, ((size_t)mask + 1) * sizeof *counts);
+    for (int64_t i = 0; i < n; i++)
+        counts[indices[i] & mask]++;
     for (int shift = 0; shift < bits; shift += width) {
-        memset(counts, 0, ((size_t)mask + 1) * sizeof *counts);
-        for (int64_t i = 0; i < n; i++)
-            counts[from[i].row >> shift & mask]++;
+        const fo_row *const from = rows->sorted;
+        fo_row *const to = rows->spare;
         int64_t before = 0;
         for (int digit = 0; digit <= mask; digit++) {
             const int64_t count = counts[digit];
             counts[digit] = before;
             before += count;
         }
-        for (int64_t i = 0; i < n; i++)
-            to[counts[from[i].row >> shift & mask]++] = from[i];
-        fo_row *const full = to;
-        to = from;
-        from = full;
+        const bool last = shift + width >= bits;
+        memset(next, 0, ((size_t)mask + 1) * sizeof *next);
+        for (int64_t i = 0; i < n; i++) {
+            const fo_row moved = shift == 0 ? (fo_row){indices[i], i} : from[i];
+            if (!last)
+                next[moved.row >> shift >> width & mask]++;
+            to[counts[moved.row >> shift & mask]++] = moved;
+        }
+        rows->spare = rows->sorted;
+        rows->sorted = to;
+        int64_t *const counted = next;
+        next = counts;
+        counts = counted;
     }
-    return from;
 }
 
 static void find_distinct(fo_rows *rows)
 {
-    rows->n_distinct = 0;
-    for (int64_t i = 0; i < rows->n; i++)
-        if (i == 0 || rows->sorted[i].row != rows->sorted[i - 1].row)
-            rows->first[rows->n_distinct++] = i;
-    rows->first[rows->n_distinct] = rows->n;
+    const fo_row *const sorted = rows->sorted;
+    const int64_t n = rows->n;
+    int64_t *const first = rows->first;
+    int64_t n_distinct = n > 0;
+    first[0] = 0;
+    for (int64_t i = 1; i < n; i++) {
+        first[n_distinct] = i; /* unless it is not the first of its row: overwritten */
+        n_distinct += sorted[i].row != sorted[i - 1].row;
+    }
+    first[n_distinct] = n;
+    rows->n_distinct = n_distinct;
 }
 
 /* Lists the blocks that rows reach; or, since all elements are averaged, all blocks. */
@@ -77,22 +92,29 @@ static bool find_blocks(fo_rows *rows, const fo_tensor *tensor)
         most = all;
     if (most > rows->block_room) {
         free(rows->blocks);
-        rows->blocks = calloc((size_t)most, sizeof *rows->blocks);
+        rows->blocks = calloc((size_t)most + 1, sizeof *rows->blocks);
         rows->block_room = rows->blocks ? most : 0;
         if (!rows->blocks)
             return false;
     }
-    rows->n_blocks = 0;
-    int64_t next = 0; /* the first block that is not listed yet */
+    fo_row_block *const blocks = rows->blocks;
+    int64_t next = 0, n_blocks = 0; /* the first block that is not listed yet; those that are */
     for (int64_t k = 0; k < rows->n_distinct; k++) {
         const int64_t begin = fo_distinct_row(rows, k) * size, last = (begin + size - 1) / FO_BLOCK;
+        if (!tensor->ema && begin / FO_BLOCK == last) { /* most; which of them, nobody foresees */
+            blocks[n_blocks] = (fo_row_block){last, k};
+            n_blocks += last >= next;
+            next = last + 1;
+            continue;
+        }
         if (!tensor->ema && begin / FO_BLOCK > next)
             next = begin / FO_BLOCK;
         for (; next <= last; next++)
-            rows->blocks[rows->n_blocks++] = (fo_row_block){next, k};
+            blocks[n_blocks++] = (fo_row_block){next, k};
     }
     for (; tensor->ema && next < all; next++)
-        rows->blocks[rows->n_blocks++] = (fo_row_block){next, rows->n_distinct};
+        blocks[n_blocks++] = (fo_row_block){next, rows->n_distinct};
+    rows->n_blocks = n_blocks;
     return true;
 }
 
@@ -100,27 +122,26 @@ fo_status fo_rows_sort(fo_rows *rows, const fo_tensor *tensor, int64_t *bad)
 {
     const int64_t n = tensor->n_indices, n_rows = tensor->size / tensor->row_size;
     bool sorted = true;
-    int64_t highest = 0;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = tensor->indices[i];
         *bad = i;
         if (row < 0 || row >= n_rows)
             return FO_BAD_INDEX;
         sorted = sorted && (i == 0 || tensor->indices[i - 1] <= row);
-        highest = row > highest ? row : highest;
     }
     if (!make_room(rows, n))
         return FO_NO_MEMORY;
     rows->row_size = tensor->row_size;
     rows->n = n;
-    for (int64_t i = 0; i < n; i++)
-        rows->sorted[i] = (fo_row){tensor->indices[i], i};
-    if (!sorted && n < MIN_FOR_RADIX) {
-        sort_by_insertion(rows->sorted, n);
-    } else if (!sorted && sort_by_radix(rows->sorted, rows->spare, n, highest) != rows->sorted) {
-        fo_row *const spare = rows->sorted;
-        rows->sorted = rows->spare;
-        rows->spare = spare;
+    if (sorted || n < MIN_FOR_RADIX) {
+        for (int64_t i = 0; i < n; i++)
+            rows->sorted[i] = (fo_row){tensor->indices[i], i};
+        sort_by_insertion(rows->sorted, sorted ? 0 : n);
+    } else {
+        int bits = 1;
+        while ((n_rows - 1) >> bits)
+            bits++;
+        sort_by_radix(rows, tensor->indices, bits);
     }
     find_distinct(rows);
     return find_blocks(rows, tensor) ? FO_OK : FO_NO_MEMORY;

@@ -107,7 +107,7 @@ static int64_t draw_indices(int i, int s, int64_t *indices)
     for (int64_t k = 0; k < n; k++) {
         const int64_t any = (int64_t)(random_bits() % (uint64_t)rows);
         const int64_t in_order = k < rows ? k : rows - 1;
-        indices[k] = s % 3 == 0 ? in_order : s % 3 == 1 ? any : any / 3;
+        indices[k] = s % 3 == 0 ? in_order : s % 3 == 1 ? any : rows - 1 - any / 3;
     }
     return n;
 }
