@@ -88,6 +88,7 @@ cdef class Plan(Binder):
     cdef public bint unshared        # whether nobody else can reach the arrays
     cdef public int64_t completed_steps
     cdef readonly int64_t accumulated_steps
+    cdef bint met_jax                # whether a gradient has been, and JAX may read parameters
 
     def __cinit__(
         self, Rule rule not None, list params not None, list slots not None, list ema,
@@ -334,7 +335,8 @@ cdef class Plan(Binder):
         set_threads_of(&self.args, self.num_threads)
         for i in range(self.n):
             if self._has_to_catch_up(i):
-                fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
+                with nogil:
+                    fo_plan_refresh(self.plan, i, NULL, 0, &self.args, &at)
 
     @property
     def behind(self):
@@ -362,6 +364,8 @@ cdef class Plan(Binder):
         try:
             self._read_lent()
             self._read_owned()
+            if self.met_jax:
+                wait_for_jax(self.owned[:self.n])
             set_threads_of(&self.args, self.num_threads)
             written = [
                 i for i in ([which] if which is not None else range(self.n))
@@ -605,6 +609,7 @@ cdef class Plan(Binder):
             self.sort_rows()
 
         if self.from_jax:
+            self.met_jax = True
             wait_for_jax(self.owned[:self.n])
         args.loss_scale = loss_scale
         args.zero_grad = zero_grad
@@ -621,7 +626,7 @@ cdef class Plan(Binder):
             after_zeroing = version_counter(zeroed)
         self._check_alone(writing)
         after_catching_up = None if self.logs is None else self._counter_of_behind()
-        if not keeps_gil(self.plan):
+        if self.logs is not None or not keeps_gil(self.plan):
             # Held twice: NumPy's resize() lets an array have one other owner.
             _held = [<object>grads[i] for i in range(self.n)]
         if self.logs is not None:

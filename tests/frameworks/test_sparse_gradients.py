@@ -1,11 +1,13 @@
 """Sparse gradients of other libraries are gradients of some rows."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 from jax.experimental.sparse import BCOO
 from scipy import sparse
 
+import fastopt
 from fastopt import SGD, Adam, Rows
 
 
@@ -42,6 +44,23 @@ def test_a_sparse_matrix_of_scipy_is_its_rows_that_hold_something(kind):
         assert one_step(matrix, cls=cls).tobytes() == expected.tobytes()
     with pytest.raises(ValueError, match=r"shape \(6, 3\) is not the parameter's \(7, 3\)"):
         one_step(matrix, (7, 3))
+
+
+def test_rows_catch_up_when_jax_has_computed_from_them():
+    """As a step does, which JAX's gradient tells of it."""
+    loss = jax.jit(lambda w: sum(jax.numpy.sum(jax.numpy.sin(w * k)) for k in range(1, 40)))
+    flat, _ = fastopt.flatten([np.ones(400_000, np.float32)])  # so aligned, JAX reads it in place
+    table = flat.reshape(-1, 100)
+    opt, seen, expected = fastopt.Adam([table], lr=0.1, rows="exact"), [], []
+    for i in range(5):
+        opt.step([Rows(np.arange(4000), jax.numpy.ones((4000, 100)))])
+        opt.step([Rows([i], jax.numpy.ones((1, 100)))])
+        before, value = table.copy(), loss(table)
+        opt.refresh()
+        seen.append(float(value))
+        expected.append(float(loss(before)))
+        assert (before != table).any()
+    assert seen == expected
 
 
 def test_a_bcoo_of_jax_is_rows_without_what_fills_it_up():
