@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("torch", marks=pytest.mark.slow)])
 def test_storage(backend):
     script = Path(__file__).parent / "keras_storage.py"
     done = subprocess.run(
