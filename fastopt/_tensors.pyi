@@ -1,6 +1,6 @@
 """Types of the compiled module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class Gradients:
         arrays: list[NDArray[Any]],
         without: list[Any],
         by_rows: list[bool] | None = None,
+        part: Callable[[Any, Any], Any] | None = None,
     ) -> None: ...
     def read(self) -> list[NDArray[Any] | Rows | None] | None: ...
     def release(self) -> None: ...

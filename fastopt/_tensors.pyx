@@ -161,6 +161,9 @@ cdef class Gradients:
     by_rows : list of bool, optional
         For each of `params`, whether its gradient is expected to be one of some rows: a sparse
         tensor, by the first axis.
+    part : callable, optional
+        Takes a parameter and a gradient of a type that is not among `kinds`, and returns the tensor
+        to take for it, or None: there is none.
 
     Attributes
     ----------
@@ -174,6 +177,7 @@ cdef class Gradients:
     cdef tuple arrays
     cdef tuple without
     cdef tuple by_rows
+    cdef object part
     cdef list own   # an ndarray for each gradient so far, or None
     cdef Seen *seen  # how those lay that PyTorch's functions can look at
     cdef bint direct
@@ -183,9 +187,10 @@ cdef class Gradients:
 
     def __cinit__(
         self, kind not None, tuple kinds not None, list params not None,
-        list arrays not None, list without not None, list by_rows=None,
+        list arrays not None, list without not None, list by_rows=None, part=None,
     ):
         self.reader = reader(kind)
+        self.part = part
         self.kinds = kinds
         self.by_rows = (False,) * len(params) if by_rows is None else tuple(by_rows)
         self.params, self.arrays, self.without = tuple(params), tuple(arrays), tuple(without)
@@ -223,8 +228,10 @@ cdef class Gradients:
                 self.missing += 1
                 continue
             if not is_one_of(grad, self.kinds):
-                self.release()
-                return None
+                grad = None if self.part is None else self.part(self.params[i], grad)
+                if grad is None or not is_one_of(grad, self.kinds):
+                    self.release()
+                    return None
             if self.by_rows[i]:
                 result[i] = self._read_rows(i, grad)
                 if result[i] is None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from fastopt import _core, _tensors
+from fastopt._framework import is_frameworks
 from fastopt._storage import Storage
 from fastopt._warnings import FallbackWarning
+from fastopt.torch._local import cut_alike, is_dtensor, is_partial, local
 from fastopt.torch._rows import takes_rows, unfit_rows
 from fastopt.torch._storage import DTYPES, NARROW, array_of, form_of, layout, shape_of
 
@@ -155,6 +157,13 @@ def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...], by_rows: b
 
     `by_rows` tells whether a sparse gradient is to update its rows alone.
     """
+    grad, state = param.grad, optimizer.state.get(param)
+    if is_dtensor(param):
+        if (why := _unfit_dtensor(optimizer, param)) is not None:
+            return why
+        grad = None if grad is None else local(grad)
+        state = {name: local(value) for name, value in state.items()} if state else state
+        param = local(param)
     if (why := _unfit_tensor(param)) is not None:
         return f"its {why}"
     try:
@@ -163,7 +172,7 @@ def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...], by_rows: b
         return str(error)
     if param.is_inference():
         return "it is an inference tensor"
-    if (grad := param.grad) is not None:
+    if grad is not None:
         values = grad
         if by_rows and type(grad) in KINDS and grad.is_sparse:
             if (why := unfit_rows(param, grad)) is not None:
@@ -177,8 +186,21 @@ def unfit(optimizer: Any, param: torch.Tensor, used: tuple[str, ...], by_rows: b
             grad.dtype == torch.float64 != param.dtype  # float32 has all values of the others
         ):
             return "its gradient has another dtype or shape"
-    state = optimizer.state.get(param)
     return _unfit_state(optimizer, param, state, used) if state else None
+
+
+def _unfit_dtensor(optimizer: Any, param: torch.Tensor) -> str | None:
+    """Return why what this process has of a DTensor, its gradient and its state is not enough."""
+    if not is_frameworks(optimizer._storage_of(param), optimizer._options):
+        return "its type is DTensor, and its state is not to be stored as PyTorch does it"
+    if is_partial(param):
+        return "its type is DTensor, of which each process has a summand"
+    if param.grad is not None and not cut_alike(param, param.grad):
+        return "its type is DTensor, and its gradient is not placed as it is"
+    for name, value in (optimizer.state.get(param) or {}).items():
+        if isinstance(value, torch.Tensor) and value.dim() and not cut_alike(param, value):
+            return f"its type is DTensor, and its state's {name} is not placed as it is"
+    return None
 
 
 def _unfit_state(
@@ -305,6 +327,11 @@ def _way_out(name: str, param: torch.Tensor, why: str) -> str:
         if why.startswith("its gradient is"):
             lazily = "; sparse gradients, if their first axis alone is, and its rows are contiguous"
         return f"fastopt's kernels take dense parameters and gradients{lazily}. {own}."
+    if why.startswith("its type is DTensor"):
+        return (
+            "fastopt's kernels take DTensors whose gradient and state are placed as they are. "
+            f"{own}{faster}"
+        )
     if why.startswith(("its type", "its device", "its gradient's type", "its gradient's device")):
         return f"fastopt's kernels take plain tensors in the CPU's memory. {own}{faster}"
     if why in (SHARES, MIXED):

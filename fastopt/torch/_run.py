@@ -29,6 +29,7 @@ from fastopt.torch._fitness import (
     unfit,
     unfit_group,
 )
+from fastopt.torch._local import is_dtensor, local, local_gradient
 from fastopt.torch._rows import is_sparse, takes_rows
 from fastopt.torch._storage import DTYPES
 
@@ -115,14 +116,14 @@ class Run:
         plain = [param for param in watched if is_plain(param)]
         self.watched = _tensors.Tensors(torch.Tensor, plain, False) if plain else None
         self.extents = [(p, extents(p)) for p in watched if not is_plain(p)]
-        arrays = [_tensors.as_array(torch.Tensor, param) for param in self.params]
+        arrays = [_tensors.as_array(torch.Tensor, local(param)) for param in self.params]
         # Those that have none now are expected to get another one of the kind that they had.
         self.sparse: set[torch.Tensor] = {
             p for p in self.params if (p in sparse if p.grad is None else is_sparse(p.grad))
         }
         by_rows = [param in self.sparse for param in self.params]
         self.gradients = _tensors.Gradients(
-            torch.Tensor, KINDS, self.params, arrays, waiting, by_rows
+            torch.Tensor, KINDS, self.params, arrays, waiting, by_rows, local_gradient
         )
         self.grads: list[Any] | None = None
         self.full_size: int = sum(param.numel() for param in self.params)
@@ -160,6 +161,7 @@ class Run:
             or optimizer.param_groups is not self.groups
             or not self.seen.unchanged()
             or not self.tensors.in_place()
+            or any(local(tensor) is not part for tensor, part in self.parts)
             or (self.watched is not None and not self.watched.in_place())
             or (self.extents and any(extents(param) != seen for param, seen in self.extents))
         ):
@@ -236,7 +238,8 @@ class Run:
             )
         rows = [steps, *slots, *beside]
         held = [t for row in rows for t in row if t is not None]
-        self.tensors = _tensors.Tensors(torch.Tensor, [*self.params, *held])
+        self.parts = [(t, local(t)) for t in [*self.params, *held] if is_dtensor(t)]
+        self.tensors = _tensors.Tensors(torch.Tensor, list(map(local, [*self.params, *held])))
         arrays = self.tensors.arrays
         array_of = {id(t): a for t, a in zip([*self.params, *held], arrays, strict=True)}
         states = [state[param] for param in self.params if param in state]
@@ -356,6 +359,8 @@ class Run:
         if self.gradients.missing:
             updated = [p for p, grad in zip(updated, grads, strict=True) if grad is not None]
         increment_version(updated)
+        if self.parts:
+            increment_version([part for _, part in self.parts])
         if grad_scale is not None:  # as fused=True leaves them
             held = [param.grad for param in updated if param.grad is not None]
             with torch.no_grad():

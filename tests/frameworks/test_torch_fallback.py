@@ -215,40 +215,6 @@ def test_a_training_of_pytorchs_warns_once_and_is_pytorchs(kind, name):
 
 
 @every_class
-def test_a_training_of_dtensors_warns_once_and_is_pytorchs(name, tmp_path):
-    import torch.distributed as dist
-    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-
-    class OfDTensors(Training):
-        why = "its type is DTensor"
-
-        def prepare(self):
-            mesh = init_device_mesh("cpu", (1,))
-            for layer in self.net[0], self.net[2]:
-                for key, value in list(layer.named_parameters()):
-                    shards = distribute_tensor(value.detach(), mesh, [Shard(0)])
-                    setattr(layer, key, Parameter(shards))
-            self.x = distribute_tensor(self.x, mesh, [Shard(0)])
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/g", rank=0, world_size=1)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-            if name == "Rprop":  # PyTorch's own cannot update a DTensor
-                with pytest.raises(RuntimeError, match="index_put_"):
-                    check(OfDTensors, name)
-                return
-            text = check(OfDTensors, name)
-        fused = name not in ("SGD", "Adagrad") and has_fused(name)
-        fast = "fused=True" if fused else "foreach=True"
-        assert fast in text
-        make(torch_peers, name, OfDTensors(torch_peers, name).net.parameters(), **{fast[:-5]: True})
-    finally:
-        dist.destroy_process_group()
-
-
-@every_class
 def test_a_training_in_bfloat16_does_not_warn_and_runs_on_the_kernels(name):
     ours = InBfloat16(fastopt.torch, name)
     assert train(ours, 3) == []
