@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define MIN_FOR_RADIX 64
-#define MAX_DIGIT_BITS 12
+#define MAX_DIGIT_BITS 10
 
 static bool make_room(fo_rows *rows, int64_t n)
 {
