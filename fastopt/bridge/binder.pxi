@@ -64,6 +64,8 @@ cdef class Binder:
 
     def __dealloc__(self):
         cdef Py_ssize_t k
+        if self.items != NULL:
+            self.release()  # which still needs the plan, and what follows
         fo_plan_destroy(self.plan)
         if self.layouts != NULL:
             for k in range(self.n_owned):
@@ -71,8 +73,6 @@ cdef class Binder:
         if self.grad_layout != NULL:
             for k in range(self.n):
                 PyMem_Free(self.grad_layout[k])
-        if self.items != NULL:
-            self.release()
         PyMem_Free(self.items)
         PyMem_Free(self.layouts)
         PyMem_Free(self.targets)
