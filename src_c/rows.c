@@ -30,12 +30,15 @@ static void sort_by_insertion(fo_row *rows, int64_t n)
     }
 }
 
-/* Rows below 2^bits, by digits, the last one first: each moves all to the other array, the first of
+/* Rows below n_rows, by digits, the last one first: each moves all to the other array, the first of
  * them from the indices, and meanwhile the next one is counted. Leaves all in `sorted`. */
-static void sort_by_radix(fo_rows *rows, const int64_t *indices, int bits)
+static void sort_by_radix(fo_rows *rows, const int64_t *indices, int64_t n_rows)
 {
     int64_t memory[2][1 << MAX_DIGIT_BITS];
     int64_t *counts = memory[0], *next = memory[1];
+    int bits = 1;
+    while ((n_rows - 1) >> bits)
+        bits++;
     const int digits = (bits + MAX_DIGIT_BITS - 1) / MAX_DIGIT_BITS;
     const int width = (bits + digits - 1) / digits, mask = (1 << width) - 1;
     const int64_t n = rows->n;
@@ -136,12 +139,10 @@ fo_status fo_rows_sort(fo_rows *rows, const fo_tensor *tensor, int64_t *bad)
     if (sorted || n < MIN_FOR_RADIX) {
         for (int64_t i = 0; i < n; i++)
             rows->sorted[i] = (fo_row){tensor->indices[i], i};
-        sort_by_insertion(rows->sorted, sorted ? 0 : n);
+        if (!sorted)
+            sort_by_insertion(rows->sorted, n);
     } else {
-        int bits = 1;
-        while ((n_rows - 1) >> bits)
-            bits++;
-        sort_by_radix(rows, tensor->indices, bits);
+        sort_by_radix(rows, tensor->indices, n_rows);
     }
     find_distinct(rows);
     return find_blocks(rows, tensor) ? FO_OK : FO_NO_MEMORY;

@@ -206,6 +206,29 @@ def advance(opt, grads, steps):
     return opt
 
 
+def two_processes(*args, timeout, **env):
+    """Run Python twice at once, each with its RANK, and demand that both print "equal"."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **env}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            env={**env, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            stdout, stderr = process.communicate(timeout=timeout)
+            assert stdout == "equal\n", stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def python(*args, timeout=60, **env):
     """Run a fresh interpreter on the same fastopt; a value of None unsets a variable."""
     env = {**os.environ, "PYTHONPATH": str(Path(fastopt.__file__).parents[1]), **env}

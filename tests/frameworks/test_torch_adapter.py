@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch_peers
+from support import two_processes
 from tables import BY_NAME, ROWS, TORCH_CLASSES
 from torch.nn import Parameter
 from torch.testing import assert_close
@@ -1174,26 +1175,7 @@ ZERO = """
 def test_zero_redundancy_optimizer(name, buckets, tmp_path):
     code = textwrap.dedent(ZERO).replace("NAME", name)
     code = code.replace("BUCKETS", f"parameters_as_bucket_view={buckets}")
-    env = {**os.environ, "FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**env, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=120)
-            assert stdout == "equal\n", stderr
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    two_processes("-c", code, timeout=120, FOLDER=str(tmp_path))
 
 
 def test_modules_of_torch_optim_can_be_imported_from():

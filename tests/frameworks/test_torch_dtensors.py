@@ -1,14 +1,13 @@
 """DTensors, of which fully_shard and tensor parallelism are made, run on fastopt's kernels."""
 
-import os
-import subprocess
-import sys
+import inspect
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from support import two_processes
 from tables import TORCH_CLASSES
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
@@ -30,13 +29,13 @@ def mesh(tmp_path):
     dist.destroy_process_group()
 
 
-def shards(mesh, tensor, placement=Shard(0)):  # noqa: B008
-    return distribute_tensor(tensor.detach().clone(), mesh, [placement])
+def shards(mesh, tensor):
+    return distribute_tensor(tensor.detach().clone(), mesh, [Shard(0)])
 
 
-def parameters(mesh, seed=0):
+def parameters(mesh):
     """Return tensors, and DTensors of the same values."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(0)
     plain = [torch.randn(shape, generator=rng) for shape in ((4, 3), (7,), (0, 2))]
     return plain, [torch.nn.Parameter(shards(mesh, tensor)) for tensor in plain]
 
@@ -93,40 +92,62 @@ def test_the_part_may_become_another_one_between_steps(mesh):
         assert_same(plain, sharded, ours, theirs)
 
 
-@pytest.mark.parametrize(
-    ("why", "options"),
-    [
-        ("its type is DTensor, and its gradient is not placed as it is", {}),
-        ("its type is DTensor, and its state's exp_avg is not placed as it is", {}),
-        ("its type is DTensor, and its state is not to be stored", {"state_dtype": "bfloat16"}),
-    ],
-)
-def test_what_else_is_cut_otherwise_is_pytorchs_or_refused(why, options, mesh):
+def placed_otherwise(tensor):
+    return tensor.redistribute(placements=[Replicate()])
+
+
+@pytest.mark.parametrize("what", ["its gradient", "its state's exp_avg"])
+def test_what_is_placed_otherwise_is_pytorchs(what, mesh):
     plain, sharded = (params[:2] for params in parameters(mesh))
-    ours = fastopt.torch.Adam(sharded, lr=0.1, **options)
-    if "state's" in why:
+    ours = fastopt.torch.Adam(sharded, lr=0.1)
+    if "state" in what:
         give_gradients(mesh, plain, sharded, 0)
         ours.step()
         kept = ours.state[sharded[0]]
-        kept["exp_avg"] = kept["exp_avg"].redistribute(mesh, [Replicate()])
+        kept["exp_avg"] = placed_otherwise(kept["exp_avg"])
     give_gradients(mesh, plain, sharded, 1)
-    if "gradient" in why:
+    if "gradient" in what:
         for param in sharded:
-            param.grad = param.grad.redistribute(mesh, [Replicate()])
-    before = [param.detach().to_local().clone() for param in sharded]
-    if options:
-        with pytest.raises(RuntimeError, match="PyTorch's own update would have to run"):
-            ours.step()
-        assert all(
-            torch.equal(p.detach().to_local(), q) for p, q in zip(sharded, before, strict=True)
-        )
-        return
+            param.grad = placed_otherwise(param.grad)
+    before = sharded[0].detach().to_local().clone()
+    why = f"its type is DTensor, and {what} is not placed as it is"
     assert why in {info["why"] for info in ours.fastopt_info()}
     with pytest.warns(fastopt.FallbackWarning, match=why) as caught:
         ours.step()
     assert "placed as they are" in str(caught[0].message)
-    assert "fused=True" in str(caught[0].message)
-    assert not torch.equal(sharded[0].detach().to_local(), before[0])
+    assert not torch.equal(sharded[0].detach().to_local(), before)
+
+
+@every_class
+def test_the_warning_names_what_is_fast_and_accepted(name, mesh):
+    plain, sharded = (params[:2] for params in parameters(mesh))
+    ours = getattr(fastopt.torch, name)(sharded, lr=0.1)
+    give_gradients(mesh, plain, sharded, 0)
+    for param in sharded:
+        param.grad = placed_otherwise(param.grad)
+    before = [param.detach().to_local().clone() for param in sharded]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fastopt.FallbackWarning)
+        with pytest.raises(fastopt.FallbackWarning) as raised:
+            ours.step()
+    for param, value in zip(sharded, before, strict=True):
+        assert torch.equal(param.detach().to_local(), value)
+    namesake = getattr(torch.optim, name)
+    has_fused = "fused" in inspect.signature(namesake).parameters
+    fast = "fused" if has_fused and name not in ("SGD", "Adagrad") else "foreach"
+    assert f"{fast}=True" in str(raised.value)
+    namesake(sharded, **{fast: True})
+
+
+def test_state_that_pytorch_does_not_store_so_is_refused(mesh):
+    plain, sharded = parameters(mesh)
+    ours = fastopt.torch.Adam(sharded, lr=0.1, state_dtype="bfloat16")
+    give_gradients(mesh, plain, sharded, 0)
+    why = "its type is DTensor, and its state is not to be stored as PyTorch does it"
+    with pytest.raises(RuntimeError, match=f"PyTorch's own update would have to run.*{why}"):
+        ours.step()
+    for tensor, param in zip(plain, sharded, strict=True):
+        assert torch.equal(param.detach().to_local(), tensor)
 
 
 @pytest.mark.parametrize(
@@ -138,22 +159,4 @@ def test_what_else_is_cut_otherwise_is_pytorchs_or_refused(why, options, mesh):
 )
 def test_two_processes_train_and_save_as_with_pytorch(way, name, tmp_path):
     script = Path(__file__).with_name("torch_shards.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), tmp_path, way, name],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=200)
-            assert stdout == "equal\n", stderr
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    two_processes(script, tmp_path, way, name, timeout=200)

@@ -1,4 +1,4 @@
-"""A training of DTensors in one of two processes: `python torch_shards.py RANK FOLDER WAY NAME`.
+"""A training of DTensors in one of two processes: `RANK=0 python torch_shards.py FOLDER WAY NAME`.
 
 It is PyTorch's training, by fastopt.torch and by torch.optim, and prints "equal" at its end.
 """
@@ -26,7 +26,7 @@ from torch.distributed.tensor.parallel import (
 import fastopt
 import fastopt.torch
 
-RANK, FOLDER, WAY, NAME = int(sys.argv[1]), *sys.argv[2:]
+RANK, (FOLDER, WAY, NAME) = int(os.environ["RANK"]), sys.argv[1:]
 WORLD, LR = 2, 0.05
 
 
