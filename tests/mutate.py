@@ -184,12 +184,6 @@ MUTATIONS = [
         "",
     ),
     Mutation(
-        "rows are not at rest because of a number",
-        "update.c",
-        "j == s->plan->number || !a.data",
-        "!a.data",
-    ),
-    Mutation(
         "RAdam: the rectification begins at another length",
         "rules/radam.h",
         "rho > 5",

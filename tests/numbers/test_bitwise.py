@@ -344,3 +344,21 @@ def test_a_centered_variance_that_rounds_below_zero_is_clamped_under_torch_only(
     kwargs = {**kwargs, "eps": 1e-8, "semantics": "torch"}
     opt = run_both(fastopt.RMSprop, kwargs, [np.zeros(1000, np.float32)], grads)
     assert np.isfinite(opt.params[0]).all()
+
+
+def test_parameters_of_one_step_count_keep_products_of_momenta_of_their_own():
+    """Betas that change between the first steps of two parameters give them different ones."""
+    together = fastopt.NAdam([np.ones(3), np.ones(3)])
+    alone = [fastopt.NAdam([np.ones(3)]) for _ in together.params]
+    for i, beta in enumerate((0.8, 0.95)):
+        for opt in (together, alone[i]):
+            opt.param_groups[0]["betas"] = (beta, 0.999)
+        together.step([np.ones(3) if k == i else None for k in range(2)])
+        alone[i].step([np.ones(3)])
+    alone[0].param_groups[0]["betas"] = (0.95, 0.999)
+    for opt in (together, *alone):
+        opt.step([np.ones(3)] * len(opt.params))
+    assert together.state[0]["mu_product"] != together.state[1]["mu_product"]
+    for param, state, opt in zip(together.params, together.state, alone, strict=True):
+        assert param.tobytes() == opt.params[0].tobytes()
+        assert state["mu_product"] == opt.state[0]["mu_product"]
