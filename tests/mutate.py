@@ -18,6 +18,7 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,10 +48,12 @@ TESTS = [  # the quick ones first: most mutations are caught in seconds
     "rows",
     "rows_exact",
     "rowwise",
+    "parts",
 ]
 THREAD_TESTS = ["bitwise", "environment", "processes"]
 TESTS_OF = {"errors.h": ["c_api"], "rules.c": ["c_api"]}  # instead
 TESTS_OF |= {file: ["c_api", "c_storage", "c_rows", "rowwise"] for file in ("api.c", "arrays.h")}
+TESTS_OF |= {"reduce.c": ["parts"]}
 TESTS_OF |= {file: ["storage"] for file in ("codecs.inc", "fused.inc", "random.h")}
 TESTS_OF |= {file: ["rows", "rows_exact", "c_rows"] for file in ("rows.c", "missed.c")}
 TESTS_OF |= dict.fromkeys(["team.c", "team.h", "region.c"], THREAD_TESTS)
@@ -1468,10 +1471,34 @@ MUTATIONS = [
         "    for (int j = 0; i + j < n - 1; j++) {\n        const T x = FO_T(fo_own_gradient)",
     ),
     Mutation(
-        "row-wise: a row belongs to the block that it ends in",
-        "update.c",
-        "return (offset + t->width - 1) / t->width * t->width;",
-        "return offset / t->width * t->width;",
+        "parts: the norm is that of the first parameter",
+        "step.c",
+        "args->squares[p->tensor - plan->tensors]",
+        "args->squares[0]",
+    ),
+    Mutation(
+        "parts: a norm that is given is not used",
+        "step.c",
+        "    if (args->squares)\n        resolve_clipping(&s);\n",
+        "",
+    ),
+    Mutation(
+        "parts: blocks without a gradient are as they were",
+        "step.c",
+        "        plan->block_finite[b] = true;\n",
+        "",
+    ),
+    Mutation(
+        "means: the last one is added first",
+        "reduce.c",
+        "for (int k = 1; k < count; k++)",
+        "for (int k = count - 1; k > 0; k--)",
+    ),
+    Mutation(
+        "means: the sum is not divided",
+        "reduce.c",
+        "sum, sum, NULL, 1, count);",
+        "sum, sum, NULL, 1, 1);",
     ),
     Mutation(
         "row-wise: every row has the first one's sum",
@@ -1636,7 +1663,7 @@ def checks_of_driver(folder: Path) -> str:
     sources = [f"src_c/{path.name}" for path in sorted((folder / "src_c").glob("*.c"))]
     checked_run(folder, *compiler, *flags, "-c", *sources)
     objects = [f"{Path(source).stem}.o" for source in sources]
-    for name in ("driver_check", "storage_check", "rows_check"):
+    for name in ("driver_check", "storage_check", "rows_check", "parts_check"):
         wrap = ["-Wl,--wrap=fo_active_table"] if name == "storage_check" else []
         linked = [f"tests/c/{name}.c", *objects, *wrap, "-lm", "-o", name]
         checked_run(folder, *compiler, *flags, *linked)
@@ -1671,6 +1698,14 @@ def check_unmutated(folder: Path, names: Sequence[str]) -> None:
         raise RuntimeError(f"the tests fail without a mutation (exit code {code}):\n{output}")
 
 
+def tests_of(mutation: Mutation) -> list[str]:
+    """Return the tests to run, those first that are of what the mutation breaks."""
+    first = {"row-wise": "rowwise", "rows": "rows", "parts": "parts"}.get(
+        mutation.breaks.partition(":")[0], ""
+    )
+    return sorted(TESTS_OF.get(mutation.file, TESTS), key=lambda name: name != first)
+
+
 def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> tuple[bool, str]:
     """Apply a mutation to a copy, test, undo it; tell whether it was caught, and what happened."""
     path = folder / "src_c" / mutation.file
@@ -1685,7 +1720,7 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> tupl
         if mutation.file in ("team.c", "team.h") and stress_of_threads(folder):
             return True, "caught by team_check"
         rebuild(folder, commands)
-        code, output = test(folder, TESTS_OF.get(mutation.file, TESTS))
+        code, output = test(folder, tests_of(mutation))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return False, str(error)
     finally:
@@ -1693,6 +1728,8 @@ def outcome(mutation: Mutation, folder: Path, commands: list[list[str]]) -> tupl
     failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
     if code == 1 and failed:
         return True, f"caught by {failed[1]}"
+    if -code in (signal.SIGABRT, signal.SIGSEGV):
+        return True, f"caught: {signal.Signals(-code).name} ended the tests"
     return False, f"NOT CAUGHT: pytest's exit code is {code}\n{output[-2000:] if code else ''}"
 
 
@@ -1718,7 +1755,7 @@ def main() -> int:
         copy_repository(folders[0])
         commands = build(folders[0])
         rebuild(folders[0], commands)
-        used = {name for _, m in chosen for name in TESTS_OF.get(m.file, TESTS)}
+        used = {name for _, m in chosen for name in tests_of(m)}
         check_unmutated(folders[0], sorted(used))
         print("unmutated: the tests pass", flush=True)
         free: queue.SimpleQueue[Path] = queue.SimpleQueue()

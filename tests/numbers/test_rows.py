@@ -55,6 +55,22 @@ def test_every_rule_equals_the_reference_on_the_rows(name, cls, kwargs, dtype):
     run_all(cls, kwargs, params, gradients(rng, params, 5))
 
 
+@pytest.mark.parametrize("n_rows", [64, 65, 1000, 1024, 1025, 40_000, 1 << 20, (1 << 20) + 1])
+@pytest.mark.parametrize("n", [63, 64, 500])
+def test_rows_of_a_table_of_any_height_are_summed_in_order(n_rows, n):
+    """Many more than fit one digit of the sort, some of them given several times."""
+    rng = np.random.default_rng(n)
+    indices = rng.integers(0, n_rows, n)
+    indices[::5] = indices[1]
+    indices[:2] = 0, n_rows - 1
+    values = rng.standard_normal((n, 1), np.float32)
+    sums = np.zeros((n_rows, 1), np.float32)
+    np.add.at(sums, indices, values)  # one after the other
+    table = np.zeros((n_rows, 1), np.float32)
+    fastopt.SGD([table], lr=1.0).step([fastopt.Rows(indices, values)])
+    np.testing.assert_array_equal(table, -sums)
+
+
 CLIPS = [{"clip_value": 0.5}, {"clip_norm": 1.0}, {"global_clip_norm": 2.0}]
 OPTIONS = [*CLIPS, {"ema_decay": 0.9}, {"ema_decay": 0.9, "global_clip_norm": 0.5}]
 
