@@ -36,7 +36,7 @@ ISAS = {
 CORE = [
     f"src_c/{name}.c"
     for name in (
-        "api", "bandwidth", "coded", "gradient", "machine", "missed", "plan",
+        "api", "bandwidth", "coded", "gradient", "machine", "missed", "plan", "reduce",
         "region", "rows", "rules", "step", "storage", "team", "update",
     )
 ]  # fmt: skip

@@ -88,6 +88,7 @@ cdef extern from "core.h" nogil:
         int64_t n_indices
         const int64_t *indices
     bint fo_has_scales(const fo_tensor *tensor)
+    ctypedef unsigned char c_bool "bool"
     ctypedef struct fo_step_args:
         fo_semantics semantics
         fo_clip clip
@@ -100,6 +101,7 @@ cdef extern from "core.h" nogil:
         bint ema_starts
         bint zero_grad
         int max_threads
+        const double *squares
         bint exact
         const fo_pool *pool
     ctypedef struct fo_step_result:
@@ -126,7 +128,14 @@ cdef extern from "core.h" nogil:
     fo_status fo_plan_refresh(fo_plan *plan, int64_t i, const int64_t *indices, int64_t n_indices,
                               const fo_step_args *args, int64_t *at)
     int64_t fo_plan_size(const fo_plan *plan)
+    int64_t fo_plan_blocks(const fo_plan *plan)
+    void fo_plan_scan(fo_plan *plan, const fo_step_args *args, double *sums, c_bool *finite) nogil
     void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
+
+    void fo_ordered_mean(fo_dtype dtype, int64_t n, void *to, int count, const void **arrays,
+                         const fo_dtype *stored) nogil
+    void fo_batch_mean(fo_dtype dtype, int64_t n, void *to, const void *sum, const void *grad,
+                       fo_dtype stored, double scale, double divisor) nogil
 
     ctypedef struct fo_bandwidth_tensor:
         void *updated[1 + FO_MAX_SLOTS]

@@ -18,7 +18,14 @@ from fastopt._decay import check_matched, decay_mask
 from fastopt._given import flatten_params, label
 from fastopt._hypers import Hypers, own_copies
 from fastopt._lenders import Lenders
-from fastopt._memory import Array, copy_like, lay_out, memory_order, zeros_like
+from fastopt._memory import (
+    Array,
+    copy_like,
+    in_memory_order,
+    lay_out,
+    memory_order,
+    zeros_like,
+)
 from fastopt._settings import CLIPS, NONFINITE, SEMANTICS, Settings
 from fastopt._storage import Storage, initial_arrays, storage_for
 from fastopt._trees import TreeDef, merged
@@ -78,6 +85,18 @@ class Counts(NamedTuple):
         return self._replace(summed=self.summed + (False,) * n, fresh=self.fresh + ((),) * n)
 
 
+class Part(NamedTuple):
+    """The elements of a parameter that are stepped over here: others are elsewhere."""
+
+    begin: int  # counted in its memory order
+    end: int
+    bounds: tuple[int, ...]  # of all parts, the others, too
+
+
+# From whole parameters, and the bytes of state of each, to the part of each that is stepped over.
+Cut = Callable[[list[Array], list[int]], list[Part]]
+
+
 class Members(NamedTuple):
     """Parameters, and what goes with each of them: lists in the parameters' order."""
 
@@ -87,6 +106,8 @@ class Members(NamedTuple):
     named: bool
     tree_def: TreeDef | None  # of named parameters
     params: list[Array]
+    wholes: list[Array]  # of which these are parts; the same arrays, if they are not
+    parts: list[Part] | None  # which parts; None: they are no parts
     lent: Lenders | None  # what looks after parameters in memory that something else lends
     group_of: list[int]
     excluded: list[bool]  # from weight decay
@@ -105,6 +126,8 @@ class Members(NamedTuple):
             named=False,
             tree_def=None,
             params=[],
+            wholes=[],
+            parts=None,
             lent=None,
             group_of=[],
             excluded=[],
@@ -118,7 +141,7 @@ class Members(NamedTuple):
     def number_of(self, param: Any) -> int:
         """Return the number of a parameter: of the object that was given, its array, or its key."""
         given = _given(self.groups)
-        for i, (one, array) in enumerate(zip(given, self.params, strict=True)):
+        for i, (one, array) in enumerate(zip(given, self.wholes, strict=True)):
             if param is one or param is array:
                 return i
         by_key = isinstance(param, (str, int, np.integer)) and not isinstance(param, bool)
@@ -170,10 +193,16 @@ def bound(settings: Settings, members: Members, hypers: Hypers, counts: Counts) 
         ema_decay=settings.ema_decay or 0.0,
         num_threads=settings.num_threads or 0,
         completed_steps=counts.completed_steps,
-        sums=members.sums,
-        accumulate=settings.accumulate,
-        accumulated_steps=counts.accumulated_steps,
-        summed=counts.summed,
+        **(
+            {"firsts": [part.begin for part in members.parts]}
+            if members.parts is not None
+            else {
+                "sums": members.sums,
+                "accumulate": settings.accumulate,
+                "accumulated_steps": counts.accumulated_steps,
+                "summed": counts.summed,
+            }
+        ),
         fresh=counts.fresh,
         lent=members.lent,
         beside=[
@@ -211,17 +240,19 @@ def extended(
     rule: _core.Rule,
     check: Callable[[dict[str, Any], str], list[float]],
     initial: Initial,
+    cut: Cut | None = None,
 ) -> tuple[Members, list[list[float]]]:
     """Return members with more groups, and the new groups' rows, having checked all of it.
 
     `defaults` stand for the hyperparameters that a group does not have; `check` returns its row.
+    With `cut`, a part of each parameter is stepped over.
     """
-    first_group, n_before = len(before.groups), len(before.params)
+    first_group, n_before = len(before.groups), len(before.wholes)
     new_groups: list[dict[str, Any]] = []
     rows: list[list[float]] = []
-    keys, lenders, params = list(before.keys), [], list(before.params)
+    keys, lenders, wholes = list(before.keys), [], list(before.wholes)
     group_of = list(before.group_of)
-    named = {before.named} if before.params else set()
+    named = {before.named} if before.wholes else set()
     tree_def = before.tree_def
     same: list[tuple[int, int]] = []
     for number, given in enumerate(groups, first_group):
@@ -231,7 +262,7 @@ def extended(
         del options["params"]
         # First, since unknown options tell that this was not meant to be a group.
         rows.append(check(options, f"param_groups[{number}]: "))
-        first = len(params)
+        first = len(wholes)
         names, own_params, own_tree = flatten_params(given["params"], first)
         own_keys = names if names is not None else range(first, first + len(own_params))
         named.add(names is not None)
@@ -239,30 +270,39 @@ def extended(
             tree_def = own_tree if tree_def is None else merged(tree_def, own_tree, same)
         keys += own_keys
         lenders += own_params
-        params += _arrays_over(own_params, own_keys)
+        wholes += _arrays_over(own_params, own_keys)
         group_of += [number] * len(own_params)
         new_groups.append({"params": tuple(own_params), **options})
     if len(named) > 1:
         raise ValueError("either all parameter groups name their parameters (a dict) or none")
-    if not params:
+    if not wholes:
         raise ValueError("no parameters: expected at least one array")
     _check_keys(keys, same)
-    for key, param in zip(keys, params, strict=True):
-        _core.check_parameter(param, label(key), narrow=True)
-    new_keys, new_params = keys[n_before:], params[n_before:]
+    for key, whole in zip(keys, wholes, strict=True):
+        _core.check_parameter(whole, label(key), narrow=True)
+    new_keys, new_wholes = keys[n_before:], wholes[n_before:]
     for key, lender in zip(new_keys, lenders, strict=True):
         _core.refuse_unwatched(lender, label(key))
     storage = [
         storage_for(rule, settings, param, label(key))
-        for key, param in zip(new_keys, new_params, strict=True)
+        for key, param in zip(new_keys, new_wholes, strict=True)
     ]
+    used = [rule.used_slots(rows[number - first_group]) for number in group_of[n_before:]]
+    new_params, new_parts = new_wholes, None
+    if cut is not None:
+        sizes = [
+            kind.nbytes(whole, slots, settings.ema_decay is not None)
+            for whole, kind, slots in zip(new_wholes, storage, used, strict=True)
+        ]
+        new_parts = cut(new_wholes, sizes)
+        new_params = list(map(_part_of, new_wholes, new_parts))
     state = []
-    for param, kind, number in zip(new_params, storage, group_of[n_before:], strict=True):
-        row, group = rows[number - first_group], new_groups[number - first_group]
-        state.append(new_state(kind, param, rule.used_slots(row), initial(group)))
+    for i, (param, kind, slots) in enumerate(zip(new_params, storage, used, strict=True)):
+        group = new_groups[group_of[n_before + i] - first_group]
+        state.append(new_state(kind, param, slots, initial(group)))
     is_named = True in named
-    excluded = decay_mask(settings.no_decay, new_keys, new_params, is_named)
-    if not before.params:
+    excluded = decay_mask(settings.no_decay, new_keys, new_wholes, is_named)
+    if not before.wholes:
         check_matched(settings.no_decay, keys)
     all_groups = before.groups + new_groups
     members = Members(
@@ -271,14 +311,16 @@ def extended(
         keys=keys,
         named=is_named,
         tree_def=tree_def,
-        params=params,
-        lent=_lenders(all_groups, params, before.lent),
+        params=before.params + new_params,
+        wholes=wholes,
+        parts=None if new_parts is None else [*(before.parts or ()), *new_parts],
+        lent=_lenders(all_groups, wholes, before.lent),
         group_of=group_of,
         excluded=before.excluded + excluded,
         storage=before.storage + storage,
         state=before.state + state,
         ema=_more(before.ema, copy_like, new_params, storage),
-        sums=_more(before.sums, zeros_like, new_params, storage),
+        sums=_more(before.sums, zeros_like, new_wholes, storage),
         logs=None if before.logs is None else before.logs + [_core.RowLog() for _ in new_params],
     )
     return members, rows
@@ -295,6 +337,10 @@ def _more(
         return None
     new = [make(p, kind.arithmetic) for p, kind in zip(params, storage, strict=True)]
     return before + new
+
+
+def _part_of(whole: Array, part: Part) -> Array:
+    return in_memory_order(whole)[part.begin : part.end]
 
 
 def _check_keys(keys: list[Any], same: list[tuple[int, int]]) -> None:
@@ -333,8 +379,8 @@ def followed(members: Members) -> Members:
     """Return members with arrays over memory where it is now, if any has moved."""
     if members.lent is None or members.lent.in_place():
         return members
-    params = _arrays_over(_given(members.groups), members.keys)
-    for key, param, before in zip(members.keys, params, members.params, strict=True):
+    wholes = _arrays_over(_given(members.groups), members.keys)
+    for key, param, before in zip(members.keys, wholes, members.wholes, strict=True):
         if param is before:
             continue
         _core.check_parameter(param, label(key), narrow=True)
@@ -347,7 +393,11 @@ def followed(members: Members) -> Members:
                     f"{label(key)}: its {name} has become {now}; the optimizer was made for "
                     f"{then}: make a new one"
                 )
-    return members._replace(params=params, lent=_lenders(members.groups, params, members.lent))
+    return members._replace(
+        params=wholes if members.parts is None else list(map(_part_of, wholes, members.parts)),
+        wholes=wholes,
+        lent=_lenders(members.groups, wholes, members.lent),
+    )
 
 
 # ---- more state ----------------------------------------------------------------------------------
@@ -415,7 +465,8 @@ def to_keep(members: Members) -> Kept:
         )
     orders = [None if p.flags.forc else memory_order(p) for p in members.params]
     logs = members.logs and []  # all rows are up to date in what is copied
-    return Kept(members._replace(group_params=[], params=[], lent=None, logs=logs), orders)
+    kept = members._replace(group_params=[], params=[], wholes=[], lent=None, logs=logs)
+    return Kept(kept, orders)
 
 
 def from_kept(kept: Kept) -> Members:
@@ -432,6 +483,7 @@ def from_kept(kept: Kept) -> Members:
     return members._replace(
         group_params=[group["params"] for group in members.groups],
         params=params,
+        wholes=params,
         lent=_lenders(members.groups, params, None),
         state=state,
         logs=None if members.logs is None else [_core.RowLog() for _ in params],

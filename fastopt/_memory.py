@@ -40,6 +40,12 @@ def memory_order(array: Array) -> tuple[int, ...]:
     return tuple(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
 
 
+def in_memory_order(array: Array) -> Array:
+    """Return the elements of a dense array as a vector over the same memory; of others, a copy."""
+    array = np.asarray(array)
+    return array.transpose(memory_order(array)).reshape(-1)
+
+
 def long_axes(array: Array) -> tuple[int, ...]:
     """Return the same, but only the axes that say where elements lie: sorted if in C order."""
     return tuple(axis for axis in memory_order(array) if array.shape[axis] > 1)

@@ -110,7 +110,7 @@ def state_dict(
         "semantics": settings.semantics,
         "completed_steps": counts.completed_steps,
         "seed": _seed(settings, members.storage),
-        "memory_order": _orders(settings, members),
+        "memory_order": orders_of(settings, members),
         "accumulated": accumulated,
         "param_groups": groups,
         "state": states,
@@ -124,7 +124,7 @@ def _seed(settings: Settings, storage: Iterable[Storage]) -> int | None:
     return settings.seed if random else None
 
 
-def _orders(settings: Settings, members: Members) -> dict[Any, list[int]]:
+def orders_of(settings: Settings, members: Members) -> dict[Any, list[int]]:
     """Return, by key, how parameters lie that are not in C order, where their state goes by that.
 
     Blocks of 8 bits and random bits go by the elements' places in memory; arrays of a file, by

@@ -19,6 +19,7 @@ the float16 weight    ``master``                             float32, the parame
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,6 +77,13 @@ class Storage(NamedTuple):
         if self.state == "bfloat16" and name not in self.exact:
             return bfloat16(), param.shape
         return self.arithmetic, param.shape
+
+    def nbytes(self, param: Array, slots: Collection[str], averaged: bool) -> int:
+        """Return the bytes of all that goes with a parameter, but its numbers."""
+        names = set(self.names(slots)) - {"step", *self.numbers}
+        forms = [self.form(param, name) for name in names]
+        forms += [(self.arithmetic, param.shape)] if averaged else []
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in forms)
 
     def zeros(self, param: Array, name: str) -> Array:
         """Return a new array of this name."""

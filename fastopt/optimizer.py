@@ -32,6 +32,7 @@ from fastopt._hypers import (
 from fastopt._members import (
     Bound,
     Counts,
+    Cut,
     Members,
     ParameterState,
     bound,
@@ -81,6 +82,11 @@ class Optimizer:
     def _plan(self) -> _core.Plan:
         return self._bound.plan
 
+    @property
+    def _cut(self) -> Cut | None:
+        """What cuts parameters; for subclasses that step over parts of them."""
+        return None
+
     # ---- parameters and groups ------------------------------------------------------------------
 
     @property
@@ -106,7 +112,7 @@ class Optimizer:
         if self._members.lent is not None:
             with self._lock:  # no step meanwhile
                 self._follow()
-        return list(self._members.params)
+        return list(self._members.wholes)
 
     @property
     def state(self) -> list[ParameterState]:
@@ -193,7 +199,12 @@ class Optimizer:
             self._refresh()
             self._follow()
             rows, counts = self._bound.hypers.rows, Counts.of(self._plan)
-            self._take_up(self._extended(self._members, rows, [group], counts))
+            new = self._extended(self._members, rows, [group], counts)
+            self._ready()
+            self._take_up(new)
+
+    def _ready(self) -> None:
+        """Nothing that was asked for can fail any more; for subclasses that may yet refuse."""
 
     def _extended(
         self,
@@ -211,6 +222,7 @@ class Optimizer:
             rule=self._rule,
             check=lambda group, where: self._checked_row(group, where, counts.completed_steps),
             initial=self._initial,
+            cut=self._cut,
         )
         n_more = len(members.params) - len(before.params)
         hypers = self._hypers(members, rows + new_rows)
@@ -595,6 +607,7 @@ class Optimizer:
             lent = then.members.lent
             written = _core.version_counter(list(lent.of.values()) if checkpoint and lent else [])
             groups, options_of = tuple(now.members.groups), tuple(new.groups)
+            self._ready()
             _kept = [dict(group) for group in groups]  # to free a value may run code of its type
             for group, options in zip(groups, new.groups, strict=True):
                 for name in options:

@@ -218,6 +218,10 @@ typedef struct {
     bool ema_starts; /* this step's average is a copy */
     bool zero_grad;
     int max_threads;
+    /* Where a plan has parts of tensors: for each, the sum of the squares of all of its unscaled
+     * gradient, that its clipping goes by; it has no value that is not finite. NULL: a step finds
+     * that out itself. */
+    const double *squares;
     bool exact;          /* for tests: exactly max_threads take part, whatever the size */
     const fo_pool *pool; /* of max_threads, that FO_TEAM may use for large steps; NULL: none */
 } fo_step_args;
@@ -271,7 +275,22 @@ fo_status fo_plan_take_rows(fo_plan *plan, int64_t *tensor, int64_t *at);
 fo_status fo_plan_refresh(fo_plan *plan, int64_t i, const int64_t *indices, int64_t n_indices,
                           const fo_step_args *args, int64_t *at);
 int64_t fo_plan_size(const fo_plan *plan); /* elements, all pieces together */
+int64_t fo_plan_blocks(const fo_plan *plan);
+/* What a step would find out first: of each block of its pieces the sum of the squares of its unscaled
+ * gradient, and whether all of its values are finite. (Zero and true where there is no gradient.) */
+void fo_plan_scan(fo_plan *plan, const fo_step_args *args, double *sums, bool *finite);
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result);
+
+/* ---- gradients of several processes, or of several micro-batches ------------------------------ */
+
+/* Puts the mean of arrays, added up in the order given, to `to`, in a type that rules compute in; the
+ * arrays are stored as any that it has all values of. */
+void fo_ordered_mean(fo_dtype type, int64_t n, void *to, int count, const void *const *arrays,
+                     const fo_dtype *stored);
+
+/* Puts (sum + scale*grad) / divisor there, as a step does that accumulates; either may be NULL. */
+void fo_batch_mean(fo_dtype type, int64_t n, void *to, const void *sum, const void *grad,
+                   fo_dtype stored, double scale, double divisor);
 
 /* ---- the bandwidth bound of a step, to measure against --------------------------------------- */
 

@@ -155,3 +155,5 @@ double *fo_plan_hypers(fo_plan *plan, int32_t group)
 }
 
 int64_t fo_plan_size(const fo_plan *plan) { return plan->size; }
+
+int64_t fo_plan_blocks(const fo_plan *plan) { return plan->n_blocks; }

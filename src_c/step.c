@@ -152,7 +152,7 @@ static void resolve_clipping(const fo_step *s)
     double total = 0, sum = 0;
     for (int64_t k = 0; k < plan->n_pieces; k++) {
         const piece *p = &plan->pieces[k];
-        if (has_gradient(s, p->tensor))
+        if (!args->squares && has_gradient(s, p->tensor))
             for (int64_t b = plan->first_block[k]; b < plan->first_block[k + 1]; b++) {
                 sum += plan->block_sum[b];
                 if (!plan->block_finite[b] && !s->result->skipped &&
@@ -163,6 +163,8 @@ static void resolve_clipping(const fo_step *s)
             }
         if (k + 1 < plan->n_pieces && p[1].tensor == p->tensor)
             continue; /* that is not all of the tensor */
+        if (args->squares)
+            sum = has_gradient(s, p->tensor) ? args->squares[p->tensor - plan->tensors] : 0;
         total += sum;
         if (args->clip == FO_CLIP_NORM)
             p->work->gscale *= clip_factor(args, sqrt(sum));
@@ -207,15 +209,46 @@ static void advance_counters(const fo_step *s)
     }
 }
 
+/* How many of the threads that a step may use pay where so many elements are touched. */
+static fo_crew crew_for(const fo_step_args *args, int64_t touched)
+{
+    const int64_t useful = touched / MIN_PER_THREAD;
+    fo_crew crew = {fo_layer_active(), args->exact, args->max_threads, NULL};
+    if (!args->exact && useful < crew.members) /* OpenMP's threads are always the same number */
+        crew.members = crew.layer == FO_OPENMP && useful > 1 ? crew.members : (int)useful;
+    return crew;
+}
+
+/* Blocks that a thread takes at a time. */
+static int64_t grain_of(const fo_plan *plan)
+{
+    return AT_A_TIME * plan->n_blocks / (plan->size + 1) + 1;
+}
+
+void fo_plan_scan(fo_plan *plan, const fo_step_args *args, double *sums, bool *finite)
+{
+    fo_step_result result = {0};
+    fo_step s = {plan, args, &result, fo_active_table(), 1 / args->loss_scale};
+    const fo_fpenv saved = fo_fpenv_enter();
+    fo_crew crew = crew_for(args, assign_work(&s));
+    const fo_passes passes = {NULL, NULL, scan_blocks};
+    for (int64_t b = 0; b < plan->n_blocks; b++) {
+        plan->block_sum[b] = 0;
+        plan->block_finite[b] = true;
+    }
+    fo_share(&crew, plan->n_blocks, grain_of(plan), &passes, &s);
+    memcpy(sums, plan->block_sum, (size_t)plan->n_blocks * sizeof *sums);
+    memcpy(finite, plan->block_finite, (size_t)plan->n_blocks * sizeof *finite);
+    fo_fpenv_leave(saved);
+}
+
 void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *result)
 {
     fo_step s = {plan, args, result, fo_active_table(), 1 / args->loss_scale};
     memset(result, 0, sizeof *result);
     const fo_fpenv saved = fo_fpenv_enter();
-    const int64_t touched = assign_work(&s), useful = touched / MIN_PER_THREAD;
-    fo_crew crew = {fo_layer_active(), args->exact, args->max_threads, NULL};
-    if (!args->exact && useful < crew.members) /* OpenMP's threads are always the same number */
-        crew.members = crew.layer == FO_OPENMP && useful > 1 ? crew.members : (int)useful;
+    const int64_t touched = assign_work(&s);
+    fo_crew crew = crew_for(args, touched);
     fo_tuner *tuner = &plan->tuners[args->add];
     const bool tuned = crew.layer == FO_TEAM && !args->exact && crew.members > 1;
     const double begin = tuned ? fo_seconds() : 0;
@@ -228,10 +261,11 @@ void fo_plan_step(fo_plan *plan, const fo_step_args *args, fo_step_result *resul
             crew.pool = args->pool;
     }
 
-    const bool scans = norm_needed(args) || args->nonfinite != FO_PROPAGATE;
+    const bool scans = !args->squares && (norm_needed(args) || args->nonfinite != FO_PROPAGATE);
+    if (args->squares)
+        resolve_clipping(&s);
     const fo_passes passes = {scans ? scan_blocks : NULL, between_passes, update_blocks};
-    const int64_t grain = AT_A_TIME * plan->n_blocks / (plan->size + 1) + 1;
-    result->threads = fo_share(&crew, plan->n_blocks, grain, &passes, &s);
+    result->threads = fo_share(&crew, plan->n_blocks, grain_of(plan), &passes, &s);
     if (tuned)
         fo_tuner_learn(tuner, choice, result->threads, fo_seconds() - begin, (double)touched);
     if (!result->skipped) {

@@ -6,7 +6,7 @@ cdef extern from "Python.h":
 
 
 @cython.final
-cdef class Plan(Binder):
+cdef class Plan(Kept):
     """A C plan over arrays that belong to the caller, which it keeps alive and checks at each step.
 
     Parameters
@@ -50,8 +50,9 @@ cdef class Plan(Binder):
         something beside it.
     seed : int, optional
         Random bits depend on it, on the parameter's number and on its step.
-    indices : list of int, optional
-        The parameters' numbers, where not all of an optimizer's are here.
+    indices, firsts : list of int, optional
+        The parameters' numbers, where not all of an optimizer's are here; and the number of each
+        one's first element, where it is a part of one.
     accumulate : int, optional
         Every so many steps update the parameters, with the mean gradient.
     accumulated_steps, summed : int and sequence of bool, optional
@@ -72,22 +73,17 @@ cdef class Plan(Binder):
     """
 
     cdef fo_step_args args
-    cdef Rule rule
     cdef Py_ssize_t n_groups
     cdef readonly tuple names
     cdef readonly tuple owned        # parameters, then slots, then averages, then sums
     cdef readonly tuple owners       # for each owned array, its parameter
     cdef object lent                 # None, or looks after parameters whose memory is lent
     cdef list watched                # which other owned arrays lie in memory that is lent; or None
-    cdef tuple logs                  # of rows that miss steps; or None
     cdef tuple steps                 # kept alive: the C plan counts in them
     cdef void *counter_descr         # NumPy's one for their type
-    cdef int64_t writing             # 0, or 1 + `forks` when a step or a restoration began
     cdef public int num_threads
     cdef public size_t pool          # address of an fo_pool of num_threads, or 0
     cdef public bint unshared        # whether nobody else can reach the arrays
-    cdef public int64_t completed_steps
-    cdef readonly int64_t accumulated_steps
     cdef bint met_jax                # whether a gradient has been, and JAX may read parameters
 
     def __cinit__(
@@ -97,7 +93,7 @@ cdef class Plan(Binder):
         double ema_decay, int num_threads, int64_t completed_steps,
         list sums=None, int64_t accumulate=1, int64_t accumulated_steps=0, summed=None, fresh=None,
         lent=None, list beside=None, bint stochastic=False, uint64_t seed=0, list indices=None,
-        list logs=None,
+        list logs=None, list firsts=None,
     ):
         cdef Py_ssize_t i, k = 0
         cdef fo_tensor *tensor
@@ -120,6 +116,7 @@ cdef class Plan(Binder):
         for name, given in (
             ("slots", slots), ("steps", steps), ("groups", groups), ("names", names), ("ema", ema),
             ("sums", sums), ("beside", beside), ("indices", indices), ("logs", logs),
+            ("firsts", firsts),
         ):
             if given is not None and len(given) != self.n:
                 raise ValueError(f"{name}: expected {self.n}, one for each parameter")
@@ -173,6 +170,7 @@ cdef class Plan(Binder):
         for i in range(self.n):
             tensor, coding = &self.tensors[i], fo_plan_coding(self.plan, i)
             coding.seed, coding.index = seed, i if indices is None else indices[i]
+            coding.first = 0 if firsts is None else firsts[i]
             coding.stochastic = in_fewer_bits(tensor) if stochastic else 0
             for j in range(len(rule.slots)):
                 if is_8bit(tensor.slot_dtype[j]) and (
@@ -391,25 +389,76 @@ cdef class Plan(Binder):
         self._read_lent()
         self._read_owned()
 
-    def check_gradients(self, list grads not None):
-        """Raise if a step with these arrays, rows of arrays, or None would."""
+    def check_gradients(self, list grads not None, *, bint zero_grad=False):
+        """Raise if a step with these gradients would; return them as arrays, or None."""
         cdef Py_ssize_t i
         if len(grads) != self.n:
-            raise ValueError(f"expected {self.n} gradients, got {len(grads)}")
+            raise ValueError(
+                f"expected {self.n} gradients, one for each parameter; got {len(grads)}"
+            )
         self._begin_writing()
         try:
             self.keep_all(self.items, grads)
             for i in range(self.n):
-                if not (self.items[i] == <PyObject *>None or is_array(self.items[i])):
-                    self.take_rows(i, &self.items[i])
+                if self.items[i] == <PyObject *>None or is_array(self.items[i]):
+                    continue
+                item = <object>self.items[i]
+                if isinstance(item, cnp.ndarray) or self.take_rows(i, &self.items[i]):
+                    continue
+                array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
+                self.keep(&self.items[i], <PyObject *>array)
             self._read_lent()
             self._read_owned()
-            self._bind(False)
+            self._bind(zero_grad)
+            if zero_grad and not self.gradients_apart:
+                self._check_gradients_apart()
             if self.by_rows:
                 self.sort_rows()
+            return [<object>self.items[i] for i in range(self.n)]
         finally:
             self.release()
             self.writing = 0
+
+    # ---- where the parameters are parts of larger ones -------------------------------------------
+
+    def scan(self, list grads not None, double loss_scale):
+        """Return what a step would find out before it decides: two arrays, of a number a block.
+
+        The blocks are those of the parameters in turn. The arrays have the sum of the squares of
+        each one's gradient, and whether all of its values are finite.
+        """
+        cdef int64_t n = fo_plan_blocks(self.plan)
+        cdef cnp.ndarray sums = np.empty(n), finite = np.empty(n, np.bool_)
+        cdef double *to = <double *>cnp.PyArray_DATA(sums)
+        cdef c_bool *flags = <c_bool *>cnp.PyArray_DATA(finite)
+        self._begin_writing()
+        try:
+            self.keep_all(self.items, grads)
+            self._read_owned()
+            self._bind(False)
+            set_threads_of(&self.args, self.num_threads)
+            self.args.loss_scale, self.args.add = loss_scale, False
+            with nogil:
+                fo_plan_scan(self.plan, &self.args, to, flags)
+        finally:
+            self.release()
+            self.writing = 0
+        return sums, finite
+
+    def step_part(self, list grads not None, double loss_scale, cnp.ndarray squares):
+        """Step, where each parameter is a part of a larger one, and gradients are finite.
+
+        `squares` has for each the sum of the squares of all of its gradient, in float64; None: no
+        norm is needed.
+        """
+        if squares is not None:
+            if squares.dtype != np.float64 or cnp.PyArray_SIZE(squares) != self.n:
+                raise ValueError(f"squares: expected {self.n} of float64, one for each parameter")
+            self.args.squares = <const double *>cnp.PyArray_DATA(squares)
+        try:
+            return self.step(grads, loss_scale, False)
+        finally:
+            self.args.squares = NULL
 
     cdef inline int _read_lent(self) except -1:
         if self.lent is not None and not self.lent.in_place():
@@ -434,100 +483,6 @@ cdef class Plan(Binder):
                             f"state of {self.names[i]}: {self.rule.slots[j]} is missing"
                         )
         memcpy(fo_plan_hypers(self.plan, group), values, len(self.rule.hypers) * sizeof(double))
-
-    @property
-    def torn(self):
-        """Whether this is a forked child's copy of a plan that was being written at that moment."""
-        return self.writing not in (0, 1 + forks)
-
-    @property
-    def busy(self):
-        """Whether a step is under way: seen from within it, by code of a gradient's type."""
-        return self.writing == 1 + forks
-
-    def inherit_torn(self, Plan other not None):
-        """Be torn if another plan over the same arrays is."""
-        if other.torn:
-            self.writing = other.writing
-
-    cdef int _begin_writing(self) except -1:
-        """Refuse to write what somebody else is writing, or has left torn."""
-        cdef int64_t before
-        with cython.critical_section(self):
-            before = self.writing
-            if before == 0:
-                self.writing = 1 + forks
-        if before == 1 + forks:
-            raise RuntimeError("step() was called from within a step of the same plan")
-        if before != 0:
-            raise RuntimeError(TORN)
-        return 0
-
-    def restore(
-        self, list to, list values, int64_t completed_steps, list done,
-        int64_t accumulated_steps=0, summed=None, fresh=None,
-    ):
-        """Copy arrays and set the counts of steps: all of it, or nothing and raise.
-
-        Mends a torn plan.
-
-        Parameters
-        ----------
-        to : list of numpy.ndarray
-            Arrays that the plan owns, and its counters.
-        values : list of numpy.ndarray
-            For each its values: of its dtype, and of its shape or 0-d.
-        completed_steps : int
-            The number of completed steps.
-        done : list of bool
-            Its first entry becomes True: a signal may raise right after this method returns.
-        accumulated_steps, summed, fresh : optional
-            As for the constructor.
-        """
-        cdef Py_ssize_t k, n = len(to)
-        cdef list ready = list(values), flags = as_flags(summed, self.n)
-        cdef list sets = as_fresh(fresh, self.rule, self.n)
-        for k in range(n):
-            value, array = values[k], to[k]
-            if value.dtype != array.dtype or value.shape not in ((), array.shape):
-                raise ValueError(f"array {k}: {value.dtype} {value.shape} does not fit")
-            if value.shape and value.strides != array.strides:
-                ready[k] = np.empty_like(array, subok=False)
-                PyArray_CopyInto(ready[k], value)
-        self.writing = 1 + forks
-        for k in range(n):  # from here on nothing can fail
-            put(<cnp.ndarray>to[k], <cnp.ndarray>ready[k])
-        for log in self.logs or ():
-            log.clear()
-        self.completed_steps = completed_steps
-        self._set_kept(accumulated_steps, flags, sets)
-        done[0] = True
-        self.writing = 0
-
-    cdef void _set_kept(self, int64_t accumulated_steps, list flags, list sets) noexcept:
-        cdef Py_ssize_t i
-        self.accumulated_steps = accumulated_steps
-        for i in range(self.n):
-            self.tensors[i].has_sum = flags[i] is True
-            self.tensors[i].fresh = sets[i]
-
-    def fresh(self):
-        """Return for each parameter the slots that no step has written yet, though it has begun."""
-        cdef Py_ssize_t i
-        return [
-            tuple([
-                name for j, name in enumerate(self.rule.slots) if self.tensors[i].fresh & FO_SLOT(j)
-            ])
-            for i in range(self.n)
-        ]
-
-    def summed(self):
-        """Return for each parameter whether its sum holds the gradient of a micro-batch."""
-        cdef Py_ssize_t i
-        cdef list flags = [False] * self.n
-        for i in range(self.n):
-            flags[i] = self.tensors[i].has_sum != 0
-        return flags
 
     cpdef step(self, grads, double loss_scale, bint zero_grad):
         """Check everything, then update everything.
@@ -557,12 +512,6 @@ cdef class Plan(Binder):
         finally:
             self.release()
             self.writing = 0
-
-    cdef inline int _check_alone(self, int64_t writing) except -1:
-        """Raise if code that this step ran has forked, and used the plan in the child."""
-        if self.writing != writing:
-            raise RuntimeError("a step or load of the same plan came in between, after a fork")
-        return 0
 
     cdef StepResult _step(self, double loss_scale, bint zero_grad):
         cdef StepResult result = StepResult.__new__(StepResult)

@@ -121,7 +121,7 @@ static void append(record *r, const void *bytes, size_t n)
     r->length += n;
 }
 
-static bool same(const record *a, const record *b)
+static inline bool same(const record *a, const record *b)
 {
     return a->length == b->length && (a->length == 0 || memcmp(a->bytes, b->bytes, a->length) == 0);
 }

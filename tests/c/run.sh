@@ -21,7 +21,7 @@ trap 'rm -rf "$folder"' EXIT
 echo 'leak:libomp.so' > "$folder/suppressions" # LLVM's OpenMP keeps its threads' records
 export LSAN_OPTIONS=suppressions=$folder/suppressions:print_suppressions=0
 
-core=(src_c/{api,bandwidth,coded,gradient,machine,missed,plan,region,rows,rules,step,storage,team,update}.c)
+core=(src_c/{api,bandwidth,coded,gradient,machine,missed,plan,reduce,region,rows,rules,step,storage,team,update}.c)
 flags=(-std=c11 -ffp-contract=off -fno-math-errno -Isrc_c -Ifastopt/include)
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 # (What the sanitizers add keeps clang from vectorising, of which it would warn.)
@@ -65,7 +65,7 @@ compile() {
 # programs COMPILER FOLDER FLAG...: links the checks to what was compiled there.
 programs() {
     local out=$2 name wrap
-    for name in driver_check storage_check rows_check edge_check team_check train; do
+    for name in driver_check storage_check rows_check parts_check edge_check team_check train; do
         case $name in
             storage_check) wrap=-Wl,--wrap=fo_active_table ;;
             edge_check) wrap=-Wl,--wrap=calloc ;;
@@ -80,7 +80,7 @@ programs() {
 # digests "EMULATOR" FOLDER "ARGUMENTS": runs the checks that print a digest.
 digests() {
     local name
-    for name in driver_check storage_check rows_check; do
+    for name in driver_check storage_check rows_check parts_check; do
         # shellcheck disable=SC2086 # these are several words, or none
         $1 "$2/$name" $3 || return
     done
@@ -88,7 +88,7 @@ digests() {
 
 # same_digests WHAT HERE: whether what was printed has the digests of what was printed here.
 same_digests() {
-    if [[ $(grep -c '^digest' <<< "$2") != 3 || $(grep '^digest' <<< "$1") != $(grep '^digest' <<< "$2") ]]; then
+    if [[ $(grep -c '^digest' <<< "$2") != 4 || $(grep '^digest' <<< "$1") != $(grep '^digest' <<< "$2") ]]; then
         echo "other bits than here: $2"
         return 1
     fi
@@ -215,6 +215,7 @@ build() {
     "${@:2}" "${plain[@]}" tests/c/storage_check.c "$1"/*.o -Wl,--wrap=fo_active_table \
         -o "$1/storage_check" -lm
     "${@:2}" "${plain[@]}" tests/c/rows_check.c "$1"/*.o -o "$1/rows_check" -lm
+    "${@:2}" "${plain[@]}" tests/c/parts_check.c "$1"/*.o -o "$1/parts_check" -lm
 }
 build "$folder/here" gcc
 digests "" "$folder/here" "" # all configurations, with any number of threads, layout and rounding mode
@@ -252,7 +253,7 @@ if [[ $(uname -m) == x86_64 ]]; then
     ./team_check 1 5
     qemu-x86_64 -cpu Nehalem ./edge_check
     cd - > /dev/null
-    files=({bandwidth,coded,gradient,machine,missed,plan,rows,rules,step,team,update}.c tuner.h)
+    files=({bandwidth,coded,gradient,machine,missed,plan,reduce,rows,rules,step,team,update}.c tuner.h)
     # But for a job that comes in the nanoseconds between a worker's last look and its sleep, which
     # some runs see and some do not.
     missed=$(uncovered "$folder/coverage" "${files[@]}" | grep -v 'team.c:.* if (!is_news(' || true)
