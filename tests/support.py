@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -227,6 +228,23 @@ def two_processes(*args, timeout, **env):
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def mpiexec(processes, program, *args, timeout=120):
+    """Run a program in several processes, by mpi4py, which ends all when one fails."""
+    env = {**os.environ, "PYTHONPATH": str(Path(fastopt.__file__).parents[1])}
+    env["OPENBLAS_NUM_THREADS"] = "1"  # the processes are more than the cores already
+    # Open MPI would rather not run as root, nor on so few cores.
+    env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    command = [Path(sysconfig.get_path("scripts"), "mpiexec"), "-n", str(processes)]
+    return subprocess.run(
+        [*command, sys.executable, "-W", "error", "-m", "mpi4py", program, *map(str, args)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def python(*args, timeout=60, **env):

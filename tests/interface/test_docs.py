@@ -14,7 +14,13 @@ from support import CHECKOUT
 import fastopt
 
 ROOT = CHECKOUT
-NEED_A_FRAMEWORK = ("fastopt._pytorch", "fastopt.bench.peers.", "fastopt.keras", "fastopt.torch")
+NEED_A_FRAMEWORK = (
+    "fastopt._pytorch",
+    "fastopt.bench.peers.",
+    "fastopt.keras",
+    "fastopt.mpi",
+    "fastopt.torch",
+)
 
 
 def modules_below(paths, name):

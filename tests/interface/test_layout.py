@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastopt"
-ADAPTERS = {"fastopt.torch", "fastopt.keras", "fastopt._pytorch"}
+ADAPTERS = {"fastopt.torch", "fastopt.keras", "fastopt.mpi", "fastopt._pytorch"}
 COMMANDS = {"fastopt.compare", "fastopt.bench"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "src_c").is_dir(), reason="there are no sources here")

@@ -1,14 +1,9 @@
 """What each process of test_clients_mpi.py does: steps beside the serial ones, and wrong copies."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from mpi4py import MPI
-
-sys.path.append(str(Path(__file__).parents[3] / "examples"))
-from mpi_training import MPIAdam
+from mpi_adam import MPIAdam
 
 from fastopt import reference
 
