@@ -8,7 +8,7 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._bfloat16 import bfloat16
-from fastopt._memory import Array, memory_order
+from fastopt._memory import Array
 
 # What tells other ranks of a gradient's type; 0: it is None.
 DTYPE_BITS = {"float16": 1, "bfloat16": 2, "float32": 4, "float64": 8}  # of a gradient; 0: None
@@ -52,13 +52,13 @@ def dtype_name(dtype: Any) -> str:
     return "bfloat16" if dtype.names == ("bfloat16",) else dtype.name
 
 
-def vector_of(grad: Array, whole: Array) -> Any:
-    """Return the elements of a gradient in the parameter's memory order, to be indexed by slices.
+def vector_of(grad: Array, order: tuple[int, ...]) -> Any:
+    """Return the elements of a gradient in a memory order, to be indexed by slices.
 
     They are where they are, if they lie so; or else what a slice returns is a copy.
     """
-    turned = np.asarray(grad).transpose(memory_order(whole))
-    if dtype_name(turned.dtype) == "bfloat16" and turned.dtype.names:
+    turned = grad if len(order) == 1 else np.asarray(grad).transpose(order)
+    if turned.dtype.names:  # bfloat16, as tensors are seen
         turned = turned.view(bfloat16())
     return turned.reshape(-1) if turned.flags.c_contiguous else _Flat(turned)
 

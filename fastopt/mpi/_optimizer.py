@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 from mpi4py import MPI
@@ -38,8 +38,22 @@ from fastopt.optimizer import Optimizer
 
 REDUCTIONS = ("ordered", "mpi")
 BUCKET_BYTES = 1 << 23
+MOST_ROUTES = 8  # one for each set of parameters with a gradient, and type of these
 
 _NOTHING = np.zeros(0, np.uint8)
+
+
+class Watch(NamedTuple):
+    """What looks at all of each parameter, as long as it is the same memory."""
+
+    wholes: list[Array]
+    plan: _core.Plan  # checks gradients, sums micro-batches
+    means: list[Array]  # of all ranks' gradients: this rank's share
+    bounds: list[tuple[int, ...]]  # of all ranks' parts of each parameter
+    blocks: Blocks
+    orders: list[tuple[int, ...]]  # of axes in memory
+    vectors: list[Array]  # the parameters' elements in that order
+    routes: dict[Any, Any]  # what was asked for last
 
 
 class Sharded(Optimizer):
@@ -51,10 +65,8 @@ class Sharded(Optimizer):
 
     __signature__: ClassVar[inspect.Signature]
 
-    _whole_plan: _core.Plan  # over whole parameters: checks gradients, sums micro-batches
-    _means: list[Array]  # of all ranks' gradients: this rank's share
-    _blocks: Blocks
-    _routes: dict[Any, Any]  # what was asked for last
+    _watch: Watch | None = None
+    _next_watch: Watch | None = None
 
     def __init__(
         self,
@@ -67,7 +79,6 @@ class Sharded(Optimizer):
         **options: Any,
     ) -> None:
         self._ranks = Ranks(MPI.COMM_WORLD if comm is None else comm)
-        self._looked_at: Members | None = None  # when what depends on the parameters was made
         error: BaseException | None = None
         with Signals().held():
             try:
@@ -108,16 +119,34 @@ class Sharded(Optimizer):
 
         return parts
 
+    def _extended(
+        self,
+        before: Members,
+        rows: list[list[float]],
+        groups: list[dict[str, Any]],
+        counts: Counts,
+    ) -> Bound:
+        """Make what looks at all of each parameter too, so that nothing can fail later."""
+        new = super()._extended(before, rows, groups, counts)
+        self._next_watch = self._watch_over(new.members)
+        return new
+
     def _commit(self, new: Bound, seen: Seen) -> None:
-        """Take over members, and what looks at whole gradients of them."""
-        members, before = new.members, self._looked_at
-        if before is not None and before.wholes is members.wholes:
-            super()._commit(new, seen)
-            return
+        """Take over members, and what looks at all of each parameter."""
+        watch = self._watch
+        if watch is None or watch.wholes is not new.members.wholes:
+            watch = self._next_watch
+            if watch is None or watch.wholes is not new.members.wholes:
+                watch = self._watch_over(new.members)
+        super()._commit(new, seen)
+        self._watch, self._next_watch = watch, None
+
+    def _watch_over(self, members: Members) -> Watch:
+        before = self._watch
         n = len(members.wholes)
-        summed = [] if before is None else self._whole_plan.summed()
+        summed = [] if before is None else before.plan.summed()
         rule = _core.Rule("sgd")
-        whole_plan = _core.Plan(
+        plan = _core.Plan(
             rule,
             members.wholes,
             [(None,) * len(rule.slots)] * n,
@@ -136,7 +165,7 @@ class Sharded(Optimizer):
             sums=members.sums,
             # One micro-batch more than there are, so that it never updates.
             accumulate=1 if members.sums is None else self._settings.accumulate + 1,
-            accumulated_steps=0 if before is None else self._whole_plan.accumulated_steps,
+            accumulated_steps=0 if before is None else before.plan.accumulated_steps,
             summed=summed + [False] * (n - len(summed)),
             lent=members.lent,
         )
@@ -144,10 +173,21 @@ class Sharded(Optimizer):
             np.zeros(param.size, storage.arithmetic)
             for param, storage in zip(members.params, members.storage, strict=True)
         ]
-        blocks = blocks_of([part.bounds for part in members.parts or ()], self._ranks.size)
-        super()._commit(new, seen)
-        self._looked_at, self._whole_plan, self._means = members, whole_plan, means
-        self._blocks, self._routes = blocks, {}
+        bounds = [part.bounds for part in members.parts or ()]
+        blocks = blocks_of(bounds, self._ranks.size)
+        orders = list(map(memory_order, members.wholes))
+        vectors = list(map(in_memory_order, members.wholes))
+        return Watch(members.wholes, plan, means, bounds, blocks, orders, vectors, {})
+
+    @property
+    def _whole_plan(self) -> _core.Plan:
+        assert self._watch is not None
+        return self._watch.plan
+
+    @property
+    def _means(self) -> list[Array]:
+        assert self._watch is not None
+        return self._watch.means
 
     def _checked(
         self, group: Mapping[str, Any], where: str, completed_steps: int
@@ -324,16 +364,16 @@ class Sharded(Optimizer):
         if found is not None:
             number, rank = found
             raise ValueError(f"rank {rank} has other {[*what][number]} than rank 0; {way_out}")
-        self._check_params(way_out)
+        self._check_params(ValueError, way_out)
 
-    def _check_params(self, way_out: str) -> None:
+    def _check_params(self, kind: type[Exception], way_out: str) -> None:
         members = self._members
         found = self._ranks.differ(
             [digest(in_memory_order(whole).view(np.uint8)) for whole in members.wholes]
         )
         if found is not None:
             number, rank = found
-            raise ValueError(
+            raise kind(
                 f"{label(members.keys[number])}: rank {rank} has other values than rank 0; "
                 f"{way_out}"
             )
@@ -405,9 +445,10 @@ class Sharded(Optimizer):
                 )
         arrays = self._whole_plan.check_gradients(given, zero_grad=zero_grad)
         self._plan.check()
+        assert self._watch is not None
         vectors = [
-            None if array is None else vector_of(array, whole)
-            for array, whole in zip(arrays, members.wholes, strict=True)
+            None if array is None else vector_of(array, order)
+            for array, order in zip(arrays, self._watch.orders, strict=True)
         ]
         return Given(given, arrays, vectors, loss_scale, zero_grad)
 
@@ -447,7 +488,7 @@ class Sharded(Optimizer):
         if (seen & unseen).any():
             self._raise_unlike(given.loss_scale)
         if every[n]:
-            return self._skipped(given, None, 0, self._bad_here(given))
+            return self._skipped(given, None, 0)
         if self.accumulated_steps + 1 < settings.accumulate:
             result = self._whole_plan.step(given.arrays, given.loss_scale, False)
             self._zero(given)
@@ -463,7 +504,7 @@ class Sharded(Optimizer):
                 norm = None
                 if settings.clip in ("clip_norm", "global_clip_norm"):
                     norm = math.sqrt(added_in_order(squares))
-                return self._skipped(given, norm, bad, self._bad_here(given))
+                return self._skipped(given, norm, bad)
         result = self._plan.step_part(means, scale, squares)
         wholes = self._members.wholes
         sizes = [whole.itemsize if kind else 0 for whole, kind in zip(wholes, kinds, strict=True)]
@@ -472,7 +513,8 @@ class Sharded(Optimizer):
             self._whole_plan.restore([], [], 0, [False])
         self._zero(given)
         if self._check_every and self.completed_steps % self._check_every == 0:
-            self._check_params(f"after {self.completed_steps} steps; load the last checkpoint")
+            way_out = f"after {self.completed_steps} steps; load the last checkpoint"
+            self._check_params(RuntimeError, way_out)
         return result
 
     def _raise_unlike(self, loss_scale: float) -> NoReturn:
@@ -492,14 +534,12 @@ class Sharded(Optimizer):
                 return i
         return None
 
-    def _skipped(
-        self, given: Given, norm: float | None, bad: int, here: int | None
-    ) -> _core.StepResult:
+    def _skipped(self, given: Given, norm: float | None, bad: int) -> _core.StepResult:
         """Return from a step that does not take place, or raise on all ranks."""
         if self._settings.nonfinite == "skip":
             self._zero(given)
             return _core.step_result(norm, True, 1)
-        found = self._ranks.comm.allgather(here)
+        found = self._ranks.comm.allgather(self._bad_here(given))
         rank = next((r for r, number in enumerate(found) if number is not None), None)
         key = self._members.keys[bad if rank is None else found[rank]]
         raise FloatingPointError(
@@ -511,7 +551,8 @@ class Sharded(Optimizer):
     def _scanned(self, means: list[Array | None], loss_scale: float) -> tuple[Array, int | None]:
         """Return for each parameter the squares of its mean gradient, and the first bad one."""
         sums, finite = self._plan.scan(means, loss_scale)
-        blocks = self._blocks
+        assert self._watch is not None
+        blocks = self._watch.blocks
         own = np.concatenate([sums, finite])
         every = np.empty(2 * len(blocks.order))
         self._ranks.comm.Allgatherv(own, [every, 2 * blocks.counts])
@@ -569,16 +610,17 @@ class Sharded(Optimizer):
 
     def _share_params(self, sizes: list[int]) -> None:
         """Give all ranks the parameters whose elements have so many bytes; 0: they have them."""
-        vectors = [in_memory_order(whole) for whole in self._members.wholes]
-        self._exchange.gather(self._route(sizes), vectors)
+        assert self._watch is not None
+        self._exchange.gather(self._route(sizes), self._watch.vectors)
 
     def _route(self, sizes: list[int]) -> Any:
-        key = tuple(sizes)
-        if key not in self._routes:
-            self._routes = {k: self._routes[k] for k in [*self._routes][-3:]}
-            bounds = [part.bounds for part in self._members.parts or ()]
-            self._routes[key] = self._exchange.routes(bounds, sizes)
-        return self._routes[key]
+        assert self._watch is not None
+        routes, key = self._watch.routes, tuple(sizes)
+        if key not in routes:
+            if len(routes) == MOST_ROUTES:
+                del routes[next(iter(routes))]
+            routes[key] = self._exchange.routes(self._watch.bounds, sizes)
+        return routes[key]
 
     def _zero(self, given: Given) -> None:
         """Zero the gradients, if that was asked for."""

@@ -426,7 +426,7 @@ def starts_that_differ():
     opt.step([np.ones(3)])
     if RANK == 1:
         opt.params[0][:] += 1
-    with pytest.raises(ValueError, match="rank 1 has other values than rank 0; after 2 steps"):
+    with pytest.raises(RuntimeError, match="rank 1 has other values than rank 0; after 2 steps"):
         opt.step([None])
 
 
