@@ -9,6 +9,7 @@ from fastopt._rows import Rows
 
 BLOCK: int
 SCALED: int
+STORAGES: dict[str, int]
 TORN: str
 _C_API: object
 
@@ -54,6 +55,25 @@ def batch_mean(
     divisor: int,
     to: NDArray[Any],
 ) -> None: ...
+
+class Runs:
+    def __init__(self, runs: Sequence[tuple[int, int, int, int]]) -> None: ...
+    def pack(
+        self, addresses: NDArray[Any], itemsizes: NDArray[Any], message: NDArray[Any]
+    ) -> list[int]: ...
+    def unpack(
+        self, message: NDArray[Any], addresses: NDArray[Any], itemsizes: NDArray[Any]
+    ) -> None: ...
+    def mean(
+        self,
+        messages: NDArray[Any],
+        storages: NDArray[Any],
+        own: int,
+        addresses: NDArray[Any],
+        own_storages: NDArray[Any],
+        own_itemsizes: NDArray[Any],
+        to: list[NDArray[Any]],
+    ) -> list[int]: ...
 
 class MovedError(RuntimeError): ...
 
@@ -136,6 +156,8 @@ class Plan:
     def fresh(self) -> list[tuple[str, ...]]: ...
     def check(self) -> None: ...
     def check_gradients(self, grads: list[Any], *, zero_grad: bool = False) -> list[Any]: ...
+    def wait_for_readers(self) -> None: ...
+    def places(self) -> tuple[NDArray[Any], NDArray[Any]]: ...
     def scan(
         self, grads: list[NDArray[Any] | None], loss_scale: float
     ) -> tuple[NDArray[Any], NDArray[Any]]: ...

@@ -91,6 +91,7 @@ class Part(NamedTuple):
     begin: int  # counted in its memory order
     end: int
     bounds: tuple[int, ...]  # of all parts, the others, too
+    nbytes: int  # that go with all of the parameter
 
 
 # From whole parameters, and the bytes of state of each, to the part of each that is stepped over.

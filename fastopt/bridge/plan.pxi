@@ -399,6 +399,7 @@ cdef class Plan(Kept):
         self._begin_writing()
         try:
             self.keep_all(self.items, grads)
+            self.from_jax = False
             for i in range(self.n):
                 if self.items[i] == <PyObject *>None or is_array(self.items[i]):
                     continue
@@ -407,7 +408,10 @@ cdef class Plan(Kept):
                     continue
                 array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
                 self.keep(&self.items[i], <PyObject *>array)
+                self.from_jax |= is_from_jax(item)
             self._read_lent()
+            if self.lent is not None:
+                self._refuse_replaced()
             self._read_owned()
             self._bind(zero_grad)
             if zero_grad and not self.gradients_apart:
@@ -418,6 +422,30 @@ cdef class Plan(Kept):
         finally:
             self.release()
             self.writing = 0
+
+    def wait_for_readers(self):
+        """Wait for JAX, if gradients that were checked are its: it may read parameters yet."""
+        if self.from_jax:
+            wait_for_jax(self.owned[:self.n])
+
+    def places(self):
+        """Return where the gradients are that were checked last, and how they are stored.
+
+        Returns
+        -------
+        addresses, storages : numpy.ndarray of int64 and uint8
+            The address is 0 where there is none, and where it is not laid out as its parameter.
+        """
+        cdef cnp.ndarray addresses = np.zeros(self.n, np.int64)
+        cdef cnp.ndarray storages = np.zeros(self.n, np.uint8)
+        cdef int64_t *address = <int64_t *>cnp.PyArray_DATA(addresses)
+        cdef uint8_t *storage = <uint8_t *>cnp.PyArray_DATA(storages)
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            storage[i] = self.tensors[i].grad_dtype
+            if self.tensors[i].grad_ndim == 0:
+                address[i] = <int64_t><size_t>self.tensors[i].grad
+        return addresses, storages
 
     # ---- where the parameters are parts of larger ones -------------------------------------------
 
@@ -463,6 +491,17 @@ cdef class Plan(Kept):
     cdef inline int _read_lent(self) except -1:
         if self.lent is not None and not self.lent.in_place():
             raise MovedError("the memory of a parameter moves while it is looked at")
+        return 0
+
+    cdef int _refuse_replaced(self) except -1:
+        """Raise if a module has another tensor by now where a gradient is for the old one."""
+        for i, where in self.lent.replaced.items():
+            if self.items[i] != <PyObject *>None:
+                raise ValueError(
+                    f"{self.names[i]}: {where} is another tensor by now, which this optimizer "
+                    "does not have (as after load_state_dict(assign=True)); make an optimizer "
+                    "over the new one, or give None for the gradient of the old"
+                )
         return 0
 
     def set_hypers(self, int32_t group, row):
@@ -543,13 +582,7 @@ cdef class Plan(Kept):
         self._read_lent()
         self._check_alone(writing)
         if self.lent is not None:
-            for i, where in self.lent.replaced.items():
-                if grads[i] != <PyObject *>None:
-                    raise ValueError(
-                        f"{self.names[i]}: {where} is another tensor by now, which this optimizer "
-                        "does not have (as after load_state_dict(assign=True)); make an optimizer "
-                        "over the new one, or give None for the gradient of the old"
-                    )
+            self._refuse_replaced()
         self._read_owned()
         self._bind(zero_grad)
         if zero_grad and not self.gradients_apart:

@@ -5,6 +5,9 @@ cdef int bfloat16_num = -1  # NumPy's number for the type of ml_dtypes, once an 
 # Elements of a parameter that have a scale in common, where its state is stored in 8 bits.
 SCALED = FO_SCALED
 
+# The C core's numbers for what a gradient may be stored as.
+STORAGES = {"float32": FO_F32, "float64": FO_F64, "bfloat16": FO_BF16, "float16": FO_F16}
+
 
 cdef int storage_of(cnp.ndarray array) except -2:
     """Return the C core's number for an array's type; -1 for another type, or byte order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -11,10 +11,15 @@ from mpi4py import MPI
 from fastopt import _core
 from fastopt._memory import Array
 from fastopt.mpi._agreement import Ranks
+from fastopt.mpi._gradients import Own, Wire
 from fastopt.mpi._shares import ALIGNED, Message, Run, buckets
 
-# From a parameter's number and a range of its elements to them: where they are, or a copy.
-Source = Callable[[int, int, int], Array]
+
+class Route(NamedTuple):
+    """What travels."""
+
+    buckets: list[list[Message]]  # each has a message about every rank's part
+    means: list[list[Array]]  # for each run of the messages about this rank's, where means go
 
 
 class Exchange:
@@ -30,8 +35,8 @@ class Exchange:
 
     def __init__(self, ranks: Ranks, bucket_bytes: int) -> None:
         self.ranks = ranks
-        # Two buckets are under way at a time: what is sent and what is received of each.
-        most = bucket_bytes // (2 * max(1, ranks.size - 1))
+        # Two buckets are under way at a time; of each there is what is sent and what is received.
+        most = bucket_bytes // (2 * ranks.size)
         self.most = max(ALIGNED, most // ALIGNED * ALIGNED)
         self._memory: list[tuple[Array, Array]] = []  # of a bucket, to send and to get, by rank
 
@@ -47,97 +52,94 @@ class Exchange:
         """Take the memory that is needed, so that nothing can fail later."""
         self._buffers()
 
-    def routes(self, bounds: Sequence[tuple[int, ...]], itemsizes: Sequence[int]) -> Any:
+    def route(
+        self, bounds: Sequence[tuple[int, ...]], itemsizes: list[int], means: list[Array]
+    ) -> Route:
         """Return what travels in which bucket; a bucket has elements of one size."""
-        return [
+        me = self.ranks.rank
+        found = [
             bucket
             for size in sorted({*itemsizes} - {0})
             for bucket in buckets(
                 bounds, [size if n == size else 0 for n in itemsizes], self.ranks.size, self.most
             )
         ]
+        own = [
+            [
+                means[i][begin - bounds[i][me] : end - bounds[i][me]]
+                for i, begin, end, _ in b[me].runs
+            ]
+            for b in found
+        ]
+        return Route(found, own)
 
-    def reduce(
-        self,
-        routes: list[list[Message]],
-        dtypes: Sequence[Any],
-        source: Source,
-        to: list[Array],
-        *,
-        ordered: bool,
-    ) -> None:
-        """Put the mean over ranks of what each has in the owner's arrays.
+    def reduce(self, route: Route, wire: Wire, own: Own, *, ordered: bool) -> None:
+        """Put the mean over ranks of what each has where its owner wants it.
 
         Parameters
         ----------
-        routes : list
-            From `routes`.
-        dtypes : sequence of dtype
-            In which each parameter's elements travel.
-        source : callable
-            This rank's elements.
-        to : list of numpy.ndarray
-            For each parameter where the mean of this rank's part goes.
+        route : Route
+            What travels, and where the means go.
+        wire : Wire
+            How it travels.
+        own : Own
+            What this rank has.
         ordered : bool
             Whether to add in the order of the ranks, or as MPI likes.
         """
         comm, me, size = self.ranks.comm, self.ranks.rank, self.ranks.size
         memory = self._buffers()
-        firsts: dict[int, int] = {}
-        for bucket in routes:
-            for run in bucket[me].runs:
-                firsts.setdefault(run.param, run.begin)
+        # What travels as it is stored can be sent from where it lies, or be copied.
+        alike = own._replace(
+            addresses=np.where(own.storages == wire.storages, own.addresses, 0),
+            itemsizes=wire.itemsizes,
+        )
 
         def begin(k: int) -> list[Any]:
             to_send, to_get = memory[k % 2]
+            bucket, requests = route.buckets[k], []
             if not ordered:
-                return [self._begin_sum(routes[k], dtypes, source, to_send, to_get[me])]
-            own, requests = routes[k][me], []
+                return [self._begin_sum(bucket, wire, alike, to_send, to_get[me])]
             for turn in range(1, size):
                 other = (me - turn) % size
-                if own.nbytes:
-                    requests.append(comm.Irecv(_part(to_get[other], own), other))
+                if bucket[me].nbytes:
+                    requests.append(comm.Irecv(_part(to_get[other], bucket[me]), other))
             for turn in range(1, size):
                 other = (me + turn) % size
-                message = routes[k][other]
-                if message.nbytes:
-                    packed = _packed(message, dtypes, source, to_send[other])
+                if bucket[other].nbytes:
+                    packed = _packed(bucket[other], wire, alike, to_send[other])
                     requests.append(comm.Isend(packed, other))
             return requests
 
         def end(k: int, requests: list[Any]) -> None:
             MPI.Request.Waitall(requests)
-            for run in routes[k][me].runs:
-                _, got = memory[k % 2]
-                at = run.begin - firsts[run.param]
-                mean = to[run.param][at : at + run.end - run.begin]
-                if not ordered:
-                    total = _elements(got[me], run, dtypes[run.param])
+            message, means, got = route.buckets[k][me], route.means[k], memory[k % 2][1]
+            if not ordered:
+                for run, mean in zip(message.runs, means, strict=True):
+                    total = _elements(got[me], run, wire.dtype(run.param))
                     _core.batch_mean(total, None, 1.0, size, mean)
-                    continue
-                pieces = [
-                    source(run.param, run.begin, run.end)
-                    if rank == me
-                    else _elements(got[rank], run, dtypes[run.param])
-                    for rank in range(size)
-                ]
-                _core.ordered_mean(pieces, mean)
+                return
+            missing = message.table.mean(
+                got, wire.storages, me, own.addresses, own.storages, own.itemsizes, means
+            )
+            for number in missing:
+                run = message.runs[number]
+                pieces = [_elements(row, run, wire.dtype(run.param)) for row in got]
+                own.fill(
+                    run.param, run.begin, run.end, pieces[me]
+                )  # in the row that nobody has sent
+                _core.ordered_mean(pieces, means[number])
 
-        _in_turn(len(routes), begin, end)
+        _in_turn(len(route.buckets), begin, end)
 
     def _begin_sum(
-        self,
-        bucket: list[Message],
-        dtypes: Sequence[Any],
-        source: Source,
-        to_send: Array,
-        to_get: Array,
+        self, bucket: list[Message], wire: Wire, own: Own, to_send: Array, to_get: Array
     ) -> Any:
         """Begin a sum by MPI of a bucket whose elements are all of one type."""
-        dtype = dtypes[next(run.param for message in bucket for run in message.runs)]
+        dtype = wire.dtype(next(run.param for message in bucket for run in message.runs))
         memory, at = to_send.reshape(-1), 0
         for message in bucket:
-            _pack(message, dtypes, source, memory[at : at + message.nbytes])
+            _pack(message, wire, own, memory[at : at + message.nbytes])
             at += message.nbytes
         kind = MPI.DOUBLE if dtype == np.float64 else MPI.FLOAT
         return self.ranks.comm.Ireduce_scatter(
@@ -147,48 +149,39 @@ class Exchange:
             MPI.SUM,
         )
 
-    def gather(self, routes: list[list[Message]], vectors: list[Array]) -> None:
-        """Give each rank the parts of all, in place.
-
-        Parameters
-        ----------
-        routes : list
-            From `routes`.
-        vectors : list of numpy.ndarray
-            For each parameter its elements in memory order.
-        """
+    def gather(self, route: Route, own: Own) -> None:
+        """Give each rank the parts of all, in place: vectors that all have addresses."""
         comm, me, size = self.ranks.comm, self.ranks.rank, self.ranks.size
         memory = self._buffers()
-        dtypes = [vector.dtype for vector in vectors]
-
-        def source(i: int, start: int, stop: int) -> Array:
-            return vectors[i][start:stop]
 
         def begin(k: int) -> list[Any]:
             to_send, to_get = memory[k % 2]
-            requests = []
+            bucket, requests = route.buckets[k], []
             for turn in range(1, size):
                 other = (me - turn) % size
-                message = routes[k][other]
-                if len(message.runs) == 1:  # to where it belongs
-                    requests.append(comm.Irecv(_bytes(source(*message.runs[0][:3])), other))
-                elif message.runs:
-                    requests.append(comm.Irecv(_part(to_get[other], message), other))
-            if routes[k][me].nbytes:
-                packed = _packed(routes[k][me], dtypes, source, to_send[me])
+                if len(bucket[other].runs) == 1:  # to where it belongs
+                    there = own.elements(*bucket[other].runs[0][:3])
+                    requests.append(comm.Irecv(_bytes(there), other))
+                elif bucket[other].runs:
+                    requests.append(comm.Irecv(_part(to_get[other], bucket[other]), other))
+            if len(bucket[me].runs) == 1:
+                packed = _bytes(own.elements(*bucket[me].runs[0][:3]))
+            else:
+                bucket[me].table.pack(own.addresses, own.itemsizes, to_send[me])
+                packed = _part(to_send[me], bucket[me])
+            if bucket[me].runs:
                 for turn in range(1, size):
                     requests.append(comm.Isend(packed, (me + turn) % size))
             return requests
 
         def end(k: int, requests: list[Any]) -> None:
             MPI.Request.Waitall(requests)
-            for other, message in enumerate(routes[k]):
+            got = memory[k % 2][1]
+            for other, message in enumerate(route.buckets[k]):
                 if other != me and len(message.runs) > 1:
-                    for run in message.runs:
-                        there = source(*run[:3])
-                        there[...] = _elements(memory[k % 2][1][other], run, there.dtype)
+                    message.table.unpack(got[other], own.addresses, own.itemsizes)
 
-        _in_turn(len(routes), begin, end)
+        _in_turn(len(route.buckets), begin, end)
 
 
 def _in_turn(
@@ -214,17 +207,15 @@ def _elements(memory: Array, run: Run, dtype: Any) -> Array:
     return memory[run.at : run.at + (run.end - run.begin) * dtype.itemsize].view(dtype)
 
 
-def _packed(message: Message, dtypes: Sequence[Any], source: Source, memory: Array) -> Any:
+def _packed(message: Message, wire: Wire, own: Own, memory: Array) -> Any:
     """Return what to send: elements where they are, if it is that simple, or else copied."""
-    if len(message.runs) == 1:
-        (run,) = message.runs
-        elements = source(*run[:3])
-        if elements.dtype == dtypes[run.param] and elements.flags.c_contiguous:
-            return _bytes(elements)
-    _pack(message, dtypes, source, memory)
+    if len(message.runs) == 1 and own.addresses[message.runs[0].param]:
+        return _bytes(own.elements(*message.runs[0][:3]))
+    _pack(message, wire, own, memory)
     return _part(memory, message)
 
 
-def _pack(message: Message, dtypes: Sequence[Any], source: Source, memory: Array) -> None:
-    for run in message.runs:
-        _elements(memory, run, dtypes[run.param])[...] = source(*run[:3])
+def _pack(message: Message, wire: Wire, own: Own, memory: Array) -> None:
+    for number in message.table.pack(own.addresses, own.itemsizes, memory):
+        run = message.runs[number]
+        own.fill(run.param, run.begin, run.end, _elements(memory, run, wire.dtype(run.param)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,18 +11,111 @@ from fastopt import _core
 from fastopt._bfloat16 import bfloat16
 from fastopt._memory import Array
 
-# What tells other ranks of a gradient's type; 0: it is None.
-DTYPE_BITS = {"float16": 1, "bfloat16": 2, "float32": 4, "float64": 8}  # of a gradient; 0: None
+# What tells other ranks of a gradient's type: a bit for each number that the core has for one.
+# Without any, it is None.
+NOT_FINITE = 128  # one bit more
+AT_A_TIME = 1 << 14  # elements that are copied where that cannot be helped
+_NONE, _SEVERAL = 254, 255
+_BY_BITS = np.full(256, _SEVERAL, np.uint8)
+_BY_BITS[0] = _NONE
+for _storage in _core.STORAGES.values():
+    _BY_BITS[1 << _storage] = _storage
+_ITEMSIZES = np.zeros(256, np.int64)
+for _name, _storage in _core.STORAGES.items():
+    _ITEMSIZES[_storage] = 2 if _name == "bfloat16" else np.dtype(_name).itemsize
+_NAMES = {number: name for name, number in _core.STORAGES.items()}
 
 
-class Given(NamedTuple):
-    """A rank's own gradients."""
+class Given:
+    """A rank's own gradients.
 
-    given: list[Any]
-    arrays: list[Any]  # over them; None where there is none
-    vectors: list[Any]  # their elements in the parameters' memory order, to be indexed by slices
-    loss_scale: float
-    zero_grad: bool
+    Parameters
+    ----------
+    given, arrays : list
+        As they were given, and as arrays; None where there is none.
+    places : tuple of numpy.ndarray
+        Where they are, and how they are stored, as a plan says it.
+    orders : list of tuple of int
+        Each parameter's axes in memory.
+    loss_scale, zero_grad : float and bool
+        As a step takes them.
+    """
+
+    def __init__(
+        self,
+        given: list[Any],
+        arrays: list[Any],
+        places: tuple[Array, Array],
+        orders: list[tuple[int, ...]],
+        loss_scale: float,
+        zero_grad: bool,
+    ) -> None:
+        self.given, self.arrays, self.orders = given, arrays, orders
+        self.addresses, self.storages = places
+        self.loss_scale, self.zero_grad = loss_scale, zero_grad
+        self._vectors: dict[int, Any] = {}
+
+    def bits(self) -> Array:
+        """Return what tells the other ranks of the types."""
+        there = np.array([array is not None for array in self.arrays], bool)
+        return np.where(there, bits_of(self.storages), 0).astype(np.uint8)
+
+    def elements(self, i: int, begin: int, end: int) -> Array:
+        """Return elements of a gradient, counted in its parameter's memory order.
+
+        They are where they are, if they lie so, or else a copy.
+        """
+        if i not in self._vectors:
+            self._vectors[i] = _vector(self.arrays[i], self.orders[i])
+        part: Array = self._vectors[i][begin:end]
+        return part
+
+    def is_finite(self, i: int) -> bool:
+        array = self.arrays[i]
+        starts = range(0, 0 if array is None else array.size, AT_A_TIME)
+        return all(
+            np.isfinite(self.elements(i, k, k + AT_A_TIME).astype(np.float64)).all() for k in starts
+        )
+
+
+class Wire(NamedTuple):
+    """How each parameter's gradient travels."""
+
+    storages: Array  # as the core numbers them
+    itemsizes: Array  # 0: it does not
+
+    def dtype(self, i: int) -> Any:
+        name = _NAMES[int(self.storages[i])]
+        return bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+class Own(NamedTuple):
+    """Where a rank's own gradients are."""
+
+    addresses: Array  # 0: `fill` has to put them somewhere
+    storages: Array
+    itemsizes: Array
+    elements: Callable[[int, int, int], Array]  # of a vector that has an address
+    fill: Callable[[int, int, int, Array], None]
+
+
+def bits_of(storages: Array) -> Array:
+    return np.left_shift(1, storages.astype(np.int64)).astype(np.uint8)
+
+
+def itemsizes_of(storages: Array) -> Array:
+    return _ITEMSIZES[storages]
+
+
+def wire_of(kinds: Array, arithmetic: Array, *, wide: bool) -> Wire:
+    """Return how gradients travel, of which all ranks together have these bits.
+
+    That is as they are stored, if it is the same on all ranks, and else, or if `wide`, in the type
+    that the rule computes in.
+    """
+    storages = _BY_BITS[kinds]
+    storages = np.where(wide | (storages == _SEVERAL), arithmetic, storages).astype(np.uint8)
+    return Wire(storages, np.where(kinds == 0, 0, _ITEMSIZES[storages]))
 
 
 class Blocks(NamedTuple):
@@ -48,16 +142,9 @@ def added_in_order(values: Array) -> float:
     return float(np.add.accumulate(values)[-1]) if len(values) else 0.0
 
 
-def dtype_name(dtype: Any) -> str:
-    return "bfloat16" if dtype.names == ("bfloat16",) else dtype.name
-
-
-def vector_of(grad: Array, order: tuple[int, ...]) -> Any:
-    """Return the elements of a gradient in a memory order, to be indexed by slices.
-
-    They are where they are, if they lie so; or else what a slice returns is a copy.
-    """
-    turned = grad if len(order) == 1 else np.asarray(grad).transpose(order)
+def _vector(grad: Array, order: tuple[int, ...]) -> Any:
+    """Return the elements of a gradient in a memory order, to be indexed by slices."""
+    turned = np.asarray(grad).transpose(order)
     if turned.dtype.names:  # bfloat16, as tensors are seen
         turned = turned.view(bfloat16())
     return turned.reshape(-1) if turned.flags.c_contiguous else _Flat(turned)
@@ -67,15 +154,7 @@ class _Flat:
     """An array whose elements do not lie in one stretch, as if it were a vector."""
 
     def __init__(self, array: Array) -> None:
-        self.array, self.dtype = array, array.dtype
+        self.array = array
 
     def __getitem__(self, part: slice) -> Array:
         return self.array.flat[part]
-
-
-def on_the_way(kind: int, mean: Array) -> Any:
-    """Return the type in which gradients travel: theirs, if it is the same on all ranks."""
-    for name, bit in DTYPE_BITS.items():
-        if kind == bit:
-            return bfloat16() if name == "bfloat16" else np.dtype(name)
-    return mean.dtype

@@ -8,7 +8,8 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from numbers import Integral
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from mpi4py import MPI
@@ -21,39 +22,31 @@ from fastopt._memory import Array, in_memory_order, memory_order
 from fastopt._options import choice, count, flag
 from fastopt._rows import rows_of
 from fastopt.mpi._agreement import Ranks, Signals, digest
-from fastopt.mpi._exchange import Exchange
+from fastopt.mpi._exchange import Exchange, Route
 from fastopt.mpi._gradients import (
-    DTYPE_BITS,
-    Blocks,
+    AT_A_TIME,
+    NOT_FINITE,
     Given,
+    Own,
     added_in_order,
-    blocks_of,
-    dtype_name,
-    on_the_way,
-    vector_of,
+    bits_of,
+    itemsizes_of,
+    wire_of,
 )
 from fastopt.mpi._shares import cut
-from fastopt.mpi._state import gathered, share_of
+from fastopt.mpi._state import gather, room_for, share_of
+from fastopt.mpi._watch import Watch, watch_over
 from fastopt.optimizer import Optimizer
 
 REDUCTIONS = ("ordered", "mpi")
 BUCKET_BYTES = 1 << 23
 MOST_ROUTES = 8  # one for each set of parameters with a gradient, and type of these
 
-_NOTHING = np.zeros(0, np.uint8)
+_NONE = np.empty(0, np.uint8)
 
 
-class Watch(NamedTuple):
-    """What looks at all of each parameter, as long as it is the same memory."""
-
-    wholes: list[Array]
-    plan: _core.Plan  # checks gradients, sums micro-batches
-    means: list[Array]  # of all ranks' gradients: this rank's share
-    bounds: list[tuple[int, ...]]  # of all ranks' parts of each parameter
-    blocks: Blocks
-    orders: list[tuple[int, ...]]  # of axes in memory
-    vectors: list[Array]  # the parameters' elements in that order
-    routes: dict[Any, Any]  # what was asked for last
+def _no_fill(i: int, begin: int, end: int, to: Array) -> None:
+    raise AssertionError("every parameter has an address")
 
 
 class Sharded(Optimizer):
@@ -79,43 +72,56 @@ class Sharded(Optimizer):
         **options: Any,
     ) -> None:
         self._ranks = Ranks(MPI.COMM_WORLD if comm is None else comm)
-        error: BaseException | None = None
-        with Signals().held():
-            try:
-                if options.get("rows") == "exact":
-                    raise ValueError(
-                        'rows="exact": gradients of some rows are not supported over MPI; leave it '
-                        "out"
-                    )
-                self._reduction = choice("reduction", reduction, REDUCTIONS)
-                self._check_every = None if check is None else count("check", check)
-                self._exchange = Exchange(self._ranks, count("bucket_bytes", bucket_bytes))
-                super().__init__(params, *args, **options)
-            except BaseException as raised:
-                error = raised
-            self._ranks.agree(error, np.zeros(0, np.uint8))
-            self._check_alike("make the optimizer over the same parameters, on all ranks")
+        self._next: Bound | None = None
+        with self._together(f"{type(self).__name__}()"):
+            if options.get("rows") == "exact":
+                raise ValueError(
+                    'rows="exact": gradients of some rows are not supported over MPI; leave it out'
+                )
+            self._reduction = choice("reduction", reduction, REDUCTIONS)
+            self._check_every = None if check is None else count("check", check)
+            self._exchange = Exchange(self._ranks, count("bucket_bytes", bucket_bytes))
+            super().__init__(params, *args, **options)
+            self._ready()
+            self._check_alike(self._bound, "make the optimizer over the same parameters everywhere")
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the signature of the class that it is a share of."""
-        super().__init_subclass__()
-        if Sharded not in cls.__bases__:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            _, *own = inspect.signature(cls.__init__).parameters.values()
+        elif Sharded in cls.__bases__:
+            base: Any = cls.__mro__[2]
+            mine = inspect.signature(Sharded.__init__).parameters
+            _, *own = inspect.signature(base.__init__).parameters.values()
+            own += [mine[name] for name in ("comm", "reduction", "bucket_bytes", "check")]
+        else:
             return
-        base: Any = cls.__mro__[2]
-        own = inspect.signature(Sharded.__init__).parameters
-        _, *theirs = inspect.signature(base.__init__).parameters.values()
-        more = [own[name] for name in ("comm", "reduction", "bucket_bytes", "check")]
-        cls.__signature__ = inspect.Signature([*theirs, *more])
+        cls.__signature__ = inspect.Signature(own)
 
     # ---- shares ----------------------------------------------------------------------------------
 
     @property
     def _cut(self) -> Cut | None:
         rank, size = self._ranks.rank, self._ranks.size
+        before = self._watch.parts if self._watch is not None else []
+        has = [
+            (
+                sum(
+                    p.nbytes * (p.bounds[r + 1] - p.bounds[r]) // max(1, p.bounds[-1])
+                    for p in before
+                ),
+                sum(p.bounds[r + 1] - p.bounds[r] for p in before if p.nbytes == 0),
+            )
+            for r in range(size)
+        ]
 
         def parts(wholes: list[Array], nbytes: list[int]) -> list[Part]:
-            bounds = cut([whole.size for whole in wholes], nbytes, size)
-            return [Part(own[rank], own[rank + 1], own) for own in bounds]
+            bounds = cut([whole.size for whole in wholes], nbytes, has)
+            return [
+                Part(own[rank], own[rank + 1], own, n)
+                for own, n in zip(bounds, nbytes, strict=True)
+            ]
 
         return parts
 
@@ -128,7 +134,10 @@ class Sharded(Optimizer):
     ) -> Bound:
         """Make what looks at all of each parameter too, so that nothing can fail later."""
         new = super()._extended(before, rows, groups, counts)
-        self._next_watch = self._watch_over(new.members)
+        self._next, self._next_watch = (
+            new,
+            watch_over(new.members, self._settings, self._ranks.size, self._watch),
+        )
         return new
 
     def _commit(self, new: Bound, seen: Seen) -> None:
@@ -137,47 +146,9 @@ class Sharded(Optimizer):
         if watch is None or watch.wholes is not new.members.wholes:
             watch = self._next_watch
             if watch is None or watch.wholes is not new.members.wholes:
-                watch = self._watch_over(new.members)
+                watch = watch_over(new.members, self._settings, self._ranks.size, self._watch)
         super()._commit(new, seen)
-        self._watch, self._next_watch = watch, None
-
-    def _watch_over(self, members: Members) -> Watch:
-        before = self._watch
-        n = len(members.wholes)
-        summed = [] if before is None else before.plan.summed()
-        rule = _core.Rule("sgd")
-        plan = _core.Plan(
-            rule,
-            members.wholes,
-            [(None,) * len(rule.slots)] * n,
-            None,
-            [np.zeros((), np.int64) for _ in range(n)],
-            [0] * n,
-            [[0.0] * len(rule.hypers)],
-            list(map(label, members.keys)),
-            semantics=0,
-            clip=0,
-            clip_limit=0.0,
-            nonfinite=0,
-            ema_decay=0.0,
-            num_threads=self._settings.num_threads or 0,
-            completed_steps=0,
-            sums=members.sums,
-            # One micro-batch more than there are, so that it never updates.
-            accumulate=1 if members.sums is None else self._settings.accumulate + 1,
-            accumulated_steps=0 if before is None else before.plan.accumulated_steps,
-            summed=summed + [False] * (n - len(summed)),
-            lent=members.lent,
-        )
-        means = [
-            np.zeros(param.size, storage.arithmetic)
-            for param, storage in zip(members.params, members.storage, strict=True)
-        ]
-        bounds = [part.bounds for part in members.parts or ()]
-        blocks = blocks_of(bounds, self._ranks.size)
-        orders = list(map(memory_order, members.wholes))
-        vectors = list(map(in_memory_order, members.wholes))
-        return Watch(members.wholes, plan, means, bounds, blocks, orders, vectors, {})
+        self._watch, self._next, self._next_watch = watch, None, None
 
     @property
     def _whole_plan(self) -> _core.Plan:
@@ -208,9 +179,10 @@ class Sharded(Optimizer):
     # ---- one decision ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
+    def _together(self, call: str) -> Iterator[None]:
         """Do something on all ranks, or raise on all, as long as nothing was written."""
         signals = self._signals = Signals()
+        self._call, self._alike_now = call, dict[str, bytes]()
         with signals.held():
             self._undecided = True
             try:
@@ -218,21 +190,24 @@ class Sharded(Optimizer):
                 if self._undecided:
                     self._ready()
             except BaseException as error:
+                self._next = self._next_watch = None
                 if self._undecided:
                     self._undecided = False
-                    self._ranks.agree(error, _NOTHING)
+                    self._ranks.agree(error, call, {})
                 raise
 
     def _ready(self) -> None:
+        """Agree that all ranks can do what each was asked for, or raise on all."""
         self._signals.handle()
         self._undecided = False
-        self._ranks.agree(None, _NOTHING)
+        self._ranks.agree(None, self._call, self._alike_now)
+        if self._next is not None:
+            self._check_alike(self._next, "add the same group on all ranks")
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add parameters on all ranks, as the class without MPI does on one."""
-        with self._together():
+        with self._together("add_param_group()"):
             super().add_param_group(group)
-        self._check_alike("add the same group on all ranks")
 
     def reset(self) -> None:
         """Put state, counters and averages back to where they began; parameters stay."""
@@ -267,21 +242,29 @@ class Sharded(Optimizer):
         dict or None
             None on all other ranks.
         """
-        with self._lock:
-            with self._together():
-                self._bring_up_to_date("gather_state_dict()")
-                if not (isinstance(root, int) and 0 <= root < self._ranks.size):
-                    raise ValueError(
-                        f"root: expected a rank below {self._ranks.size}, got {root!r}"
-                    )
-            return self._gathered(root)
+        with self._lock, self._together("gather_state_dict()"):
+            if isinstance(root, bool) or not isinstance(root, Integral):
+                raise TypeError(f"root: expected the number of a rank, got {root!r}")
+            if not 0 <= root < self._ranks.size:
+                raise ValueError(f"root: expected a rank below {self._ranks.size}, got {root!r}")
+            return self._gathered("gather_state_dict()", int(root))
 
-    def _gathered(self, root: int) -> dict[str, Any] | None:
-        whole = gathered(self._ranks, self._members, root)
-        if whole is None:
+    def _gathered(self, what: str, root: int) -> dict[str, Any] | None:
+        """Agree, and return the whole state dict on one rank."""
+        self._bring_up_to_date(what)
+        members = self._members
+        room = room_for(members) if self._ranks.rank == root else None
+        self._alike_now = {
+            "root": str(root).encode(),
+            "set of state arrays": repr([list(state) for state in members.state]).encode(),
+            **self._alike(1.0),
+        }
+        self._ready()
+        gather(self._ranks, members, root, room)
+        if room is None:
             return None
         return _saved.state_dict(
-            self._rule, self._settings, whole, Counts.of(self._plan), lambda array: array
+            self._rule, self._settings, room, Counts.of(self._plan), lambda array: array
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
@@ -295,7 +278,7 @@ class Sharded(Optimizer):
         convert : bool, optional
             As for the class without MPI.
         """
-        with self._together():
+        with self._together("load_state_dict()"):
             super().load_state_dict(state_dict, convert=convert)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -306,19 +289,17 @@ class Sharded(Optimizer):
         """
         from fastopt import checkpoint
 
-        with self._lock:
-            with self._together():
-                self._bring_up_to_date("save()")
-                self._plan.check()
-                os.fspath(path)
-            saved = self._gathered(0)
-            with self._together():
-                if saved is not None:
-                    params = [np.asarray(x, order="C") for x in self._members.wholes]
-                    texts, arrays = _saved.as_file(saved, params)
-                    arrays = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-                    kind = type(self).__name__
-                    checkpoint.write(path, {"optimizer": kind, **texts}, arrays)
+        with self._lock, self._together("save()"):
+            os.fspath(path)
+            self._plan.check()
+            saved = self._gathered("save()", 0)
+            self._undecided = True  # for the file may not be written
+            if saved is not None:
+                params = [np.asarray(x, order="C") for x in self._members.wholes]
+                texts, arrays = _saved.as_file(saved, params)
+                arrays = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+                checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
+            self._alike_now = {}
 
     def load(self, path: str | os.PathLike[str], *, convert: bool = False) -> None:
         """Take over a file that :meth:`save` wrote, here or without MPI, on any number of ranks.
@@ -326,31 +307,46 @@ class Sharded(Optimizer):
         All ranks have to call it, and each reads the file. All raise if one does, and nothing is
         changed.
         """
-        with self._together():
-            super().load(path, convert=convert)
-        with self._lock:
-            self._share_params([whole.itemsize for whole in self._members.wholes])
+        from fastopt import checkpoint
+
+        with self._together("load()"):
+            source = checkpoint.source(path)
+            texts, arrays = checkpoint.read(path)
+            self._alike_now = {"file": texts["sha256"].encode()}
+            saved = _saved.from_file(self._members.keys, source, texts, arrays)
+            self._restore_from(saved, source, convert, checkpoint=True)
+            with self._lock:
+                self._share_params()
 
     def _restore_from(
         self, saved: Mapping[str, Any], source: str, convert: bool, *, checkpoint: bool
     ) -> None:
         share = share_of(self._settings, self._members, saved, source)
         super()._restore_from(share, source, convert, checkpoint=checkpoint)
+        self._whole_plan.restore([], [], 0, [False])  # no micro-batch is summed any more
+
+    def __copy__(self) -> NoReturn:
+        self.__getstate__()
 
     def __getstate__(self) -> NoReturn:
         raise TypeError("an optimizer over MPI cannot be copied: use gather_state_dict() or save()")
 
     # ---- what is the same everywhere -------------------------------------------------------------
 
-    def _check_alike(self, way_out: str) -> None:
+    def _check_alike(self, new: Bound, way_out: str) -> None:
         """Raise, on all ranks, if anything differs between them that must not."""
-        members = self._members
+        members = new.members
         what = {
             "keys, shapes and dtypes of the parameters": [
-                [repr(key), whole.shape, whole.dtype.name, memory_order(whole)]
+                [
+                    repr(key) if isinstance(key, (str, int)) else type(key).__name__,
+                    whole.shape,
+                    whole.dtype.name,
+                    memory_order(whole),
+                ]
                 for key, whole in zip(members.keys, members.wholes, strict=True)
             ],
-            "hyperparameters": self._bound.hypers.plan_rows(),
+            "hyperparameters": new.hypers.plan_rows(),
             "parameters excluded from weight decay": members.excluded,
             "options": [
                 *map(repr, self._settings._replace(no_decay=None, num_threads=None)),
@@ -364,10 +360,9 @@ class Sharded(Optimizer):
         if found is not None:
             number, rank = found
             raise ValueError(f"rank {rank} has other {[*what][number]} than rank 0; {way_out}")
-        self._check_params(ValueError, way_out)
+        self._check_params(members, ValueError, way_out)
 
-    def _check_params(self, kind: type[Exception], way_out: str) -> None:
-        members = self._members
+    def _check_params(self, members: Members, kind: type[Exception], way_out: str) -> None:
         found = self._ranks.differ(
             [digest(in_memory_order(whole).view(np.uint8)) for whole in members.wholes]
         )
@@ -411,18 +406,13 @@ class Sharded(Optimizer):
         -----
         Signals that come meanwhile are handled before anything is written, or once all is.
         """
-        signals = Signals()
-        with self._lock, signals.held(), np.errstate(all="ignore"):
-            error: BaseException | None = None
-            try:
-                given = self._prepared(grads, loss_scale, zero_grad)
-                bits = self._bits(given)
-                self._exchange.prepare()
-                signals.handle()
-            except BaseException as raised:
-                error, bits = raised, np.zeros(self._n_bits(), np.uint8)
-            every = self._ranks.agree(error, bits)
-            return self._agreed(given, every)
+        with self._lock, np.errstate(all="ignore"), self._together("step()"):
+            given = self._prepared(grads, loss_scale, zero_grad)
+            bits = self._bits(given)
+            self._exchange.prepare()
+            self._alike_now = self._alike(given.loss_scale)
+            self._ready()
+            return self._agreed(given, self._ranks.union(bits))
 
     def _prepared(self, grads: Any, loss_scale: Any, zero_grad: Any) -> Given:
         """Return what a step can use, having checked all that is this rank's."""
@@ -446,30 +436,26 @@ class Sharded(Optimizer):
         arrays = self._whole_plan.check_gradients(given, zero_grad=zero_grad)
         self._plan.check()
         assert self._watch is not None
-        vectors = [
-            None if array is None else vector_of(array, order)
-            for array, order in zip(arrays, self._watch.orders, strict=True)
-        ]
-        return Given(given, arrays, vectors, loss_scale, zero_grad)
+        now = np.fromiter(map(_core.address, members.wholes), np.int64, len(members.wholes))
+        if (now != self._watch.addresses).any():
+            key = members.keys[int(np.flatnonzero(now != self._watch.addresses)[0])]
+            raise ValueError(f"{label(key)}: its memory has moved; make a new optimizer")
+        places, orders = self._whole_plan.places(), self._watch.orders
+        return Given(given, arrays, places, orders, loss_scale, zero_grad)
 
     def _bits(self, given: Given) -> Array:
-        """Return what all ranks have to know of this one's gradients, and what has to be alike."""
-        own = np.zeros(self._n_bits(), np.uint8)
-        n = len(given.arrays)
-        summed = self._whole_plan.summed()
-        for i, vector in enumerate(given.vectors):
-            if vector is not None:
-                own[i] = DTYPE_BITS[dtype_name(vector.dtype)]
-            if summed[i]:
-                own[i] |= DTYPE_BITS[self._means[i].dtype.name]
-        if self._settings.accumulate > 1 and self._settings.nonfinite != "propagate":
-            own[n] = not self._whole_plan.scan(given.arrays, given.loss_scale)[1].all()
-        alike = np.frombuffer(b"".join(self._alike(given.loss_scale).values()), np.uint8)
-        own[n + 1 :] = np.concatenate([alike, ~alike])
-        return own
-
-    def _n_bits(self) -> int:
-        return len(self._means) + 1 + 2 * sum(map(len, self._alike(1.0).values()))
+        """Return what all ranks have to know of this one's gradients."""
+        assert self._watch is not None
+        bits, plan = given.bits(), self._whole_plan
+        if self._settings.accumulate > 1:
+            bits |= np.where(plan.summed(), bits_of(self._watch.arithmetic), 0).astype(np.uint8)
+            if self._settings.nonfinite != "propagate":
+                _, finite = plan.scan(given.arrays, given.loss_scale)
+                blocks = np.cumsum([0, *(-(-w.size // _core.BLOCK) for w in self._watch.wholes)])
+                for i in range(len(bits)) if not finite.all() else ():
+                    if not finite[blocks[i] : blocks[i + 1]].all():
+                        bits[i] |= NOT_FINITE
+        return bits
 
     def _alike(self, loss_scale: float) -> dict[str, bytes]:
         """Return what a step has to find the same on all ranks."""
@@ -482,18 +468,14 @@ class Sharded(Optimizer):
 
     def _agreed(self, given: Given, every: Array) -> _core.StepResult:
         """Step, all ranks having found nothing that this rank may stumble over."""
-        n = len(self._means)
         settings = self._settings
-        seen, unseen = np.split(every[n + 1 :], 2)
-        if (seen & unseen).any():
-            self._raise_unlike(given.loss_scale)
-        if every[n]:
-            return self._skipped(given, None, 0)
+        kinds = every & ~np.uint8(NOT_FINITE)
+        if (every & NOT_FINITE).any():
+            return self._skipped(given, None, int(np.flatnonzero(every & NOT_FINITE)[0]))
         if self.accumulated_steps + 1 < settings.accumulate:
             result = self._whole_plan.step(given.arrays, given.loss_scale, False)
             self._zero(given)
             return result
-        kinds = every[:n]
         self._reduce(given, kinds)
         means = [mean if kind else None for mean, kind in zip(self._means, kinds, strict=True)]
         scale = given.loss_scale if settings.accumulate == 1 else 1.0
@@ -505,41 +487,26 @@ class Sharded(Optimizer):
                 if settings.clip in ("clip_norm", "global_clip_norm"):
                     norm = math.sqrt(added_in_order(squares))
                 return self._skipped(given, norm, bad)
+        self._whole_plan.wait_for_readers()
         result = self._plan.step_part(means, scale, squares)
-        wholes = self._members.wholes
-        sizes = [whole.itemsize if kind else 0 for whole, kind in zip(wholes, kinds, strict=True)]
-        self._share_params(sizes)
+        self._share_params(kinds)
         if settings.accumulate > 1:
             self._whole_plan.restore([], [], 0, [False])
         self._zero(given)
         if self._check_every and self.completed_steps % self._check_every == 0:
             way_out = f"after {self.completed_steps} steps; load the last checkpoint"
-            self._check_params(RuntimeError, way_out)
+            self._check_params(self._members, RuntimeError, way_out)
         return result
 
-    def _raise_unlike(self, loss_scale: float) -> NoReturn:
-        alike = self._alike(loss_scale)
-        found = self._ranks.differ(list(alike.values()))
-        number, rank = found if found is not None else (0, 0)
-        raise ValueError(
-            f"rank {rank}: another {[*alike][number]} than on rank 0; nothing was updated"
-        )
-
     # ---- non-finite gradients --------------------------------------------------------------------
-
-    def _bad_here(self, given: Given) -> int | None:
-        """Return the first parameter whose gradient on this rank is not finite."""
-        for i, vector in enumerate(given.vectors):
-            if vector is not None and not np.isfinite(np.asarray(vector[:], np.float64)).all():
-                return i
-        return None
 
     def _skipped(self, given: Given, norm: float | None, bad: int) -> _core.StepResult:
         """Return from a step that does not take place, or raise on all ranks."""
         if self._settings.nonfinite == "skip":
             self._zero(given)
             return _core.step_result(norm, True, 1)
-        found = self._ranks.comm.allgather(self._bad_here(given))
+        own = next((i for i in range(len(given.arrays)) if not given.is_finite(i)), None)
+        found = self._ranks.comm.allgather(own)
         rank = next((r for r, number in enumerate(found) if number is not None), None)
         key = self._members.keys[bad if rank is None else found[rank]]
         raise FloatingPointError(
@@ -573,53 +540,63 @@ class Sharded(Optimizer):
 
     def _reduce(self, given: Given, kinds: Array) -> None:
         """Put the mean gradient of this rank's share where the step finds it."""
-        settings, members = self._settings, self._members
-        summed = self._whole_plan.summed()
-        sums = None
-        if members.sums is not None:
-            sums = [
-                in_memory_order(x) if any_yet else None
-                for x, any_yet in zip(members.sums, summed, strict=True)
-            ]
+        settings, watch = self._settings, self._watch
+        assert watch is not None
+        wire = wire_of(
+            kinds,
+            watch.arithmetic,
+            wide=settings.accumulate > 1 or self._reduction == "mpi",
+        )
+        sums: list[Array | None] = [None] * len(kinds)
+        addresses = given.addresses
+        if self._members.sums is not None:
+            addresses = np.zeros_like(addresses)  # what travels is nowhere yet
+            pairs = zip(self._members.sums, self._whole_plan.summed(), strict=True)
+            sums = [in_memory_order(x) if any_yet else None for x, any_yet in pairs]
 
-        def source(i: int, begin: int, end: int) -> Array:
-            vector, total = given.vectors[i], None if sums is None else sums[i]
-            part: Array | None = None if vector is None else vector[begin:end]
-            if part is None and total is None:
-                return np.zeros(end - begin, dtypes[i])
-            if part is not None and sums is None:
-                return part
-            mean = np.empty(end - begin, self._means[i].dtype)
-            _core.batch_mean(
-                None if total is None else total[begin:end],
-                None if part is None else np.ascontiguousarray(part),
-                1 / given.loss_scale,
-                settings.accumulate,
-                mean,
-            )
-            return mean
+        def fill(i: int, begin: int, end: int, to: Array) -> None:
+            there, total = given.arrays[i] is not None, sums[i]
+            if not there and total is None:
+                to[...] = 0
+                return
+            for k in range(begin, end, AT_A_TIME):
+                m = min(end, k + AT_A_TIME)
+                own = given.elements(i, k, m) if there else None
+                out = to[k - begin : m - begin]
+                if own is not None and settings.accumulate == 1:
+                    out[...] = own
+                    continue
+                own = None if own is None else np.ascontiguousarray(own)
+                summed = None if total is None else total[k:m]
+                _core.batch_mean(summed, own, 1 / given.loss_scale, settings.accumulate, out)
 
-        dtypes = [
-            mean.dtype if sums is not None or self._reduction == "mpi" else on_the_way(kind, mean)
-            for kind, mean in zip(kinds, self._means, strict=True)
-        ]
-        sizes = [dtype.itemsize if kind else 0 for dtype, kind in zip(dtypes, kinds, strict=True)]
+        own = Own(addresses, given.storages, itemsizes_of(given.storages), given.elements, fill)
         self._exchange.reduce(
-            self._route(sizes), dtypes, source, self._means, ordered=self._reduction == "ordered"
+            self._route(wire.itemsizes), wire, own, ordered=self._reduction == "ordered"
         )
 
-    def _share_params(self, sizes: list[int]) -> None:
-        """Give all ranks the parameters whose elements have so many bytes; 0: they have them."""
-        assert self._watch is not None
-        self._exchange.gather(self._route(sizes), self._watch.vectors)
+    def _share_params(self, kinds: Array | None = None) -> None:
+        """Give all ranks the parameters, or those alone of a kind that is not 0."""
+        watch = self._watch
+        assert watch is not None
+        vectors = watch.vectors
 
-    def _route(self, sizes: list[int]) -> Any:
-        assert self._watch is not None
-        routes, key = self._watch.routes, tuple(sizes)
+        def elements(i: int, begin: int, end: int) -> Array:
+            return vectors[i][begin:end]
+
+        sizes = watch.itemsizes if kinds is None else np.where(kinds == 0, 0, watch.itemsizes)
+        own = Own(watch.addresses, _NONE, watch.itemsizes, elements, _no_fill)
+        self._exchange.gather(self._route(sizes), own)
+
+    def _route(self, sizes: Array) -> Route:
+        """Return the way of elements of so many bytes; 0: they do not travel."""
+        watch = self._watch
+        assert watch is not None
+        routes, key = watch.routes, sizes.tobytes()
         if key not in routes:
             if len(routes) == MOST_ROUTES:
                 del routes[next(iter(routes))]
-            routes[key] = self._exchange.routes(self._watch.bounds, sizes)
+            routes[key] = self._exchange.route(watch.bounds, sizes.tolist(), watch.means)
         return routes[key]
 
     def _zero(self, given: Given) -> None:

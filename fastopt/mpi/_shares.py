@@ -10,33 +10,51 @@ from fastopt import _core
 ALIGNED = 64  # bytes: where a run begins in a message
 
 
-def cut(sizes: Sequence[int], nbytes: Sequence[int], ranks: int) -> list[tuple[int, ...]]:
+def cut(
+    sizes: Sequence[int], nbytes: Sequence[int], has: Sequence[tuple[int, int]]
+) -> list[tuple[int, ...]]:
     """Return where the parts of each parameter begin, rank by rank, and where the last one ends.
 
-    The ranks have the same bytes, to within a block of the core's. A part begins with a block, so
-    that norms, the scales of 8 bits and random bits are those of a step over all of it.
+    The ranks then have the same bytes, to within a block of the core's, if none had more before. A
+    part begins with a block, so that norms, the scales of 8 bits and random bits are those of a
+    step over all of it.
 
     Parameters
     ----------
     sizes, nbytes : sequence of int
         Of each parameter its elements, and the bytes that go with them. What no bytes go with is
         cut by itself, by its elements.
-    ranks : int
-        How many there are.
+    has : sequence of tuple of int
+        For each rank, what it has already: bytes, and elements that no bytes go with.
     """
     bounds: list[tuple[int, ...]] = [()] * len(sizes)
-    for with_bytes in (True, False):
-        chosen = [i for i, n in enumerate(nbytes) if (n > 0) == with_bytes]
-        weights = [nbytes[i] if with_bytes else sizes[i] for i in chosen]
-        total, before = sum(weights), 0
+    for kind in range(2):
+        chosen = [i for i, n in enumerate(nbytes) if (n > 0) == (kind == 0)]
+        weights = [nbytes[i] if kind == 0 else sizes[i] for i in chosen]
+        targets, unit = _targets([own[kind] for own in has], sum(weights))
+        before = 0
         for i, weight in zip(chosen, weights, strict=True):
-            firsts = (
-                _first_from(total * rank - before * ranks, weight * ranks, sizes[i])
-                for rank in range(ranks)
-            )
+            firsts = (_first_from(t - before * unit, weight * unit, sizes[i]) for t in targets)
             bounds[i] = (*firsts, sizes[i])
             before += weight
     return bounds
+
+
+def _targets(has: list[int], more: int) -> tuple[list[int], int]:
+    """Return where in a weight each rank's share of it begins, and the unit of these numbers.
+
+    Those that have the least get as much as makes them even.
+    """
+    in_order = sorted(has)
+    n, filled = 1, in_order[0] + more  # ranks that get any, and what they have then
+    while n < len(in_order) and in_order[n] * n < filled:
+        filled += in_order[n]
+        n += 1
+    targets, before = [], 0
+    for own in has:
+        targets.append(before)
+        before += max(0, filled - own * n)
+    return targets, n
 
 
 def _first_from(target: int, weight: int, size: int) -> int:
@@ -61,6 +79,7 @@ class Message(NamedTuple):
 
     runs: list[Run]
     nbytes: int
+    table: _core.Runs  # of the runs
 
 
 def buckets(
@@ -80,7 +99,7 @@ def buckets(
         Bytes of a message, at most.
     """
     by_rank = [_messages(bounds, itemsizes, rank, most) for rank in range(ranks)]
-    nothing = Message([], 0)
+    nothing = _message([], 0)
     return [
         [own[k] if k < len(own) else nothing for own in by_rank]
         for k in range(max(map(len, by_rank)))
@@ -98,7 +117,7 @@ def _messages(
         while itemsize and begin < last:
             start = -(-used // ALIGNED) * ALIGNED
             if start + itemsize > most:
-                messages.append(Message(runs, used))
+                messages.append(_message(runs, used))
                 runs, used = [], 0
                 continue
             end = min(last, begin + (most - start) // itemsize)
@@ -106,5 +125,9 @@ def _messages(
             used = start + (end - begin) * itemsize
             begin = end
     if runs:
-        messages.append(Message(runs, used))
+        messages.append(_message(runs, used))
     return messages
+
+
+def _message(runs: list[Run], nbytes: int) -> Message:
+    return Message(runs, nbytes, _core.Runs(runs))

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt import _core, _saved
 from fastopt._members import Members, ParameterState, Part
-from fastopt._memory import Array, laid_out, memory_order
+from fastopt._memory import Array, in_memory_order, laid_out, memory_order
 from fastopt._settings import Settings
 from fastopt._storage import Storage
 from fastopt.mpi._agreement import Ranks
@@ -17,29 +17,17 @@ from fastopt.mpi._agreement import Ranks
 AT_A_TIME = 1 << 28  # bytes of a message: MPI counts to 2^31
 
 
-def gathered(ranks: Ranks, members: Members, root: int) -> Members | None:
-    """Return members that have all of each parameter's state; None on all ranks but `root`."""
-    states: list[ParameterState] = []
-    averages: list[Any] = []
-    for i, (whole, part, storage) in enumerate(
-        zip(members.wholes, members.parts or (), members.storage, strict=True)
-    ):
+def room_for(members: Members) -> Members:
+    """Return members like these, with uninitialised room for all of each parameter's state."""
+    states, averages = [], []
+    for i, (whole, storage) in enumerate(zip(members.wholes, members.storage, strict=True)):
         state = {}
-        for name, array in members.state[i].items():
-            _, shape = storage.form(whole, name)
-            if shape == array.shape == ():
-                state[name] = array.copy()  # a number, the same on all ranks
-                continue
-            per = _core.SCALED if shape != whole.shape else 1
-            vector = _collected(ranks, array, [-(-b // per) for b in part.bounds], root)
-            if vector is not None:
-                state[name] = vector if per > 1 else _as_whole(vector, whole)
+        for name in members.state[i]:
+            dtype, shape = storage.form(whole, name)
+            as_whole = shape == whole.shape and name != "step" and name not in storage.numbers
+            state[name] = _empty_like(whole, dtype) if as_whole else np.empty(shape, dtype)
         states.append(ParameterState(state))
-        if members.ema is not None:
-            vector = _collected(ranks, members.ema[i], part.bounds, root)
-            averages.append(vector if vector is None else _as_whole(vector, whole))
-    if ranks.rank != root:
-        return None
+        averages.append(_empty_like(whole, storage.arithmetic))
     return members._replace(
         params=members.wholes,
         parts=None,
@@ -49,13 +37,32 @@ def gathered(ranks: Ranks, members: Members, root: int) -> Members | None:
     )
 
 
-def _collected(ranks: Ranks, own: Array, bounds: Any, root: int) -> Array | None:
-    """Return a vector of which every rank has a part; None on all ranks but `root`."""
-    if ranks.rank != root:
+def gather(ranks: Ranks, members: Members, root: int, room: Members | None) -> None:
+    """Put all of each parameter's state into room for it, on one rank; on others it is None."""
+    for i, (whole, part, storage) in enumerate(
+        zip(members.wholes, members.parts or (), members.storage, strict=True)
+    ):
+        for name, array in members.state[i].items():
+            _, shape = storage.form(whole, name)
+            to = None if room is None else room.state[i][name]
+            if name == "step" or name in storage.numbers:
+                if to is not None:
+                    to[...] = array  # the same on all ranks
+                continue
+            per = _core.SCALED if shape != whole.shape else 1
+            _collect(ranks, array, [-(-bound // per) for bound in part.bounds], root, to)
+        if members.ema is not None:
+            to = None if room is None or room.ema is None else room.ema[i]
+            _collect(ranks, members.ema[i], part.bounds, root, to)
+
+
+def _collect(ranks: Ranks, own: Array, bounds: Any, root: int, to: Array | None) -> None:
+    """Put a vector of which every rank has a part into an array on one rank."""
+    if to is None:
         for piece in _pieces(own):
             ranks.comm.Send(piece, root)
-        return None
-    vector = np.empty(bounds[-1], own.dtype)
+        return
+    vector = in_memory_order(to)
     for rank in range(ranks.size):
         part = vector[bounds[rank] : bounds[rank + 1]]
         if rank == root:
@@ -63,7 +70,6 @@ def _collected(ranks: Ranks, own: Array, bounds: Any, root: int) -> Array | None
             continue
         for piece in _pieces(part):
             ranks.comm.Recv(piece, rank)
-    return vector
 
 
 def _pieces(vector: Array) -> list[Array]:
@@ -71,8 +77,8 @@ def _pieces(vector: Array) -> list[Array]:
     return [data[i : i + AT_A_TIME] for i in range(0, data.size, AT_A_TIME)]
 
 
-def _as_whole(vector: Array, whole: Array) -> Array:
-    return laid_out(vector, whole.shape, memory_order(whole))
+def _empty_like(whole: Array, dtype: Any) -> Array:
+    return laid_out(np.empty(whole.size, dtype), whole.shape, memory_order(whole))
 
 
 def share_of(settings: Settings, members: Members, saved: Any, source: str) -> Any:
@@ -94,7 +100,7 @@ def share_of(settings: Settings, members: Members, saved: Any, source: str) -> A
     if isinstance(orders, Mapping) and isinstance(saved.get("state"), Mapping):
         for key, i in places.items():
             theirs = list(orders.get(key, ()))
-            if theirs != own_orders.get(key, []) and not _is_share(members, saved, i):
+            if theirs != own_orders.get(key, []) and _is_whole(members, saved, i):
                 raise ValueError(
                     f"{source}['memory_order'][{key!r}] is {theirs or 'C order'}, the parameter's "
                     f"here {own_orders.get(key, 'C order')}: 8-bit blocks and random rounding go "
@@ -123,14 +129,17 @@ def _of(members: Members, i: int) -> Part:
     return members.parts[i]
 
 
-def _is_share(members: Members, saved: Any, i: int) -> bool:
-    """Tell whether what was saved of a parameter's state is this rank's share of it already."""
-    state = saved["state"].get(members.keys[i], {})
-    whole, param, storage = members.wholes[i], members.params[i], members.storage[i]
-    return whole.shape != param.shape and any(
-        isinstance(array, np.ndarray) and array.shape == param.shape
-        for name, array in state.items()
-        if storage.form(whole, name)[1] == whole.shape
+def _is_whole(members: Members, saved: Mapping[str, Any], i: int) -> bool:
+    """Tell whether anything that was saved of a parameter is of all of it, and not a share."""
+    key, whole, storage = members.keys[i], members.wholes[i], members.storage[i]
+    state, params = saved["state"].get(key, {}), saved.get("params", {})
+    found = [params.get(key)] if isinstance(params, Mapping) else []
+    if isinstance(state, Mapping):
+        found += [
+            array for name, array in state.items() if storage.form(whole, name)[1] == whole.shape
+        ]
+    return whole.shape != members.params[i].shape and any(
+        isinstance(array, np.ndarray) and array.shape == whole.shape for array in found
     )
 
 
@@ -140,7 +149,8 @@ def _state_of_share(members: Members, i: int, state: Mapping[str, Any]) -> dict[
 
 
 def _slot_of_share(storage: Storage, whole: Array, part: Part, name: str, array: Any) -> Any:
-    if name == "step" or name in storage.numbers or not isinstance(name, str):
+    marks = {*map(_saved.begun, storage.slots)}
+    if not isinstance(name, str) or name == "step" or name in marks or name in storage.numbers:
         return array
     slot = name.removesuffix("_scale")
     if slot == name:

@@ -71,6 +71,11 @@ def test_training_goes_on_in_any_number_of_processes_and_in_none(tmp_path):
     run(3, "goes_on", path, "0")
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_loads_end_micro_batches_and_are_of_one_file(size, tmp_path):
+    run(size, "loads_that_differ", tmp_path)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_signal_amid_a_step_is_raised_on_all_ranks_before_anything_is_written(size):
     run(size, "interrupted")
@@ -109,8 +114,9 @@ def test_parts_are_even_and_every_element_travels_once(ranks, seed):
     sizes = [int(n) for n in rng.choice([0, 1, 100, block, 10 * block + 5, 200 * block], 30)]
     each = [int(n) for n in rng.choice([0, 2, 8, 12], 30)]
     nbytes = [n * m for n, m in zip(sizes, each, strict=True)]
-    bounds = cut(sizes, nbytes, ranks)
-    owned = [0] * ranks
+    before = [(int(rng.integers(0, 1 << 20)) if seed % 2 else 0, 0) for _ in range(ranks)]
+    bounds = cut(sizes, nbytes, before)
+    owned = [first for first, _ in before]
     for size, m, own in zip(sizes, each, bounds, strict=True):
         assert own[0] == 0
         assert own[-1] == size
@@ -118,7 +124,8 @@ def test_parts_are_even_and_every_element_travels_once(ranks, seed):
         assert all(b % block == 0 or b == size for b in own)
         for rank in range(ranks):
             owned[rank] += (own[rank + 1] - own[rank]) * m
-    assert max(owned) <= -(-sum(nbytes) // ranks) + 12 * block
+    even = -(-sum(owned) // ranks)
+    assert max(owned) <= max(even, *(first for first, _ in before)) + 12 * block
 
     itemsizes = [int(n) for n in rng.choice([0, 4], 30)]
     most = int(rng.choice([ALIGNED, 1 << 10, 1 << 20]))
@@ -126,12 +133,12 @@ def test_parts_are_even_and_every_element_travels_once(ranks, seed):
         bounds, itemsizes = bounds[:2], itemsizes[:2]
     seen = [np.zeros(own[-1], int) for own in bounds]
     for bucket in buckets(bounds, itemsizes, ranks, most):
-        for rank, (runs, nbytes_of_all) in enumerate(bucket):
-            assert nbytes_of_all <= most
-            for i, begin, end, at in runs:
+        for rank, message in enumerate(bucket):
+            assert message.nbytes <= most
+            for i, begin, end, at in message.runs:
                 assert bounds[i][rank] <= begin < end <= bounds[i][rank + 1]
                 assert at % ALIGNED == 0
-                assert at + (end - begin) * itemsizes[i] <= nbytes_of_all
+                assert at + (end - begin) * itemsizes[i] <= message.nbytes
                 seen[i][begin:end] += 1
     for counts, itemsize in zip(seen, itemsizes, strict=True):
         assert {*counts} <= {1 if itemsize else 0}

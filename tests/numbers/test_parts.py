@@ -26,7 +26,10 @@ def part_of(cls, number):
         def parts(wholes, nbytes):
             assert [whole.shape for whole in wholes] == SHAPES
             assert len(nbytes) == len(wholes)
-            return [Part(own[number], own[number + 1], own) for own in BOUNDS]
+            return [
+                Part(own[number], own[number + 1], own, n)
+                for own, n in zip(BOUNDS, nbytes, strict=True)
+            ]
 
         return parts
 
@@ -180,3 +183,93 @@ def test_a_mean_of_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             _core.batch_mean(total, grad, 1.0, 1, np.zeros(3, np.float32))
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def numbers(values, dtype=np.int64):
+    return np.array(list(values), dtype)
+
+
+def test_runs_of_vectors_go_into_a_message_and_out_of_it():
+    rng = np.random.default_rng(0)
+    vectors = [rng.standard_normal(n).astype(t) for n, t in ((50, "f4"), (7, "f8"), (0, "f4"))]
+    table = [(0, 3, 20, 0), (1, 0, 7, 128), (0, 30, 31, 192)]
+    runs = _core.Runs(table)
+    addresses = numbers(map(_core.address, vectors))
+    sizes = numbers(v.itemsize for v in vectors)
+    message = np.full(196, 255, np.uint8)
+    assert runs.pack(addresses, sizes, message) == []
+    for i, begin, end, at in table:
+        data = vectors[i][begin:end].tobytes()
+        assert message[at : at + len(data)].tobytes() == data
+    assert (message[68:128] == 255).all()
+
+    others = [np.zeros_like(v) for v in vectors]
+    runs.unpack(message, numbers(map(_core.address, others)), sizes)
+    assert others[1].tobytes() == vectors[1].tobytes()
+    assert np.flatnonzero(others[0]).tolist() == [*range(3, 20), 30]
+    assert (others[0][3:20] == vectors[0][3:20]).all()
+
+    addresses[0] = 0  # somebody else has to put them there
+    message[:] = 0
+    assert runs.pack(addresses, sizes, message) == [0, 2]
+    assert np.flatnonzero(message).min() >= 128
+    for wrong in (
+        (addresses[:1], sizes, message),
+        (addresses, sizes.astype(np.int32), message),
+        (addresses, sizes, message[:-1]),
+        (addresses, sizes, np.zeros(400, np.uint8)[::2]),
+    ):
+        with pytest.raises(ValueError, match=r"expected .* numbers of one type"):
+            runs.pack(*wrong)
+    assert _core.Runs([]).pack(numbers([]), numbers([]), np.empty(0, np.uint8)) == []
+
+
+def test_means_of_runs_are_those_of_vectors():
+    rng = np.random.default_rng(0)
+    table = [(1, 2, 9, 0), (0, 0, 5, 64)]
+    runs, storage = _core.Runs(table), _core.STORAGES
+    own = [rng.standard_normal(9).astype(np.float16), rng.standard_normal(12).astype(np.float32)]
+    rows = np.zeros((3, 128), np.uint8)
+    pieces = [[None] * 3, [None] * 3]
+    for k, (i, begin, end, at) in enumerate(table):
+        for rank in range(3):
+            piece = rng.standard_normal(end - begin).astype(np.float32)
+            if rank == 1:  # which is `own`
+                piece = own[i][begin:end]
+            else:
+                rows[rank, at : at + piece.nbytes] = piece.view(np.uint8)
+            pieces[k][rank] = piece
+    means = [np.zeros(end - begin, np.float32) for _, begin, end, _ in table]
+    arguments = (
+        rows,
+        numbers([storage["float32"]] * 2, np.uint8),
+        1,
+        numbers(map(_core.address, own)),
+        numbers([storage["float16"], storage["float32"]], np.uint8),
+        numbers(x.itemsize for x in own),
+    )
+    assert runs.mean(*arguments, means) == []
+    for mean, (first, second, third) in zip(means, pieces, strict=True):
+        total = first + second.astype(np.float32) + third
+        assert mean.tobytes() == (total / np.float32(3)).tobytes()
+    absent = (*arguments[:3], arguments[3] * [0, 1], *arguments[4:])
+    assert runs.mean(*absent, means) == [1]
+    with pytest.raises(ValueError, match="run 1: 4 means of 5 elements"):
+        runs.mean(*arguments, [means[0], means[1][:4]])
+    with pytest.raises(ValueError, match="to: expected float32 or float64, got float16"):
+        runs.mean(*arguments, [means[0], own[0][:5]])
+
+
+def test_places_of_gradients_are_theirs_where_they_lie_as_parameters_do():
+    params = [np.zeros((3, 4)), np.asfortranarray(np.zeros((3, 4))), np.zeros(3), np.zeros(2)]
+    opt = fastopt.SGD(params)
+    grads = [np.ones((3, 4)), np.ones((3, 4)), np.ones(3, np.float32), None]
+    arrays = opt._plan.check_gradients(grads)
+    assert [a is g for a, g in zip(arrays, grads, strict=True)] == [True] * 4
+    addresses, storages = opt._plan.places()
+    assert addresses.tolist() == [_core.address(grads[0]), 0, _core.address(grads[2]), 0]
+    assert storages[:2].tolist() == [_core.STORAGES["float64"]] * 2
+    assert storages[2] == _core.STORAGES["float32"]
