@@ -33,6 +33,11 @@ def numbers(seed, size):
     return np.random.default_rng(seed).standard_normal(size, np.float32)
 
 
+def gradient(size):
+    """Return this rank's: of one sign, for where a mean cancels Adam makes much of its rounding."""
+    return np.random.default_rng([1, RANK]).random(size, np.float32) + np.float32(0.5)
+
+
 def views(flat, arrays):
     return np.split(flat, arrays)
 
@@ -41,7 +46,7 @@ class ByHand:
     """A flat vector, of which each rank steps over a slice."""
 
     def __init__(self, size, arrays):
-        self.flat, self.grad = numbers(0, size), numbers([1, RANK], size)
+        self.flat, self.grad = numbers(0, size), gradient(size)
         part = size // RANKS
         self.mean = np.empty(part, np.float32)
         own = self.flat[RANK * part : (RANK + 1) * part]
@@ -61,7 +66,7 @@ class OverMPI:
     """fastopt.mpi, over views of one vector or over arrays apart from one another."""
 
     def __init__(self, size, arrays, reduction, *, apart):
-        params, grads = (views(numbers(s, size), arrays) for s in (0, [1, RANK]))
+        params, grads = (views(x, arrays) for x in (numbers(0, size), gradient(size)))
         if apart:
             params, grads = ([array.copy() for array in x] for x in (params, grads))
         self.arrays, self.grads = params, grads
@@ -87,7 +92,7 @@ class ZeRO:
             address = f"tcp://127.0.0.1:{port}"
             dist.init_process_group("gloo", init_method=address, rank=RANK, world_size=RANKS)
         self.dist = dist
-        start, self.mine = (torch.from_numpy(numbers(s, size)) for s in (0, [1, RANK]))
+        start, self.mine = map(torch.from_numpy, (numbers(0, size), gradient(size)))
         self.grad = self.mine.clone()
         bounds = list(arrays)
         self.tensors = [torch.nn.Parameter(x.clone()) for x in start.tensor_split(bounds)]
