@@ -42,8 +42,12 @@ def memory_order(array: Array) -> tuple[int, ...]:
 
 def in_memory_order(array: Array) -> Array:
     """Return the elements of a dense array as a vector over the same memory; of others, a copy."""
-    array = np.asarray(array)
-    return array.transpose(memory_order(array)).reshape(-1)
+    return in_order(array, memory_order(array))
+
+
+def in_order(array: Array, axes: Sequence[int]) -> Array:
+    """Return an array's elements as a vector, its axes in this order; no copy if they lie so."""
+    return np.asarray(array).transpose(axes).reshape(-1)
 
 
 def long_axes(array: Array) -> tuple[int, ...]:

@@ -416,24 +416,29 @@ class Optimizer:
         if result is not None:
             return result
         with self._lock:
-            self._forbid_reentry("step()")
-            self._check_whole("step()")
-            now = self._bound
-            if not self._group_memory.is_unchanged():
-                self._refresh()
-            elif now.hypers.scheduled:
-                self._evaluate_schedules()
-            if type(grads) is not list or now.members.named:
-                grads = flatten_grads(grads, now.members.tree_def, len(now.members.params))
-            if type(loss_scale) is not float or loss_scale != 1.0:
-                loss_scale = self._checked_scale(loss_scale)
-            if zero_grad is not False:
-                zero_grad = bool(flag("zero_grad", zero_grad))
+            arguments = self._begun(grads, loss_scale, zero_grad)
             try:
-                return self._plan.step(grads, loss_scale, zero_grad)
+                return self._plan.step(*arguments)
             except _core.MovedError:
                 self._follow()
-                return self._plan.step(grads, loss_scale, zero_grad)
+                return self._plan.step(*arguments)
+
+    def _begun(self, grads: Any, loss_scale: Any, zero_grad: Any) -> tuple[list[Any], float, bool]:
+        """Take over what has changed in the groups; return a step's arguments, checked."""
+        self._forbid_reentry("step()")
+        self._check_whole("step()")
+        now = self._bound
+        if not self._group_memory.is_unchanged():
+            self._refresh()
+        elif now.hypers.scheduled:
+            self._evaluate_schedules()
+        if type(grads) is not list or now.members.named:
+            grads = flatten_grads(grads, now.members.tree_def, len(now.members.params))
+        if type(loss_scale) is not float or loss_scale != 1.0:
+            loss_scale = self._checked_scale(loss_scale)
+        if zero_grad is not False:
+            zero_grad = bool(flag("zero_grad", zero_grad))
+        return grads, loss_scale, zero_grad
 
     def _checked_scale(self, loss_scale: Any) -> float:
         """Return the scale if dividing by it means something in every parameter's type."""
@@ -671,14 +676,18 @@ class Optimizer:
         >>> v, resumed.completed_steps, resumed.param_groups[0]["lr"]
         (array([0.5, 1.5]), 1, 0.5)
         """
-        from fastopt import checkpoint
-
         with self._lock:  # no step meanwhile
             self._bring_up_to_date("save()")
             self._plan.check()
-            params = list(map(_in_c_order, self._members.params))
-            texts, arrays = _saved.as_file(self._as_dict(_in_c_order), params)
-            checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
+            self._write(path, self._as_dict(in_c_order))
+
+    def _write(self, path: str | os.PathLike[str], saved: dict[str, Any]) -> None:
+        """Write a state dict of arrays in C order, and the parameters, to a file."""
+        from fastopt import checkpoint
+
+        params = list(map(in_c_order, self._members.wholes))
+        texts, arrays = _saved.as_file(saved, params)
+        checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
 
     def load(self, path: str | os.PathLike[str], *, convert: bool = False) -> None:
         """Take over a file that :meth:`save` wrote, after checking all of it.
@@ -711,11 +720,16 @@ class Optimizer:
         --------
         See :meth:`save`.
         """
+        source, saved, _ = self._read(path)
+        self._restore_from(saved, source, convert, checkpoint=True)
+
+    def _read(self, path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], str]:
+        """Return what messages call a file, its content as a state dict, and its checksum."""
         from fastopt import checkpoint
 
         source = checkpoint.source(path)
-        saved = _saved.from_file(self._members.keys, source, *checkpoint.read(path))
-        self._restore_from(saved, source, convert, checkpoint=True)
+        texts, arrays = checkpoint.read(path)
+        return source, _saved.from_file(self._members.keys, source, texts, arrays), texts["sha256"]
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a shallow copy would share state but not its counters; use copy.deepcopy")
@@ -765,7 +779,7 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _in_c_order(array: Array) -> Array:
+def in_c_order(array: Array) -> Array:
     """Return an array in C order; a copy only if it is in another."""
     return np.asarray(array, order="C")
 

@@ -49,26 +49,31 @@ static void gather(const fo_tensor *t, int64_t first, int64_t n, char *to)
     }
 }
 
+void fo_convert(const fo_table *table, fo_dtype type, fo_dtype stored, int64_t n, void *to,
+                const void *from)
+{
+    _Alignas(64) char single[FO_BLOCK * sizeof(float)];
+    fo_load *const load = table->load[stored];
+    if (fo_storages[stored].arithmetic == type) {
+        load(n, to, from, NULL);
+        return;
+    }
+    if (load)
+        load(n, single, from, NULL);
+    table->widen(n, to, load ? single : from);
+}
+
 const void *fo_read_grad(const fo_step *s, const fo_tensor *t, int64_t at, int64_t n, char *buffer)
 {
-    _Alignas(64) char gathered[FO_BLOCK * sizeof(double)], single[FO_BLOCK * sizeof(float)];
+    _Alignas(64) char gathered[FO_BLOCK * sizeof(double)];
     const fo_dtype dtype = t->dtype.of.grad, type = arithmetic_of(t);
-    fo_load *const load = s->table->load[dtype];
     const char *const in_place = (const char *)t->grad + (size_t)at * fo_storages[dtype].bytes;
     if (dtype == type && t->grad_ndim == 0)
         return in_place;
     if (t->grad_ndim != 0)
         gather(t, at, n, dtype == type ? buffer : gathered);
-    if (dtype == type)
-        return buffer;
-    const void *const stored = t->grad_ndim != 0 ? gathered : in_place;
-    if (fo_storages[dtype].arithmetic == type) {
-        load(n, buffer, stored, NULL);
-        return buffer;
-    }
-    if (load)
-        load(n, single, stored, NULL);
-    s->table->widen(n, (double *)buffer, load ? single : stored);
+    if (dtype != type)
+        fo_convert(s->table, type, dtype, n, buffer, t->grad_ndim != 0 ? gathered : in_place);
     return buffer;
 }
 

@@ -177,6 +177,11 @@ static inline bool has_gradient(const fo_step *s, const fo_tensor *t)
 /* What the given gradient is still to be multiplied by; sums have it behind them. */
 static inline double unscale(const fo_step *s, const fo_tensor *t) { return t->sum ? 1 : s->scale; }
 
+/* Puts n elements, which are stored as another type, into one that rules compute in and that has all
+ * their values. */
+void fo_convert(const fo_table *table, fo_dtype type, fo_dtype stored, int64_t n, void *to,
+                const void *from);
+
 /* ---- a block's gradient: n elements from `at` on, in the parameter's memory order; sums are of the
  * elements from `offset` on ---------------------------------------------------------------------- */
 

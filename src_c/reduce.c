@@ -1,25 +1,18 @@
 /* Means of what several processes have: added up in an order of their own, so that the bits do not
  * depend on how the arrays came here. */
-#include "kernels.h"
+#include "plan.h"
 #include "platform.h"
 
 #include <string.h>
 
-/* n elements that are stored as some type, in the type of the sum: where they are, or in the buffer. */
-static const void *as_type(const fo_table *table, fo_dtype type, fo_dtype stored, int64_t n,
+/* n elements from an offset on, in the type of the sum: where they are, or in the buffer. */
+static const void *in_type(const fo_table *table, fo_dtype type, fo_dtype stored, int64_t n,
                            const void *from, int64_t offset, void *buffer)
 {
-    _Alignas(64) float single[FO_BLOCK];
     const void *at = (const char *)from + (size_t)offset * fo_storages[stored].bytes;
     if (stored == type)
         return at;
-    if (fo_storages[stored].arithmetic == type) {
-        table->load[stored](n, buffer, at, NULL);
-        return buffer;
-    }
-    if (table->load[stored])
-        table->load[stored](n, single, at, NULL);
-    table->widen(n, buffer, table->load[stored] ? single : at);
+    fo_convert(table, type, stored, n, buffer, at);
     return buffer;
 }
 
@@ -33,9 +26,13 @@ void fo_ordered_mean(fo_dtype type, int64_t n, void *to, int count, const void *
     for (int64_t i = 0; i < n; i += FO_BLOCK) {
         const int64_t m = n - i < FO_BLOCK ? n - i : FO_BLOCK;
         char *const sum = (char *)to + (size_t)i * item;
-        memcpy(sum, as_type(table, type, stored[0], m, arrays[0], i, buffer), (size_t)m * item);
-        for (int k = 1; k < count; k++)
-            table->add[type](m, sum, as_type(table, type, stored[k], m, arrays[k], i, buffer));
+        for (int k = 0; k < count; k++) {
+            const void *term = in_type(table, type, stored[k], m, arrays[k], i, buffer);
+            if (k == 0)
+                memcpy(sum, term, (size_t)m * item);
+            else
+                table->add[type](m, sum, term);
+        }
         table->mean[type](m, sum, sum, NULL, 1, count);
     }
     fo_fpenv_leave(saved);
@@ -51,8 +48,8 @@ void fo_batch_mean(fo_dtype type, int64_t n, void *to, const void *sum, const vo
     for (int64_t i = 0; i < n; i += FO_BLOCK) {
         const int64_t m = n - i < FO_BLOCK ? n - i : FO_BLOCK;
         const size_t at = (size_t)i * item;
-        table->mean[type](m, (char *)to + at, sum ? (const char *)sum + at : NULL,
-                          grad ? as_type(table, type, stored, m, grad, i, buffer) : NULL, scale,
+        const void *g = grad ? in_type(table, type, stored, m, grad, i, buffer) : NULL;
+        table->mean[type](m, (char *)to + at, sum ? (const char *)sum + at : NULL, g, scale,
                           divisor);
     }
     fo_fpenv_leave(saved);

@@ -1491,8 +1491,8 @@ MUTATIONS = [
     Mutation(
         "means: the last one is added first",
         "reduce.c",
-        "for (int k = 1; k < count; k++)",
-        "for (int k = count - 1; k > 0; k--)",
+        "for (int k = 0; k < count; k++) {",
+        "for (int j = 0, k = 0; j < count; j++, k = count - j) {",
     ),
     Mutation(
         "means: the sum is not divided",

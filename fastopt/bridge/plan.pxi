@@ -266,6 +266,36 @@ cdef class Plan(Kept):
 
     # ---- gradients -------------------------------------------------------------------------------
 
+    cdef list _as_arrays(self, bint zero_grad):
+        """Take arrays over gradients that are none; return these if they are to be zeroed, or None.
+
+        Before anything is read: this may run code of others.
+        """
+        cdef PyObject **grads = self.items
+        cdef int64_t writing = self.writing
+        cdef list zeroed = None
+        cdef Py_ssize_t i
+        self.from_jax = False
+        for i in range(self.n):
+            if is_array(grads[i]):
+                continue
+            item = <object>grads[i]
+            if item is not None and not isinstance(item, cnp.ndarray):
+                if self.take_rows(i, &grads[i]):
+                    self._check_alone(writing)
+                    if zero_grad:
+                        zeroed = zeroed or []
+                        zeroed.append(self.indices[i][1].values)
+                    continue
+                array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
+                self._check_alone(writing)
+                self.keep(&grads[i], <PyObject *>array)
+                self.from_jax |= is_from_jax(item)
+                if zero_grad:
+                    zeroed = zeroed or []
+                    zeroed.append(item)
+        return zeroed
+
     cdef inline int _bind(self, bint zero_grad) except -1:
         """Check the gradients that are not as at the last step; tell the C plan where they are."""
         cdef Py_ssize_t i
@@ -399,16 +429,7 @@ cdef class Plan(Kept):
         self._begin_writing()
         try:
             self.keep_all(self.items, grads)
-            self.from_jax = False
-            for i in range(self.n):
-                if self.items[i] == <PyObject *>None or is_array(self.items[i]):
-                    continue
-                item = <object>self.items[i]
-                if isinstance(item, cnp.ndarray) or self.take_rows(i, &self.items[i]):
-                    continue
-                array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
-                self.keep(&self.items[i], <PyObject *>array)
-                self.from_jax |= is_from_jax(item)
+            self._as_arrays(zero_grad)
             self._read_lent()
             if self.lent is not None:
                 self._refuse_replaced()
@@ -558,27 +579,9 @@ cdef class Plan(Kept):
         cdef fo_step_result *out = &result.result
         cdef PyObject **grads = self.items
         cdef Py_ssize_t i
-        cdef list zeroed = None  # gradients that are no arrays
+        cdef list zeroed  # gradients that are no arrays
         cdef int64_t writing = self.writing
-        self.from_jax = False
-        for i in range(self.n):  # before anything is read: this may run code of others
-            if is_array(grads[i]):
-                continue
-            item = <object>grads[i]
-            if item is not None and not isinstance(item, cnp.ndarray):
-                if self.take_rows(i, &grads[i]):
-                    self._check_alone(writing)
-                    if zero_grad:
-                        zeroed = zeroed or []
-                        zeroed.append(self.indices[i][1].values)
-                    continue
-                array = as_gradient(item, self.owned[i], self.gradient_name(i), zero_grad)
-                self._check_alone(writing)
-                self.keep(&grads[i], <PyObject *>array)
-                self.from_jax |= is_from_jax(item)
-                if zero_grad:
-                    zeroed = zeroed or []
-                    zeroed.append(item)
+        zeroed = self._as_arrays(zero_grad)
         self._read_lent()
         self._check_alone(writing)
         if self.lent is not None:

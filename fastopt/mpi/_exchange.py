@@ -149,10 +149,26 @@ class Exchange:
             MPI.SUM,
         )
 
-    def gather(self, route: Route, own: Own) -> None:
-        """Give each rank the parts of all, in place: vectors that all have addresses."""
+    def gather(
+        self, route: Route, vectors: list[Array], addresses: Array, itemsizes: Array
+    ) -> None:
+        """Give each rank the parts of all, in place.
+
+        Parameters
+        ----------
+        route : Route
+            What travels.
+        vectors : list of numpy.ndarray
+            Each parameter's elements in memory order.
+        addresses, itemsizes : numpy.ndarray of int64
+            Where these are, and the bytes of an element.
+        """
         comm, me, size = self.ranks.comm, self.ranks.rank, self.ranks.size
         memory = self._buffers()
+
+        def in_place(message: Message) -> Any:
+            (run,) = message.runs
+            return _bytes(vectors[run.param][run.begin : run.end])
 
         def begin(k: int) -> list[Any]:
             to_send, to_get = memory[k % 2]
@@ -160,14 +176,13 @@ class Exchange:
             for turn in range(1, size):
                 other = (me - turn) % size
                 if len(bucket[other].runs) == 1:  # to where it belongs
-                    there = own.elements(*bucket[other].runs[0][:3])
-                    requests.append(comm.Irecv(_bytes(there), other))
+                    requests.append(comm.Irecv(in_place(bucket[other]), other))
                 elif bucket[other].runs:
                     requests.append(comm.Irecv(_part(to_get[other], bucket[other]), other))
             if len(bucket[me].runs) == 1:
-                packed = _bytes(own.elements(*bucket[me].runs[0][:3]))
+                packed = in_place(bucket[me])
             else:
-                bucket[me].table.pack(own.addresses, own.itemsizes, to_send[me])
+                bucket[me].table.pack(addresses, itemsizes, to_send[me])
                 packed = _part(to_send[me], bucket[me])
             if bucket[me].runs:
                 for turn in range(1, size):
@@ -179,7 +194,7 @@ class Exchange:
             got = memory[k % 2][1]
             for other, message in enumerate(route.buckets[k]):
                 if other != me and len(message.runs) > 1:
-                    message.table.unpack(got[other], own.addresses, own.itemsizes)
+                    message.table.unpack(got[other], addresses, itemsizes)
 
         _in_turn(len(route.buckets), begin, end)
 

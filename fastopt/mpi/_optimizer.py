@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, NoReturn
 
@@ -15,11 +15,11 @@ import numpy as np
 from mpi4py import MPI
 
 from fastopt import _core, _saved
-from fastopt._given import flatten_grads, label
+from fastopt._given import label
 from fastopt._hypers import Seen
 from fastopt._members import Bound, Counts, Cut, Members, Part
 from fastopt._memory import Array, in_memory_order, memory_order
-from fastopt._options import choice, count, flag
+from fastopt._options import choice, count
 from fastopt._rows import rows_of
 from fastopt.mpi._agreement import Ranks, Signals, digest
 from fastopt.mpi._exchange import Exchange, Route
@@ -36,17 +36,11 @@ from fastopt.mpi._gradients import (
 from fastopt.mpi._shares import cut
 from fastopt.mpi._state import gather, room_for, share_of
 from fastopt.mpi._watch import Watch, watch_over
-from fastopt.optimizer import Optimizer
+from fastopt.optimizer import Optimizer, in_c_order
 
 REDUCTIONS = ("ordered", "mpi")
 BUCKET_BYTES = 1 << 23
 MOST_ROUTES = 8  # one for each set of parameters with a gradient, and type of these
-
-_NONE = np.empty(0, np.uint8)
-
-
-def _no_fill(i: int, begin: int, end: int, to: Array) -> None:
-    raise AssertionError("every parameter has an address")
 
 
 class Sharded(Optimizer):
@@ -58,7 +52,7 @@ class Sharded(Optimizer):
 
     __signature__: ClassVar[inspect.Signature]
 
-    _watch: Watch | None = None
+    _last_watch: Watch | None = None
     _next_watch: Watch | None = None
 
     def __init__(
@@ -104,7 +98,7 @@ class Sharded(Optimizer):
     @property
     def _cut(self) -> Cut | None:
         rank, size = self._ranks.rank, self._ranks.size
-        before = self._watch.parts if self._watch is not None else []
+        before = self._members.parts or [] if self._last_watch is not None else []
         has = [
             (
                 sum(
@@ -136,29 +130,28 @@ class Sharded(Optimizer):
         new = super()._extended(before, rows, groups, counts)
         self._next, self._next_watch = (
             new,
-            watch_over(new.members, self._settings, self._ranks.size, self._watch),
+            watch_over(new.members, self._settings, self._ranks.size, self._last_watch),
         )
         return new
 
     def _commit(self, new: Bound, seen: Seen) -> None:
         """Take over members, and what looks at all of each parameter."""
-        watch = self._watch
+        watch = self._last_watch
         if watch is None or watch.wholes is not new.members.wholes:
             watch = self._next_watch
             if watch is None or watch.wholes is not new.members.wholes:
-                watch = watch_over(new.members, self._settings, self._ranks.size, self._watch)
+                watch = watch_over(new.members, self._settings, self._ranks.size, self._last_watch)
         super()._commit(new, seen)
-        self._watch, self._next, self._next_watch = watch, None, None
+        self._last_watch, self._next, self._next_watch = watch, None, None
+
+    @property
+    def _watch(self) -> Watch:
+        assert self._last_watch is not None
+        return self._last_watch
 
     @property
     def _whole_plan(self) -> _core.Plan:
-        assert self._watch is not None
         return self._watch.plan
-
-    @property
-    def _means(self) -> list[Array]:
-        assert self._watch is not None
-        return self._watch.means
 
     def _checked(
         self, group: Mapping[str, Any], where: str, completed_steps: int
@@ -247,9 +240,11 @@ class Sharded(Optimizer):
                 raise TypeError(f"root: expected the number of a rank, got {root!r}")
             if not 0 <= root < self._ranks.size:
                 raise ValueError(f"root: expected a rank below {self._ranks.size}, got {root!r}")
-            return self._gathered("gather_state_dict()", int(root))
+            return self._gathered("gather_state_dict()", int(root), lambda array: array)
 
-    def _gathered(self, what: str, root: int) -> dict[str, Any] | None:
+    def _gathered(
+        self, what: str, root: int, copy: Callable[[Array], Array]
+    ) -> dict[str, Any] | None:
         """Agree, and return the whole state dict on one rank."""
         self._bring_up_to_date(what)
         members = self._members
@@ -263,9 +258,7 @@ class Sharded(Optimizer):
         gather(self._ranks, members, root, room)
         if room is None:
             return None
-        return _saved.state_dict(
-            self._rule, self._settings, room, Counts.of(self._plan), lambda array: array
-        )
+        return _saved.state_dict(self._rule, self._settings, room, Counts.of(self._plan), copy)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over this rank's share, on all ranks, or raise on all.
@@ -287,19 +280,13 @@ class Sharded(Optimizer):
         The first rank writes it, having gathered what the others have. Training goes on from it in
         any number of ranks, and in the class without MPI.
         """
-        from fastopt import checkpoint
-
         with self._lock, self._together("save()"):
             os.fspath(path)
             self._plan.check()
-            saved = self._gathered("save()", 0)
-            self._undecided = True  # for the file may not be written
+            saved = self._gathered("save()", 0, in_c_order)
+            self._alike_now, self._undecided = {}, True  # for the file may not be written
             if saved is not None:
-                params = [np.asarray(x, order="C") for x in self._members.wholes]
-                texts, arrays = _saved.as_file(saved, params)
-                arrays = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-                checkpoint.write(path, {"optimizer": type(self).__name__, **texts}, arrays)
-            self._alike_now = {}
+                self._write(path, saved)
 
     def load(self, path: str | os.PathLike[str], *, convert: bool = False) -> None:
         """Take over a file that :meth:`save` wrote, here or without MPI, on any number of ranks.
@@ -307,13 +294,9 @@ class Sharded(Optimizer):
         All ranks have to call it, and each reads the file. All raise if one does, and nothing is
         changed.
         """
-        from fastopt import checkpoint
-
         with self._together("load()"):
-            source = checkpoint.source(path)
-            texts, arrays = checkpoint.read(path)
-            self._alike_now = {"file": texts["sha256"].encode()}
-            saved = _saved.from_file(self._members.keys, source, texts, arrays)
+            source, saved, checksum = self._read(path)
+            self._alike_now = {"file": checksum.encode()}
             self._restore_from(saved, source, convert, checkpoint=True)
             with self._lock:
                 self._share_params()
@@ -416,17 +399,9 @@ class Sharded(Optimizer):
 
     def _prepared(self, grads: Any, loss_scale: Any, zero_grad: Any) -> Given:
         """Return what a step can use, having checked all that is this rank's."""
-        self._forbid_reentry("step()")
-        self._check_whole("step()")
-        if not self._group_memory.is_unchanged():
-            self._refresh()
-        elif self._bound.hypers.scheduled:
-            self._evaluate_schedules()
+        given, loss_scale, zero_grad = self._begun(grads, loss_scale, zero_grad)
         self._follow()
         members = self._members
-        given = flatten_grads(grads, members.tree_def, len(members.wholes))
-        loss_scale = self._checked_scale(loss_scale)
-        zero_grad = bool(flag("zero_grad", zero_grad))
         for key, grad in zip(members.keys, given, strict=False):
             if not isinstance(grad, np.ndarray) and grad is not None and rows_of(grad) is not None:
                 raise TypeError(
@@ -435,7 +410,6 @@ class Sharded(Optimizer):
                 )
         arrays = self._whole_plan.check_gradients(given, zero_grad=zero_grad)
         self._plan.check()
-        assert self._watch is not None
         now = np.fromiter(map(_core.address, members.wholes), np.int64, len(members.wholes))
         if (now != self._watch.addresses).any():
             key = members.keys[int(np.flatnonzero(now != self._watch.addresses)[0])]
@@ -445,15 +419,14 @@ class Sharded(Optimizer):
 
     def _bits(self, given: Given) -> Array:
         """Return what all ranks have to know of this one's gradients."""
-        assert self._watch is not None
         bits, plan = given.bits(), self._whole_plan
         if self._settings.accumulate > 1:
             bits |= np.where(plan.summed(), bits_of(self._watch.arithmetic), 0).astype(np.uint8)
             if self._settings.nonfinite != "propagate":
                 _, finite = plan.scan(given.arrays, given.loss_scale)
-                blocks = np.cumsum([0, *(-(-w.size // _core.BLOCK) for w in self._watch.wholes)])
+                firsts = self._watch.blocks.firsts
                 for i in range(len(bits)) if not finite.all() else ():
-                    if not finite[blocks[i] : blocks[i + 1]].all():
+                    if not finite[firsts[i] : firsts[i + 1]].all():
                         bits[i] |= NOT_FINITE
         return bits
 
@@ -477,7 +450,9 @@ class Sharded(Optimizer):
             self._zero(given)
             return result
         self._reduce(given, kinds)
-        means = [mean if kind else None for mean, kind in zip(self._means, kinds, strict=True)]
+        means = [
+            mean if kind else None for mean, kind in zip(self._watch.means, kinds, strict=True)
+        ]
         scale = given.loss_scale if settings.accumulate == 1 else 1.0
         squares = None
         if settings.nonfinite != "propagate" or settings.clip in ("clip_norm", "global_clip_norm"):
@@ -518,7 +493,6 @@ class Sharded(Optimizer):
     def _scanned(self, means: list[Array | None], loss_scale: float) -> tuple[Array, int | None]:
         """Return for each parameter the squares of its mean gradient, and the first bad one."""
         sums, finite = self._plan.scan(means, loss_scale)
-        assert self._watch is not None
         blocks = self._watch.blocks
         own = np.concatenate([sums, finite])
         every = np.empty(2 * len(blocks.order))
@@ -541,7 +515,6 @@ class Sharded(Optimizer):
     def _reduce(self, given: Given, kinds: Array) -> None:
         """Put the mean gradient of this rank's share where the step finds it."""
         settings, watch = self._settings, self._watch
-        assert watch is not None
         wire = wire_of(
             kinds,
             watch.arithmetic,
@@ -578,25 +551,19 @@ class Sharded(Optimizer):
     def _share_params(self, kinds: Array | None = None) -> None:
         """Give all ranks the parameters, or those alone of a kind that is not 0."""
         watch = self._watch
-        assert watch is not None
-        vectors = watch.vectors
-
-        def elements(i: int, begin: int, end: int) -> Array:
-            return vectors[i][begin:end]
-
         sizes = watch.itemsizes if kinds is None else np.where(kinds == 0, 0, watch.itemsizes)
-        own = Own(watch.addresses, _NONE, watch.itemsizes, elements, _no_fill)
-        self._exchange.gather(self._route(sizes), own)
+        self._exchange.gather(self._route(sizes), watch.vectors, watch.addresses, watch.itemsizes)
 
     def _route(self, sizes: Array) -> Route:
         """Return the way of elements of so many bytes; 0: they do not travel."""
         watch = self._watch
-        assert watch is not None
         routes, key = watch.routes, sizes.tobytes()
         if key not in routes:
             if len(routes) == MOST_ROUTES:
                 del routes[next(iter(routes))]
-            routes[key] = self._exchange.route(watch.bounds, sizes.tolist(), watch.means)
+            routes[key] = self._exchange.route(
+                [part.bounds for part in watch.parts], sizes.tolist(), watch.means
+            )
         return routes[key]
 
     def _zero(self, given: Given) -> None:

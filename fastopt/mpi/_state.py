@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt import _core, _saved
 from fastopt._members import Members, ParameterState, Part
-from fastopt._memory import Array, in_memory_order, laid_out, memory_order
+from fastopt._memory import Array, in_memory_order, in_order, memory_order, zeros_like
 from fastopt._settings import Settings
 from fastopt._storage import Storage
 from fastopt.mpi._agreement import Ranks
@@ -18,21 +18,18 @@ AT_A_TIME = 1 << 28  # bytes of a message: MPI counts to 2^31
 
 
 def room_for(members: Members) -> Members:
-    """Return members like these, with uninitialised room for all of each parameter's state."""
-    states, averages = [], []
-    for i, (whole, storage) in enumerate(zip(members.wholes, members.storage, strict=True)):
-        state = {}
-        for name in members.state[i]:
-            dtype, shape = storage.form(whole, name)
-            as_whole = shape == whole.shape and name != "step" and name not in storage.numbers
-            state[name] = _empty_like(whole, dtype) if as_whole else np.empty(shape, dtype)
-        states.append(ParameterState(state))
-        averages.append(_empty_like(whole, storage.arithmetic))
+    """Return members like these, with room for all of each parameter's state."""
+    each = list(zip(members.wholes, members.storage, members.state, strict=True))
     return members._replace(
         params=members.wholes,
         parts=None,
-        state=states,
-        ema=None if members.ema is None else averages,
+        state=[
+            ParameterState({name: kind.zeros(whole, name) for name in own})
+            for whole, kind, own in each
+        ],
+        ema=None
+        if members.ema is None
+        else [zeros_like(whole, kind.arithmetic) for whole, kind, _ in each],
         sums=None,
     )
 
@@ -75,10 +72,6 @@ def _collect(ranks: Ranks, own: Array, bounds: Any, root: int, to: Array | None)
 def _pieces(vector: Array) -> list[Array]:
     data = vector.view(np.uint8)
     return [data[i : i + AT_A_TIME] for i in range(0, data.size, AT_A_TIME)]
-
-
-def _empty_like(whole: Array, dtype: Any) -> Array:
-    return laid_out(np.empty(whole.size, dtype), whole.shape, memory_order(whole))
 
 
 def share_of(settings: Settings, members: Members, saved: Any, source: str) -> Any:
@@ -166,4 +159,4 @@ def _part(array: Any, whole: Array, part: Part) -> Any:
     """Return the share of an array that has its parameter's shape; anything else as it is."""
     if not isinstance(array, np.ndarray) or array.shape != whole.shape:
         return array
-    return np.asarray(array).transpose(memory_order(whole)).reshape(-1)[part.begin : part.end]
+    return in_order(array, memory_order(whole))[part.begin : part.end]

@@ -22,7 +22,6 @@ class Watch(NamedTuple):
     plan: _core.Plan  # checks gradients, sums micro-batches
     means: list[Array]  # of all ranks' gradients: this rank's share
     parts: list[Part]
-    bounds: list[tuple[int, ...]]  # of all ranks' parts of each parameter
     blocks: Blocks
     orders: list[tuple[int, ...]]  # of axes in memory
     vectors: list[Array]  # the parameters' elements in that order
@@ -65,8 +64,7 @@ def watch_over(members: Members, settings: Settings, ranks: int, before: Watch |
         for param, storage in zip(members.params, members.storage, strict=True)
     ]
     parts = list(members.parts or ())
-    bounds = [part.bounds for part in parts]
-    blocks = blocks_of(bounds, ranks)
+    blocks = blocks_of([part.bounds for part in parts], ranks)
     orders = list(map(memory_order, members.wholes))
     vectors = list(map(in_memory_order, members.wholes))
     return Watch(
@@ -74,7 +72,6 @@ def watch_over(members: Members, settings: Settings, ranks: int, before: Watch |
         plan,
         means,
         parts,
-        bounds,
         blocks,
         orders,
         vectors,
